@@ -1,0 +1,3 @@
+"""Cloison: the user's life in qubes, each a virtual machine with a colour."""
+
+__version__ = "0.1.0"
