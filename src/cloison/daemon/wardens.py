@@ -1,0 +1,87 @@
+"""How qubesd starts and steers machines: one warden process a qube, behind this interface.
+
+The real ones are forked by the zygote and outlive qubesd; the fake lives in `fake_wardens.py`. Both pass the suite in
+`tests/contracts/wardens.py`.
+
+Events come by `on_event(uuid, event, detail)`, called in qubesd's loop: `running`, `halting`, `stopped`, `failed`. After
+`stopped` or `failed` the qube's machine and warden are gone and its volumes may be touched; no later event names that start.
+"""
+from __future__ import annotations
+
+import abc
+import socket
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloison.values import PowerState
+from cloison.wire.warden import Launch
+
+OnEvent = Callable[[str, str, dict[str, Any]], None]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A warden that was already running when qubesd came up."""
+
+    uuid: str
+    name: str
+    xid: int
+    state: PowerState
+
+
+class Wardens(abc.ABC):
+    """Every method raises MachineError (one sentence) and nothing else; a uuid without a warden is such an error."""
+
+    on_event: OnEvent
+
+    @abc.abstractmethod
+    async def adopt(self) -> list[Adopted]:
+        """Find the wardens that run and listen to their events. Called once, before anything else."""
+
+    @abc.abstractmethod
+    async def start(self, launch: Launch, lease: socket.socket | None = None) -> None:
+        """Start a machine; return when its agent has answered RUNNING.
+
+        On error nothing of it runs and no event follows. `lease`: the warden gets a duplicate and kills the qube when its
+        peer hangs up; the caller keeps and closes its own. From the moment the warden holds it the lease needs no qubesd.
+        """
+
+    @abc.abstractmethod
+    async def pause(self, uuid: str) -> None: ...
+
+    @abc.abstractmethod
+    async def unpause(self, uuid: str) -> None: ...
+
+    @abc.abstractmethod
+    async def shutdown(self, uuid: str) -> None:
+        """Ask the guest to power off; return when it was asked. `stopped` follows when (and if) it did."""
+
+    @abc.abstractmethod
+    async def kill(self, uuid: str) -> None:
+        """End the machine at once; `stopped` has been delivered when this returns."""
+
+    @abc.abstractmethod
+    async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:
+        """Change entries of a running qube's QubesDB; None removes one."""
+
+    @abc.abstractmethod
+    async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
+        """Folder of the warm image for a launch of this shape, made now if missing. None: it can't be, start cold."""
+
+    @abc.abstractmethod
+    async def forget_warm(self, commits: Collection[str]) -> None:
+        """Drop every warm image made from a root commit of these ids that no machine uses."""
+
+    @abc.abstractmethod
+    def warm_images(self) -> list[str]:
+        """Keys of the warm images that exist."""
+
+    @abc.abstractmethod
+    def running(self) -> list[str]:
+        """Uuids of the qubes that have a warden."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of wardens and zygote without touching a machine."""

@@ -1,0 +1,1 @@
+"""Decides what an operation takes, as ordered steps with reasons. Touches nothing."""
