@@ -66,7 +66,7 @@ class Journal:
         setattr(owner, attribute, value)
         self.rows.append(row)
 
-    def emit(self, subject: str, name: str, **pairs: object) -> None:
+    def emit(self, subject: str, name: str, /, **pairs: object) -> None:
         self.events.append(Event(subject, name, tuple((key, str(value)) for key, value in pairs.items())))
 
     def clear(self) -> None:

@@ -1,0 +1,141 @@
+"""Devices: ports, identities, assignments, and their text on the wire (reference/devices.md 1, 2; admin-api.md 8)."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from cloison.errors import BadRequest, BadValue
+
+CLASSES = ("pci", "block")
+MODES = ("required", "auto-attach", "ask-to-attach")
+ANY = "*"
+UNKNOWN_INTERFACE = "?******"
+MAX_OPTIONS = 32
+_PORT = re.compile(r"[a-zA-Z0-9._-]{1,255}|\*")
+_KEY_CHARACTERS = re.compile(r"[A-Za-z0-9!#$%&()*+,\-./:;<>?@\[\\\]^_{|}~]+")
+_VALUE_CHARACTERS = re.compile(r"[A-Za-z0-9!#$%&()*+,\-./:;<>?@\[\\\]^_{|}~\"'=` ]*")
+_INTERFACE = re.compile(r"[bump*][0-9a-f*]{6}")
+_PLAIN_KEYS = ("device_id", "port_id", "devclass", "backend_domain", "mode", "frontend_domain")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device pattern: where (backend qube, port) and what (identity); either may be `*`."""
+
+    devclass: str
+    backend: str
+    port: str
+    identity: str = ANY
+
+    @property
+    def key(self) -> str:
+        """Unique among the assignments of one qube."""
+        return f"{self.devclass} {self.backend} {self.port} {self.identity}"
+
+    @property
+    def head(self) -> str:
+        """First word of a listing's line."""
+        return f"{self.backend}+{self.port}:{self.identity}"
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.port}:{self.identity}"
+
+    @property
+    def argument(self) -> str:
+        """As a qrexec argument can carry it."""
+        identity = self.identity.replace(UNKNOWN_INTERFACE, "_" * 7).replace(":", "+").replace(ANY, "_")
+        return f"{self.backend}+{'_' if self.port == ANY else self.port}+{identity}"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A rule kept with the frontend qube. Options are free texts for the device class."""
+
+    device: Device
+    mode: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def with_mode(self, mode: str) -> Assignment:
+        return replace(self, mode=mode)
+
+
+def parse_argument(devclass: str, untrusted: str) -> Device:
+    """`<backend>+<port>[+<device id>]`. Raises BadRequest; whether the backend exists is the caller's question."""
+    backend, plus, rest = untrusted.partition("+")
+    port, _, identity = rest.partition("+")
+    if not backend or not plus or not port:
+        raise BadRequest("a device is named <backend>+<port>[+<device id>]")
+    port = ANY if port == "_" else port
+    if not _PORT.fullmatch(port):
+        raise BadRequest(f"{port[:60]!r} is not a device port")
+    identity = identity.replace("+", ":") or ANY
+    if identity == "_":
+        identity = ANY
+    if identity.endswith("_" * 7):
+        identity = identity[:-7] + UNKNOWN_INTERFACE
+    return Device(devclass, ANY if backend == "_" else backend, port, identity.replace("_", ANY))
+
+
+def serialise(pairs: Mapping[str, str]) -> str:
+    """`key='value'` pairs, one space between."""
+    return " ".join("{}='{}'".format(key, value.replace("'", "\\'")) for key, value in pairs.items())
+
+
+def deserialise(untrusted: bytes) -> dict[str, str]:
+    """Inverse of `serialise`. Raises BadRequest."""
+    try:
+        rest = untrusted.decode("ascii").strip(" ")
+    except UnicodeDecodeError:
+        raise BadRequest("device data is ASCII text") from None
+    pairs: dict[str, str] = {}
+    while rest:
+        key, found, rest = rest.partition("='")
+        match = re.match(r"((?:[^'\\]|\\'|\\)*?)'(?: +|$)", rest)
+        if not found or not _KEY_CHARACTERS.fullmatch(key) or match is None or key in pairs:
+            raise BadRequest("device data must be key='value' pairs, each key once")
+        value = match[1].replace("\\'", "'")
+        if not _VALUE_CHARACTERS.fullmatch(value) or len(pairs) >= MAX_OPTIONS:
+            raise BadRequest("device data holds a forbidden character, or too much")
+        pairs[key], rest = value, rest[match.end():]
+    return pairs
+
+
+def parse_assignment(device: Device, untrusted: bytes, frontend: str) -> Assignment:
+    """The payload of Assign and Attach; what it repeats must agree with the argument. Raises BadRequest."""
+    pairs = deserialise(untrusted)
+    expected = {"backend_domain": device.backend, "port_id": device.port, "devclass": device.devclass,
+                "frontend_domain": frontend}
+    if device.identity != ANY:
+        expected["device_id"] = device.identity
+    for key, wanted in expected.items():
+        if pairs.get(key, wanted) != wanted:
+            raise BadRequest(f"device data says {key} {pairs[key][:60]!r}, the call says {wanted!r}")
+    unknown = [key for key in pairs if not key.startswith("_") and key not in _PLAIN_KEYS]
+    if unknown:
+        raise BadRequest(f"device data has an unknown key {unknown[0][:60]!r}")
+    identity = pairs.get("device_id", device.identity)
+    options = {key[1:]: value for key, value in pairs.items() if key.startswith("_")}
+    return Assignment(replace(device, identity=identity), pairs.get("mode", "manual"), options)
+
+
+def assignment_line(assignment: Assignment, frontend: str | None = None) -> str:
+    """One line of the Assigned and Attached listings."""
+    device = assignment.device
+    pairs = {"device_id": device.identity, "port_id": device.port, "devclass": device.devclass,
+             "backend_domain": device.backend, "mode": assignment.mode}
+    if frontend:
+        pairs["frontend_domain"] = frontend
+    pairs.update({f"_{key}": value for key, value in assignment.options.items()})
+    return f"{device.head} {serialise(pairs)}\n"
+
+
+def parse_interfaces(untrusted: str) -> list[str]:
+    """Concatenated 7-character patterns. Raises BadValue."""
+    if len(untrusted) % 7:
+        raise BadValue("device interfaces are patterns of 7 characters each")
+    patterns = [untrusted[start:start + 7] for start in range(0, len(untrusted), 7)]
+    for pattern in patterns:
+        if not _INTERFACE.fullmatch(pattern):
+            raise BadValue(f"{pattern!r} is not a device interface pattern, such as u03**** or b******")
+    return patterns

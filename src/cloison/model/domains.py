@@ -1,0 +1,359 @@
+"""The system and its qubes: who exists, who refers to whom, and what always holds.
+
+Invariants: names, uuids and qids are unique; a reference by name never dangles; no network loop. Every change goes through
+the journal.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from cloison.errors import (
+    BadValue,
+    CloisonError,
+    FeatureNotFound,
+    PoolInUse,
+    QubeExists,
+    QubeInUse,
+    QubeNotFound,
+    TagNotFound,
+)
+from cloison.model import features, labels
+from cloison.model.devices import Assignment
+from cloison.model.host import Host
+from cloison.model.journal import Journal, Row
+from cloison.model.properties import Holder, Property, Value
+from cloison.model.volumes import Pool, Volume
+from cloison.values import PowerState
+
+DOM0 = "dom0"
+DOM0_UUID = "00000000-0000-0000-0000-000000000000"
+SYSTEM = -1
+MAX_QID = 9999
+READY, CREATING, REMOVING = "ready", "creating", "removing"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of qube. `templates`: classes its template may have; empty: it has none."""
+
+    name: str
+    properties: Mapping[str, Property]
+    templates: tuple[str, ...] = ()
+    machine: bool = True            # runs as a virtual machine of ours
+
+
+class Qube(Holder):
+    """One qube of any kind. `power`, `xid`, `start_time` are what is known of its machine; they are not stored."""
+
+    table = "properties"
+
+    def __init__(self, system: System, kind: Kind, name: str, uuid: str, qid: int) -> None:
+        super().__init__(kind.properties, system.journal, subject=name, owner=qid)
+        self.system, self.kind, self.name, self.uuid, self.qid = system, kind, name, uuid, qid
+        self.state = READY
+        self.features: dict[str, str] = {}
+        self.tags: dict[str, None] = {}
+        self.volumes: dict[str, Volume] = {}
+        self.assignments: dict[str, Assignment] = {}
+        self.texts: dict[str, str] = {}             # firewall, notes
+        self.power = PowerState.HALTED if kind.machine else PowerState.RUNNING
+        self.xid = -1
+        self.start_time: float | None = None
+        if kind.machine or name != DOM0:
+            self.values.update(name=name, qid=qid, uuid=uuid)
+
+    @property
+    def klass(self) -> str:
+        return self.kind.name
+
+    @property
+    def is_halted(self) -> bool:
+        return self.power is PowerState.HALTED
+
+    @property
+    def is_running(self) -> bool:
+        return self.power in (PowerState.RUNNING, PowerState.TRANSIENT, PowerState.HALTING)
+
+    def reference(self, name: str) -> Qube | None:
+        """The qube a property points at."""
+        target = self.get_or_none(name)
+        return None if target is None else self.system.qubes.get(target)
+
+    @property
+    def template(self) -> Qube | None:
+        name = self.values.get("template")
+        return self.system.qubes.get(str(name)) if name is not None else None
+
+    @property
+    def netvm(self) -> Qube | None:
+        return self.reference("netvm")
+
+    def templates(self) -> Iterator[Qube]:
+        """The template, its template, ..."""
+        qube = self.template
+        while qube is not None:
+            yield qube
+            qube = qube.template
+
+    def netvms(self) -> Iterator[Qube]:
+        """The netvm, its netvm, ..."""
+        seen = {self.name}
+        qube = self.netvm
+        while qube is not None and qube.name not in seen:
+            seen.add(qube.name)
+            yield qube
+            qube = qube.netvm
+
+    def root_template(self) -> Qube:
+        """The qube whose root volume this one's root comes from."""
+        *_, last = [self, *self.templates()]
+        return last
+
+    def resolve_qube(self, name: str) -> bool:
+        return name in self.system.qubes
+
+    def resolve_label(self, text: str) -> str | None:
+        return self.system.resolve_label(text)
+
+    def announce_inherited(self, prop: Property) -> None:
+        if prop.inherited:
+            for child in self.system.children(self):
+                if child.is_default(prop.name):
+                    child.announce(prop.name)
+                    child.announce_inherited(prop)
+
+    # -- features -----------------------------------------------------------------------------------------------
+
+    def feature(self, name: str) -> str:
+        """Raises FeatureNotFound."""
+        try:
+            return self.features[name]
+        except KeyError:
+            raise FeatureNotFound(f"{self.name} has no feature {name[:60]!r}") from None
+
+    def feature_or_none(self, name: str, *, template: bool = False, netvm: bool = False, adminvm: bool = False) -> str | None:
+        """The feature here, else along the template chain, the netvm chain, or at dom0."""
+        if name in self.features:
+            return self.features[name]
+        chains: list[Qube] = [*(self.templates() if template else ()), *(self.netvms() if netvm else ())]
+        if adminvm:
+            chains.append(self.system.dom0)
+        return next((qube.features[name] for qube in chains if name in qube.features), None)
+
+    def set_feature(self, name: str, value: str) -> None:
+        """Raises BadValue where the core demands something of it."""
+        features.check_meaning(name, value)
+        if name == "service.meminfo-writer" and "maxmem" in self.properties:
+            return self.reset("maxmem") if value else self.set("maxmem", 0)
+        pairs = {"feature": name, "value": value}
+        if name in self.features:
+            pairs["oldvalue"] = self.features[name]
+        self.journal.emit(self.name, f"domain-feature-pre-set:{name}", **pairs)
+        self.journal.put("features", self.qid, self.features, name, value)
+        self.journal.emit(self.name, f"domain-feature-set:{name}", **pairs)
+        self._feature_changed(name)
+        return None
+
+    def remove_feature(self, name: str) -> None:
+        """Raises FeatureNotFound."""
+        self.feature(name)
+        self.journal.emit(self.name, f"domain-feature-pre-delete:{name}", feature=name)
+        self.journal.drop("features", self.qid, self.features, name)
+        self.journal.emit(self.name, f"domain-feature-delete:{name}", feature=name)
+        self._feature_changed(name)
+
+    def _feature_changed(self, name: str) -> None:
+        if name == "servicevm":
+            self.announce("icon")
+        elif name.startswith("boot-mode."):
+            for qube in (self, *self.system.children(self)):
+                qube.announce("bootmode")
+        elif name.startswith("net.fake-"):
+            for prop in ("visible_ip", "visible_gateway", "visible_netmask"):
+                self.announce(prop)
+
+    # -- tags ---------------------------------------------------------------------------------------------------
+
+    def add_tag(self, tag: str) -> None:
+        if tag not in self.tags:
+            self.journal.put("tags", self.qid, self.tags, tag, None)
+            self.journal.emit(self.name, f"domain-tag-add:{tag}", tag=tag)
+
+    def remove_tag(self, tag: str) -> None:
+        """Raises TagNotFound."""
+        if tag not in self.tags:
+            raise TagNotFound(f"{self.name} has no tag {tag[:60]!r}")
+        self.journal.drop("tags", self.qid, self.tags, tag)
+        self.journal.emit(self.name, f"domain-tag-delete:{tag}", tag=tag)
+
+    def keep_tag(self, prefix: str, name: str | None) -> None:
+        """Make `<prefix><name>` the only tag of that prefix."""
+        wanted = None if name is None else prefix + name
+        for tag in [tag for tag in self.tags if tag.startswith(prefix) and tag != wanted]:
+            self.remove_tag(tag)
+        if wanted is not None:
+            self.add_tag(wanted)
+
+    # -- volumes, devices, texts ----------------------------------------------------------------------------------
+
+    def put_volume(self, volume: Volume) -> None:
+        self.journal.put("volumes", self.qid, self.volumes, volume.name, volume)
+
+    def put_assignment(self, assignment: Assignment) -> None:
+        self.journal.put("assignments", self.qid, self.assignments, assignment.device.key, assignment)
+
+    def drop_assignment(self, key: str) -> None:
+        self.journal.drop("assignments", self.qid, self.assignments, key)
+
+    def put_text(self, name: str, text: str) -> None:
+        self.journal.put("texts", self.qid, self.texts, name, text)
+
+    def pci_devices(self) -> list[Assignment]:
+        return [assignment for assignment in self.assignments.values() if assignment.device.devclass == "pci"]
+
+    def set_state(self, state: str) -> None:
+        """creating -> ready -> removing: a crash in between is mended when the daemon comes up."""
+        self.journal.assign(self, "state", state, Row("qubes", self.qid, "state", state))
+
+
+class System(Holder):
+    """The global object, and everything there is."""
+
+    table = "globals"
+
+    def __init__(self, properties: Mapping[str, Property], kinds: Mapping[str, Kind], host: Host) -> None:
+        super().__init__(properties, Journal(), subject="", owner=SYSTEM)
+        self.kinds, self.host = kinds, host
+        self.labels: dict[str, labels.Label] = {}
+        self.pools: dict[str, Pool] = {}
+        self.qubes: dict[str, Qube] = {}
+        self.dom0 = Qube(self, kinds["AdminVM"], DOM0, DOM0_UUID, 0)
+        self.qubes[DOM0] = self.dom0
+
+    def resolve_qube(self, name: str) -> bool:
+        return name in self.qubes
+
+    def resolve_label(self, text: str) -> str | None:
+        label = labels.find(self.labels, text)
+        return label.name if label else None
+
+    def announce_inherited(self, prop: Property) -> None:
+        """Global values are announced by the effects of their properties."""
+
+    def qube(self, name: str) -> Qube:
+        """Raises QubeNotFound."""
+        try:
+            return self.qubes[name]
+        except KeyError:
+            raise QubeNotFound(f"there is no qube {name[:60]!r}") from None
+
+    def qube_by_uuid(self, uuid: str) -> Qube:
+        """Raises QubeNotFound."""
+        for qube in self.qubes.values():
+            if qube.uuid == uuid:
+                return qube
+        raise QubeNotFound(f"there is no qube with uuid {uuid[:60]!r}")
+
+    def sorted_qubes(self) -> list[Qube]:
+        """dom0 first, then by name."""
+        rest = sorted((qube for qube in self.qubes.values() if qube is not self.dom0), key=lambda qube: qube.name)
+        return [self.dom0, *rest]
+
+    def children(self, template: Qube) -> list[Qube]:
+        """The qubes made from this template."""
+        return [qube for qube in self.qubes.values() if qube.values.get("template") == template.name]
+
+    def clients(self, netvm: Qube) -> list[Qube]:
+        """The qubes this one is the netvm of."""
+        return [qube for qube in self.qubes.values() if qube is not netvm and qube.get_or_none("netvm") == netvm.name]
+
+    def users(self, qube: Qube, prop: str) -> list[Qube]:
+        """The other qubes whose property points here."""
+        return [other for other in self.qubes.values() if other is not qube and other.get_or_none(prop) == qube.name]
+
+    def with_default(self, prop: str) -> list[Qube]:
+        """The qubes that have the property and use its default."""
+        return [qube for qube in self.qubes.values() if prop in qube.properties and qube.is_default(prop)]
+
+    # -- who comes and goes ----------------------------------------------------------------------------------------
+
+    def free_qid(self) -> int:
+        """The smallest free number. Raises BadValue when all are taken."""
+        taken = {qube.qid for qube in self.qubes.values()}
+        for qid in range(1, MAX_QID + 1):
+            if qid not in taken:
+                return qid
+        raise BadValue(f"there can be no more than {MAX_QID} qubes")
+
+    def add(self, kind: Kind, name: str, values: Mapping[str, Value], *, uuid: str, state: str) -> Qube:
+        """A new qube with these explicit values. Raises QubeExists, BadValue."""
+        if name in self.qubes:
+            raise QubeExists(f"there is a qube {name} already")
+        qube = Qube(self, kind, name, uuid, self.free_qid())
+        qube.state = state
+        self.journal.put("qubes", qube.qid, self.qubes, name, qube)
+        for prop, value in values.items():
+            qube.store_value(prop, value)
+        return qube
+
+    def remove(self, qube: Qube) -> None:
+        """Forget the qube; the store forgets all that belongs to it with its row."""
+        self.journal.drop("qubes", qube.qid, self.qubes, qube.name)
+
+    def referrers(self, qube: Qube) -> list[tuple[Holder, str]]:
+        """Who points here: qubes by an explicitly set property, the system by any."""
+        found: list[tuple[Holder, str]] = []
+        for holder in (other for other in self.qubes.values() if other is not qube):
+            found += [(holder, name) for name, value in holder.values.items()
+                      if value == qube.name and holder.properties[name].type == "vm"]
+        found += [(self, name) for name, prop in self.properties.items()
+                  if prop.type == "vm" and self.get_or_none(name) == qube.name]
+        return found
+
+    def check_removable(self, qube: Qube) -> None:
+        """Raises QubeInUse."""
+        if qube is self.dom0:
+            raise QubeInUse("dom0 can't be removed")
+        if qube.get_or_none("installed_by_rpm"):
+            raise QubeInUse(f"{qube.name} was installed by the package manager; remove its package")
+        for holder, prop in self.referrers(qube):
+            raise QubeInUse(f"{qube.name} is needed: it is the {prop} of {holder.subject or 'the system'}")
+        for other in self.qubes.values():
+            if other is not qube and any(rule.device.backend == qube.name for rule in other.assignments.values()):
+                raise QubeInUse(f"{qube.name} is needed: {other.name} is assigned a device of it")
+
+    # -- labels and pools --------------------------------------------------------------------------------------------
+
+    def add_label(self, name: str, colour: str) -> None:
+        index = max([labels.BUILT_IN, *(label.index for label in self.labels.values())]) + 1
+        self.journal.put("labels", SYSTEM, self.labels, name, labels.Label(index, colour, name))
+
+    def drop_label(self, name: str) -> None:
+        self.journal.drop("labels", SYSTEM, self.labels, name)
+
+    def pool(self, name: str) -> Pool:
+        """Raises CloisonError."""
+        try:
+            return self.pools[name]
+        except KeyError:
+            raise CloisonError(f"there is no pool {name[:60]!r}") from None
+
+    def put_pool(self, pool: Pool) -> None:
+        self.journal.put("pools", SYSTEM, self.pools, pool.name, pool)
+
+    def configure_pool(self, name: str, **config: str) -> None:
+        pool = self.pool(name)
+        self.put_pool(replace(pool, config={**pool.config, **config}))
+
+    def check_pool_removable(self, name: str) -> None:
+        """Raises PoolInUse."""
+        for prop in self.properties:
+            if prop.startswith("default_pool") and self.get_or_none(prop) == name:
+                raise PoolInUse(f"pool {name} is the system's {prop}")
+        for qube in self.qubes.values():
+            if any(volume.pool == name for volume in qube.volumes.values()):
+                raise PoolInUse(f"pool {name} holds volumes of {qube.name}")
+
+    def drop_pool(self, name: str) -> None:
+        self.journal.drop("pools", SYSTEM, self.pools, name)

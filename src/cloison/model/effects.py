@@ -1,0 +1,127 @@
+"""What else changes, or must be announced, when a property changes (reference/admin-api.md 10.3, 12)."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cloison.errors import FeatureNotFound
+from cloison.model.domains import Qube, System
+from cloison.model.properties import Value
+from cloison.model.volumes import Volume, folder, snapshot
+
+
+def label(qube: Qube, _new: Value, _old: Value) -> None:
+    qube.announce("icon")
+
+
+def provides_network(qube: Qube, new: Value, _old: Value) -> None:
+    if new:
+        qube.set_feature("servicevm", "1")
+    elif "servicevm" in qube.features:
+        qube.remove_feature("servicevm")
+    qube.announce("gateway")
+    qube.announce("gateway6")
+
+
+def keeps_tag(prefix: str) -> Callable[[Qube, Value, Value], None]:
+    """The tag `<prefix><name>` follows a reference."""
+
+    def effect(qube: Qube, new: Value, _old: Value) -> None:
+        qube.keep_tag(prefix, None if new is None else str(new))
+
+    return effect
+
+
+def guivm(qube: Qube, new: Value, old: Value) -> None:
+    keeps_tag("guivm-")(qube, new, old)
+    qube.announce("keyboard_layout")
+
+
+def keyboard_layout(qube: Qube, _new: Value, _old: Value) -> None:
+    for user in qube.system.users(qube, "guivm"):
+        if user.is_default("keyboard_layout"):
+            user.announce("keyboard_layout")
+
+
+def netvm(qube: Qube, new: Value, old: Value) -> None:
+    """The new provider hears of its client; what the qube sees of the network may differ."""
+    if new != old and qube.is_running and isinstance(new, str):
+        qube.journal.emit(new, "net-domain-connect", vm=qube.name)
+    for name in ("visible_gateway", "visible_gateway6"):
+        qube.announce(name)
+
+
+def address(qube: Qube, _new: Value, _old: Value) -> None:
+    qube.announce("visible_ip")
+
+
+def own_default_dispvm(qube: Qube, _new: Value, _old: Value) -> None:
+    qube.announce("icon")
+
+
+def template(qube: Qube, _new: Value, _old: Value) -> None:
+    """Snapshot volumes follow the new template; so do those of the qube's disposables."""
+    qube.announce("bootmode")
+    reinit_snapshots(qube)
+    for child in qube.system.children(qube):
+        reinit_snapshots(child)
+
+
+def reinit_snapshots(qube: Qube) -> None:
+    source = qube.template
+    if source is None:
+        return
+    base = folder(qube.klass, qube.name)
+    for name, volume in list(qube.volumes.items()):
+        origin: Volume | None = source.volumes.get(name)
+        if volume.snap_on_start and origin is not None:
+            qube.put_volume(replace(snapshot(name, base, origin), ephemeral=volume.ephemeral))
+
+
+def dispvm_template(qube: Qube, new: Value, old: Value) -> None:
+    template(qube, new, old)
+    if qube.is_default("default_dispvm"):
+        qube.announce("default_dispvm")
+
+
+# -- global properties ---------------------------------------------------------------------------------------------------
+
+
+def default_netvm(system: System, new: Value, old: Value) -> None:
+    """Announced as a set, and as a reset, on each qube that uses the default."""
+    qubes = [qube for qube in system.with_default("netvm") if qube.klass != "TemplateVM"]
+    pairs = {"name": "netvm", "newvalue": new, "oldvalue": old}
+    for qube in qubes:
+        system.journal.emit(qube.name, "property-pre-set:netvm", **pairs)
+    for qube in qubes:
+        if new != old:
+            netvm(qube, new, old)
+            system.journal.emit(qube.name, "property-set:netvm", **pairs)
+        system.journal.emit(qube.name, "property-reset:netvm", name="netvm", oldvalue=old)
+
+
+def default_dispvm(system: System, _new: Value, old: Value) -> None:
+    for qube in system.with_default("default_dispvm"):
+        if qube.klass != "DispVM":
+            system.journal.emit(qube.name, "property-reset:default_dispvm", name="default_dispvm", oldvalue=old)
+
+
+def default_user_interface(prop: str) -> Callable[[System, Value, Value], None]:
+    """For default_guivm and default_audiovm."""
+
+    def effect(system: System, new: Value, old: Value) -> None:
+        for qube in system.with_default(prop):
+            qube.keep_tag(f"{prop}-", None if new is None else str(new))
+            system.journal.emit(qube.name, f"property-set:{prop}", name=prop, newvalue=new, oldvalue=old)
+
+    return effect
+
+
+def clockvm(system: System, new: Value, old: Value) -> None:
+    if isinstance(old, str) and old != new and old in system.qubes:
+        try:
+            system.qubes[old].remove_feature("service.clocksync")
+        except FeatureNotFound:
+            pass
+    if isinstance(new, str) and "service.clocksync" not in system.qubes[new].features:
+        system.qubes[new].set_feature("service.clocksync", "1")

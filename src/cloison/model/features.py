@@ -1,0 +1,79 @@
+"""Features: free texts attached to qubes, some of which mean something to the core. Rules: admin-api.md 2 and 11.2."""
+from __future__ import annotations
+
+import re
+
+from cloison.errors import BadRequest, BadTag, BadValue, NotPermitted
+
+MAX_NAME = 256
+_NAME = re.compile(r"[a-zA-Z0-9_.-]+")
+_TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
+_PERSIST = re.compile(r"((file|dir):[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[0-7]{1,4}:)?/[^\0]*")
+RESERVED = frozenset(("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"))
+
+
+def check_name(untrusted: str) -> str:
+    """Raises BadRequest."""
+    if not _NAME.fullmatch(untrusted) or len(untrusted) > MAX_NAME:
+        raise BadRequest(f"{untrusted[:60]!r} can't be a feature's name: use letters, digits, '_', '.', '-'")
+    return untrusted
+
+
+def check_value(untrusted: bytes) -> str:
+    """Raises BadRequest for anything but printable ASCII."""
+    if any(not 0x20 <= byte <= 0x7E for byte in untrusted):
+        raise BadRequest("a feature's value may only hold printable ASCII")
+    return untrusted.decode("ascii")
+
+
+def check_tag(untrusted: str) -> str:
+    """Raises BadTag."""
+    if not _TAG.fullmatch(untrusted):
+        raise BadTag(f"{untrusted[:60]!r} is not a tag: use letters, digits, '_', '-'")
+    return untrusted
+
+
+def check_meaning(name: str, value: str) -> None:
+    """What the core demands of the features it acts on. Raises BadValue."""
+    prefix, dot, rest = name.partition(".")
+    if not dot:
+        _check_preload(name, value)
+    elif prefix == "service":
+        if not rest or rest in (".", "..") or (len(rest) > 48 and not rest.startswith("app-dispvm.")):
+            raise BadValue(f"service name {rest[:60]!r} must have 1 to 48 characters and be no folder")
+    elif prefix == "vm-config":
+        if not rest[:1].isalpha() or len(rest) > 52:
+            raise BadValue(f"vm-config name {rest[:60]!r} must begin with a letter and have at most 52 characters")
+    elif prefix == "custom-persist":
+        if not 1 <= len(rest) <= 54 or not _PERSIST.fullmatch(value):
+            raise BadValue("custom-persist takes a name of 1 to 54 characters and an absolute path, or "
+                           "file|dir:<owner>:<group>:<mode>:<path>")
+
+
+def _check_preload(name: str, value: str) -> None:
+    if name in ("preload-dispvm-max", "preload-dispvm-threshold") and value and not (value.isdecimal() and len(value) < 8):
+        raise BadValue(f"feature {name} takes a number")
+    if name == "preload-dispvm-delay" and value:
+        try:
+            float(value)
+        except ValueError:
+            raise BadValue(f"feature {name} takes a number of seconds") from None
+
+
+def check_permitted(name: str) -> None:
+    """Features that only the core itself may change. Raises NotPermitted."""
+    if name in RESERVED:
+        raise NotPermitted(f"feature {name} is kept by qubesd itself")
+
+
+def qdb_path(name: str) -> str | None:
+    """Where a running qube reads this feature in its QubesDB, if it does."""
+    for prefix, path in (("service.", "/qubes-service/"), ("vm-config.", "/vm-config/"), ("custom-persist.", "/persist/")):
+        if name.startswith(prefix):
+            return path + name.removeprefix(prefix)
+    return None
+
+
+def qdb_value(name: str, value: str) -> str:
+    """Services are 1 or 0; the rest is passed as it is."""
+    return ("1" if value else "0") if name.startswith("service.") else value

@@ -1,0 +1,145 @@
+"""Firewall rules of a qube: text in, checked rules, canonical text out (reference/admin-api.md 9)."""
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from cloison.errors import BadRequest, BadValue
+
+DEFAULT = "action=accept"
+MAX_RULES = 4096
+_HOST = re.compile(r"[a-z0-9._-]{1,255}")
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
+_COMMENT = re.compile(r"[A-Za-z0-9:;,./_\[\] -]*")
+_KEYS = ("action", "proto", "dsthost", "dst4", "dst6", "dstname", "dstports", "icmptype", "specialtarget", "expire", "comment")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`destination` is its output spelling: `dst4=…`, `dst6=…`, `dsthost=…`."""
+
+    action: str
+    expire: int | None = None           # seconds since the epoch
+    destination: str | None = None
+    proto: str | None = None
+    specialtarget: str | None = None
+    dstports: str | None = None         # a-b
+    icmptype: int | None = None
+    comment: str | None = None
+
+    def text(self, *, for_qubesdb: bool = False) -> str:
+        """Canonical line; QubesDB gets it without expiry and comment."""
+        pairs = [("action", self.action), ("expire", None if for_qubesdb else self.expire)]
+        words = [f"{key}={value}" for key, value in pairs if value is not None]
+        if self.destination:
+            words.append(self.destination)
+        rest = (("proto", self.proto), ("specialtarget", self.specialtarget), ("dstports", self.dstports),
+                ("icmptype", self.icmptype), ("comment", None if for_qubesdb else self.comment))
+        return " ".join([*words, *(f"{key}={value}" for key, value in rest if value is not None)])
+
+
+def parse_rules(untrusted: bytes) -> list[Rule]:
+    """A rule a line; empty is the empty list. Raises BadRequest for non-ASCII, BadValue for a malformed rule."""
+    try:
+        text = untrusted.decode("ascii")
+    except UnicodeDecodeError:
+        raise BadRequest("firewall rules are ASCII text") from None
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if len(lines) > MAX_RULES:
+        raise BadValue(f"at most {MAX_RULES} firewall rules, not {len(lines)}")
+    return [parse_rule(line) for line in lines]
+
+
+def parse_rule(untrusted: str) -> Rule:
+    """Raises BadValue."""
+    head, found, comment = untrusted.partition("comment=") if _has_comment(untrusted) else (untrusted, "", "")
+    words: dict[str, str] = {}
+    for word in head.split():
+        key, equals, value = word.partition("=")
+        if not equals or key not in _KEYS or key in words:
+            raise BadValue(f"firewall rule: {word[:60]!r} is not a known key=value, or is there twice")
+        words[key] = value
+    if found:
+        if not _COMMENT.fullmatch(comment):
+            raise BadValue("firewall rule: a comment may hold letters, digits, space and :;,./_[]- only")
+        words["comment"] = comment
+    return _build(words)
+
+
+def _has_comment(text: str) -> bool:
+    return text.startswith("comment=") or " comment=" in text
+
+
+def _build(words: dict[str, str]) -> Rule:
+    action, proto = words.get("action"), words.get("proto")
+    if action not in ("accept", "drop"):
+        raise BadValue("firewall rule: action must be accept or drop")
+    if proto not in (None, "tcp", "udp", "icmp"):
+        raise BadValue(f"firewall rule: unknown proto {proto[:20]!r}")
+    if "dstports" in words and proto not in ("tcp", "udp"):
+        raise BadValue("firewall rule: dstports needs proto tcp or udp")
+    if "icmptype" in words and proto != "icmp":
+        raise BadValue("firewall rule: icmptype needs proto=icmp")
+    if words.get("specialtarget", "dns") != "dns":
+        raise BadValue("firewall rule: the only specialtarget is dns")
+    return Rule(
+        action, expire=_number(words, "expire", 2**63), destination=_destination(words), proto=proto,
+        specialtarget=words.get("specialtarget"), dstports=_ports(words.get("dstports")),
+        icmptype=_number(words, "icmptype", 255), comment=words.get("comment"),
+    )
+
+
+def _number(words: dict[str, str], key: str, most: int) -> int | None:
+    text = words.get(key)
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text) or int(text) > most:
+        raise BadValue(f"firewall rule: {key} must be a number up to {most}")
+    return int(text)
+
+
+def _ports(text: str | None) -> str | None:
+    if text is None:
+        return None
+    match = _PORTS.fullmatch(text)
+    if match:
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first <= last <= 65535:
+            return f"{first}-{last}"
+    raise BadValue("firewall rule: dstports must be a port or a range of ports, 0 to 65535")
+
+
+def _destination(words: dict[str, str]) -> str | None:
+    given = [(key, words[key]) for key in ("dsthost", "dst4", "dst6", "dstname") if key in words]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise BadValue("firewall rule: one destination only")
+    key, text = given[0]
+    network = None if key == "dstname" else _network(text)
+    if network is not None:
+        if (key, network.version) in (("dst4", 6), ("dst6", 4)):
+            raise BadValue(f"firewall rule: {text[:60]!r} is of the other address family")
+        return f"dst{network.version}={network}"
+    if key in ("dst4", "dst6") or not _HOST.fullmatch(text) or text.replace(".", "").isdigit():
+        raise BadValue(f"firewall rule: {text[:60]!r} is no address, network or host name")
+    return f"dsthost={text}"
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def unexpired(rules: list[Rule], now: float) -> list[Rule]:
+    return [rule for rule in rules if rule.expire is None or rule.expire > now]
+
+
+def to_text(rules: list[Rule]) -> str:
+    return "".join(f"{rule.text()}\n" for rule in rules)
