@@ -71,7 +71,7 @@ def encode_request(request: Request) -> bytes:
     method, argument, source, dest_kind, dest, payload = request
     for word in request[:5]:
         if not word.isascii() or not word.isprintable() or " " in word:
-            raise CloisonError(f"{word[:60]!r} can't be part of a call: it may hold no spaces, controls or letters beyond ASCII")
+            raise CloisonError(f"{word[:60]!r} can't be part of a call: only ASCII without spaces and controls can")
     data = f"{method}+{argument} {source} {dest_kind} {dest}\0".encode() + payload
     if len(data) > MAX_REQUEST:
         raise CloisonError(f"the call {method} has {len(data)} bytes, more than the {MAX_REQUEST} that can be sent")
@@ -126,7 +126,7 @@ def _failure(fields: list[bytes]) -> Failure:
 
 
 def _fill_in(message: str, arguments: list[str]) -> str:
-    """The message with `%s` and `%d` replaced in order and `%%` undone. Other conversions (a width can be huge) stay as text."""
+    """The message with `%s` and `%d` replaced in order and `%%` undone. Others stay as text: a width can be huge."""
     rest = iter(arguments)
     parts = message.split("%%")
     for index, part in enumerate(parts):
@@ -172,7 +172,7 @@ class EventDecoder:
             return None
         if self._buffer[:2] != b"2\0":
             raise PeerError("the event stream was cut short")
-        return _failure(self._buffer[2:].split(b"\0"))
+        return _failure(bytes(self._buffer[2:]).split(b"\0"))
 
     def _check(self) -> None:
         if self._fields[0] not in (_EVENT, _EXCEPTION):

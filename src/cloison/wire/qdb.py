@@ -54,7 +54,8 @@ VCHAN: Final[Limits] = {
 }
 TO_DAEMON: Final[Limits] = {READ: 0, WRITE: MAX_VALUE, MULTIREAD: 0, LIST: 0, RM: 0, WATCH: 0, UNWATCH: 0}
 TO_CLIENT: Final[Limits] = {
-    RESP_OK: 0, RESP_ERROR_NOENT: 0, RESP_ERROR: 0, RESP_READ: MAX_VALUE, RESP_MULTIREAD: MAX_VALUE, RESP_LIST: 0, RESP_WATCH: 0,
+    RESP_OK: 0, RESP_ERROR_NOENT: 0, RESP_ERROR: 0, RESP_READ: MAX_VALUE, RESP_MULTIREAD: MAX_VALUE, RESP_LIST: 0,
+    RESP_WATCH: 0,
 }
 
 
@@ -97,7 +98,9 @@ def _path(untrusted: bytes) -> str:
 
 def is_path_text(untrusted: bytes) -> bool:
     """Whether the bytes may stand as a path or a prefix in a message."""
-    return len(untrusted) <= MAX_PATH and (not untrusted or untrusted[0] == 0x2F) and not untrusted.translate(None, _PATH_CHARACTERS)
+    if len(untrusted) > MAX_PATH or untrusted.translate(None, _PATH_CHARACTERS):
+        return False
+    return not untrusted or untrusted.startswith(b"/")
 
 
 def encode(kind: int, path: str = "", value: bytes = b"") -> bytes:

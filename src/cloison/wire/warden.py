@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloison.errors import PeerError
 
 MAX_LINE = 1 << 20
+MAX_DISKS = 16
+MAX_LAYERS = 64
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,60 @@ def launch_to_json(launch: Launch) -> dict[str, Any]:
     return dataclasses.asdict(launch)
 
 
-def launch_from_json(data: dict[str, Any]) -> Launch:
-    """Inverse of `launch_to_json`. Raises PeerError for anything else."""
-    try:
-        disks = tuple(
-            DiskSource(
-                role=disk["role"], size=disk["size"], layers=tuple(Layer(**layer) for layer in disk["layers"]),
-                top=Layer(**disk["top"]) if disk["top"] else None, writable=disk["writable"],
-            )
-            for disk in data["disks"]
-        )
-        return Launch(**{**data, "disks": disks, "kernel": Kernel(**data["kernel"])})
-    except (KeyError, TypeError) as error:
-        raise PeerError("not a launch", str(error)) from error
+def launch_from_json(data: object) -> Launch:
+    """Inverse of `launch_to_json`. Raises PeerError for anything else: a field too many, too few, of another type or range."""
+    fields = _fields(Launch, data)
+    disks = _items(fields["disks"], MAX_DISKS)
+    return Launch(**{**fields, "disks": tuple(map(_disk, disks)), "kernel": Kernel(**_fields(Kernel, fields["kernel"]))})
+
+
+def _disk(data: object) -> DiskSource:
+    fields = _fields(DiskSource, data)
+    layers = tuple(map(_layer, _items(fields["layers"], MAX_LAYERS)))
+    return DiskSource(**{**fields, "layers": layers, "top": None if fields["top"] is None else _layer(fields["top"])})
+
+
+def _layer(data: object) -> Layer:
+    return Layer(**_fields(Layer, data))
+
+
+def _items(data: object, limit: int) -> list[object]:
+    if not isinstance(data, list | tuple) or len(data) > limit:
+        raise PeerError(f"not a list of at most {limit}")
+    return list(data)
+
+
+def _fields(kind: type, data: object) -> dict[str, Any]:
+    """The data, if it's an object with exactly that dataclass's fields, each of its type. Nested ones are the caller's."""
+    declared = {each.name: str(each.type) for each in dataclasses.fields(kind)}
+    if not isinstance(data, dict) or data.keys() != declared.keys():
+        raise PeerError(f"not a {kind.__name__}")
+    for name, value in data.items():
+        if declared[name] in _TYPES and not _TYPES[declared[name]](value):
+            raise PeerError(f"{kind.__name__}.{name} has a wrong type")
+        if name in _WORDS and value not in _WORDS[name]:
+            raise PeerError(f"{kind.__name__}.{name} has no meaning")
+        if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+            raise PeerError(f"{kind.__name__}.{name} is out of range")
+    return data
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str and "\0" not in value
+
+
+# By the words of the annotations above; `type(...) is` because True is an int to isinstance.
+_TYPES: dict[str, Callable[[object], bool]] = {
+    "str": _is_text,
+    "int": lambda value: type(value) is int,
+    "bool": lambda value: type(value) is bool,
+    "str | None": lambda value: value is None or _is_text(value),
+    "dict[str, str]": lambda value: isinstance(value, dict) and all(_is_text(text) for pair in value.items() for text in pair),
+}
+_WORDS = {"format": ("raw", "qcow2"), "accelerator": ("tcg", "kvm"), "role": ("root", "private", "volatile", "modules")}
+_RANGES = {
+    "size": (1, 1 << 50), "xid": (1, 0xFFFFFFFF), "memory": (1, 1 << 24), "vcpus": (1, 1024), "start_timeout": (1, 1 << 20),
+}
 
 
 class Lines:
