@@ -11,14 +11,14 @@ UUID = "0123abcd-0123-4567-89ab-0123456789ab"
 TYPES = (QubeName, Uuid, VolumeName)
 
 
-@pytest.mark.parametrize("text", ["a", "Z", "work", "sys-net", "a.b_c-9", "a" * 31, "dm", "dom0", "domain-0", "None", "disp1234"])
+@pytest.mark.parametrize("text", ["a", "Z", "work", "sys-net", "a.b_c-9", "a" * 31, "dm", "dom0", "domain-0", "None"])
 def test_qube_names(text: str) -> None:
     assert QubeName(text) == text
 
 
 @pytest.mark.parametrize("text", [
-    "", "a" * 32, "1a", "-a", ".a", "_a", "a b", "a\n", "\na", "a/b", "../a", "a,b", "a=b", 'a"b', "a+b", "a@b", "a:b", "a%b", "é",
-    "a\0", "aé", "x-dm", "-dm", "none", "default", "Domain-0", "@adminvm", "\u0661a", "a\u0661",
+    "", "a" * 32, "1a", "-a", ".a", "_a", "a b", "a\n", "\na", "a/b", "../a", "a,b", "a=b", 'a"b', "a+b", "a@b", "a:b", "a%b",
+    "é", "a\0", "aé", "x-dm", "-dm", "none", "default", "Domain-0", "@adminvm", "\u0661a", "a\u0661",
 ])
 def test_not_qube_names(text: str) -> None:
     with pytest.raises(InvalidValue):
@@ -36,8 +36,8 @@ def test_uuid() -> None:
 
 
 @pytest.mark.parametrize(("text", "fine"), [
-    ("root", True), ("a", True), ("a" * 32, True), ("a-b_9", True), ("", False), ("a" * 33, False), ("9", False), ("Root", False),
-    ("a.b", False), ("../x", False), ("a\n", False), ("a/b", False), ("-a", False),
+    ("root", True), ("a", True), ("a" * 32, True), ("a-b_9", True), ("", False), ("a" * 33, False), ("9", False),
+    ("Root", False), ("a.b", False), ("../x", False), ("a\n", False), ("a/b", False), ("-a", False),
 ])
 def test_volume_names(text: str, fine: bool) -> None:
     if fine:
