@@ -1,0 +1,90 @@
+"""Create and remove qubes (reference/admin-api.md 5.4)."""
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from cloison.admin.qubesd import Call, NewQube
+from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError, NotPermitted, QubeNotFound
+from cloison.model import labels
+from cloison.model.domains import Qube
+from cloison.values import InvalidValue, QubeName
+
+VOLUMES = ("root", "private", "volatile", "kernel")
+_KEYS = ("name", "label", "pool", *(f"pool:{volume}" for volume in VOLUMES))
+
+
+def _words(untrusted: bytes) -> dict[str, str]:
+    try:
+        text = untrusted.decode("ascii")
+    except UnicodeDecodeError:
+        raise BadRequest("the payload must be ASCII") from None
+    words: dict[str, str] = {}
+    for word in text.split(" ") if text else []:
+        key, equals, value = word.partition("=")
+        if not equals or key not in _KEYS:
+            raise BadRequest(f"{word[:60]!r} is not one of name=, label=, pool=, pool:<volume>=")
+        if key in words:
+            raise BadRequest(f"{key} is there twice")
+        words[key] = value
+    return words
+
+
+def _order(call: Call, klass: str, *, in_pool: bool) -> NewQube:
+    """Check the words of the call in the order the reference does."""
+    if call.argument and not call.system.kinds[klass].templates:
+        raise BadRequest(f"a {klass} has no template")
+    words = _words(call.payload)
+    if "name" in words:
+        try:
+            QubeName(words["name"])
+        except InvalidValue as error:
+            raise BadValue(str(error)) from error
+    if "label" in words:
+        labels.check_name(words["label"], new=True)
+    if "name" not in words or "label" not in words:
+        raise BadRequest("name= and label= are needed")
+    pools = {key.removeprefix("pool:"): value for key, value in words.items() if key.startswith("pool:")}
+    if "pool" in words and pools:
+        raise BadRequest("use pool= or pool:<volume>=, not both")
+    if ("pool" in words or pools) and not in_pool:
+        raise BadRequest(f"use admin.vm.CreateInPool.{klass} to choose a pool")
+    return NewQube(klass, words["name"], words["label"], call.argument or None, words.get("pool"), pools)
+
+
+def create(klass: str, *, in_pool: bool) -> Callable[[Call], Awaitable[None]]:
+    async def handler(call: Call) -> None:
+        if klass == "AdminVM":
+            raise BadPropertyValue("there can be only one dom0")
+        order = _order(call, klass, in_pool=in_pool)
+        if order.template is not None and order.template not in call.system.qubes:
+            raise QubeNotFound(f"there is no qube {order.template[:60]!r} to be the template")
+        await call.qubesd.create(order, call.source)
+
+    return handler
+
+
+def disposable_template(call: Call) -> Qube:
+    """The destination, or for dom0 what the source wants. Raises CloisonError."""
+    if call.dest is not call.system.dom0:
+        return call.dest
+    template = call.source.reference("default_dispvm")
+    if template is None:
+        raise CloisonError(f"{call.source.name} has no default_dispvm")
+    return template
+
+
+async def create_disposable(call: Call) -> str:
+    """Made halted; the caller starts it. (Preloading answers at once: there is nothing to refill.)"""
+    if call.argument not in ("", "preload"):
+        raise NotPermitted("the argument can only be empty or preload")
+    if call.payload not in (b"", b"uuid"):
+        raise BadRequest("the payload can only be empty or uuid")
+    template = disposable_template(call)
+    if call.argument == "preload":
+        return ""
+    qube = await call.qubesd.create_disposable(template, call.source)
+    return f"uuid:{qube.uuid}" if call.payload else qube.name
+
+
+async def remove(call: Call) -> None:
+    await call.qubesd.remove(call.dest)

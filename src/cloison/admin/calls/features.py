@@ -1,0 +1,99 @@
+"""Features, tags and notes of a qube (reference/admin-api.md 5.6, 5.7)."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cloison.admin.qubesd import Call
+from cloison.errors import BadRequest, FeatureNotFound, NotPermitted
+from cloison.model import features
+
+MAX_NOTES = 256000
+
+
+def listing(call: Call) -> str:
+    return "".join(f"{name}\n" for name in call.dest.features)
+
+
+def get(call: Call) -> str:
+    return call.dest.feature(call.argument)
+
+
+def check(*, template: bool = False, netvm: bool = False, adminvm: bool = False) -> Callable[[Call], str]:
+    """A reader that also looks along chains."""
+
+    def handler(call: Call) -> str:
+        value = call.dest.feature_or_none(call.argument, template=template, netvm=netvm, adminvm=adminvm)
+        if value is None:
+            raise FeatureNotFound(f"{call.dest.name} has no feature {call.argument[:60]!r}, nor has what it inherits from")
+        return value
+
+    return handler
+
+
+def set_(call: Call) -> None:
+    name = features.check_name(call.argument)
+    value = features.check_value(call.payload)
+    features.check_permitted(name)
+    with call.qubesd.transaction():
+        call.dest.set_feature(name, value)
+
+
+def remove(call: Call) -> None:
+    features.check_permitted(call.argument)
+    with call.qubesd.transaction():
+        call.dest.remove_feature(call.argument)
+
+
+# -- tags ------------------------------------------------------------------------------------------------------------------
+
+
+def tag_list(call: Call) -> str:
+    return "".join(f"{tag}\n" for tag in sorted(call.dest.tags))
+
+
+def tag_get(call: Call) -> str:
+    return "1" if features.check_tag(call.argument) in call.dest.tags else "0"
+
+
+def _check_tag_permitted(call: Call) -> str:
+    tag = features.check_tag(call.argument)
+    if tag.startswith("created-by-") and call.source is not call.system.dom0:
+        raise NotPermitted("only dom0 may change who created a qube")
+    return tag
+
+
+def tag_set(call: Call) -> None:
+    tag = _check_tag_permitted(call)
+    with call.qubesd.transaction():
+        call.dest.add_tag(tag)
+
+
+def tag_remove(call: Call) -> None:
+    tag = _check_tag_permitted(call)
+    with call.qubesd.transaction():
+        call.dest.remove_tag(tag)
+
+
+# -- notes -----------------------------------------------------------------------------------------------------------------
+
+
+def _is_safe(character: str) -> bool:
+    """Whether a person may be shown the character. What is not printable can hide or reorder text."""
+    return character in "\t\n" or character.isprintable()
+
+
+def notes_get(call: Call) -> str:
+    return call.dest.texts.get("notes", "")
+
+
+def notes_set(call: Call) -> None:
+    """An empty payload clears the notes."""
+    if len(call.payload) > MAX_NOTES:
+        raise BadRequest(f"notes have at most {MAX_NOTES} bytes, not {len(call.payload)}")
+    try:
+        text = call.payload.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("notes are UTF-8 text") from None
+    safe = "".join(character if _is_safe(character) else "_" for character in text)
+    with call.qubesd.transaction():
+        call.dest.put_text("notes", safe)

@@ -1,0 +1,106 @@
+"""What there is: classes, qubes, their states; events and statistics (reference/admin-api.md 5.1, 10)."""
+from __future__ import annotations
+
+import asyncio
+import json
+
+from cloison.admin.qubesd import Call
+from cloison.errors import QubeNotRunning
+from cloison.model import devices
+from cloison.model.domains import Qube
+from cloison.values import PowerState
+
+
+def vm_classes(call: Call) -> str:
+    return "".join(f"{name}\n" for name in call.system.kinds)
+
+
+def device_classes(_: Call) -> str:
+    return "".join(f"{name}\n" for name in devices.CLASSES)
+
+
+def vm_list(call: Call) -> str:
+    """All qubes for dom0 as destination, else just that one; a qube sees those that policy shows it."""
+    dom0 = call.system.dom0
+    qubes = call.system.sorted_qubes() if call.dest is dom0 else [call.dest]
+    if call.source is not dom0 and call.dest is dom0:
+        qubes = [qube for qube in qubes if call.qubesd.allows(call.source, "admin.vm.List", qube)]
+    return "".join(f"{qube.name} class={qube.klass} state={qube.power} uuid={qube.uuid}\n" for qube in qubes)
+
+
+def current_state(call: Call) -> str:
+    qube = call.dest
+    memory, cpu_time = _usage(call, qube)
+    return f"mem={memory} mem_static_max={memory} cputime={cpu_time} power_state={qube.power}"
+
+
+def _usage(call: Call, qube: Qube) -> tuple[int, int]:
+    if qube is call.system.dom0:
+        return call.system.host.dom0_memory * 1024, 0
+    if qube.is_halted or not qube.kind.machine:
+        return 0, 0
+    return call.qubesd.usage(qube)
+
+
+async def events(call: Call) -> None:
+    """Until the caller hangs up."""
+    call.send("", "connection-established", ())
+    subject = None if call.dest is call.system.dom0 else call.dest.name
+    stop = call.qubesd.listen(call.source, subject, call.send)
+    try:
+        await call.hangup.wait()
+    finally:
+        stop()
+
+
+async def stats(call: Call) -> None:
+    """A report a running qube, every `stats_interval` seconds, until the caller hangs up."""
+    call.send("", "connection-established", ())
+    before: dict[str, int] = {}
+    while not call.hangup.is_set():
+        everyone = call.dest is call.system.dom0
+        if not everyone and not call.dest.is_running:
+            raise QubeNotRunning(f"{call.dest.name} does not run")
+        interval = int(call.system.get("stats_interval"))
+        for qube in call.system.sorted_qubes() if everyone else [call.dest]:
+            if qube.kind.machine and qube.power in (PowerState.RUNNING, PowerState.PAUSED):
+                call.send(qube.name, "vm-stats", _report(call, qube, before, interval))
+        try:
+            await asyncio.wait_for(call.hangup.wait(), interval)
+        except TimeoutError:
+            continue
+
+
+def _report(call: Call, qube: Qube, before: dict[str, int], interval: int) -> tuple[tuple[str, str], ...]:
+    memory, cpu_time = call.qubesd.usage(qube)
+    vcpus = int(qube.get("vcpus"))
+    spent = cpu_time - before.get(qube.uuid, cpu_time)
+    before[qube.uuid] = cpu_time
+    percent = spent * 100 // (interval * vcpus * 10**9)
+    pairs = {"memory_kb": memory, "memory_assigned_total": memory, "memory_assigned_usable": memory,
+             "memory_with_swap_used": memory, "cpu_time": cpu_time // 10**6, "cpu_usage": percent, "online_vcpus": vcpus}
+    return tuple((key, str(value)) for key, value in pairs.items())
+
+
+def system_info(call: Call) -> str:
+    """The facts every policy decision needs."""
+    system = call.system
+    return json.dumps({"domains": {qube.name: _facts(qube) for qube in system.sorted_qubes()}})
+
+
+def _facts(qube: Qube) -> dict[str, object]:
+    label = qube.system.labels.get(str(qube.get_or_none("label")))
+    return {
+        "tags": sorted(qube.tags),
+        "type": qube.klass,
+        "template_for_dispvms": bool(qube.get_or_none("template_for_dispvms")),
+        "default_dispvm": qube.get_or_none("default_dispvm"),
+        "icon": label.icon if label else None,
+        "label": label.colour if label else None,
+        "guivm": qube.get_or_none("guivm"),
+        "relayvm": qube.get_or_none("relayvm"),
+        "transport_rpc": qube.get_or_none("transport_rpc"),
+        "internal": qube.features.get("internal"),
+        "power_state": str(qube.power),
+        "uuid": qube.uuid,
+    }

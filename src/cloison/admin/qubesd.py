@@ -1,0 +1,144 @@
+"""What the calls need from the daemon. `daemon/app.py` is the one implementation; tests use it with fake wardens and pools.
+
+Locks: whoever changes a qube's machine or volumes holds `lock(qube)`. Model changes are made in `transaction()`, which never
+awaits: on leaving, the store has them; on an exception, they never were.
+"""
+from __future__ import annotations
+
+import abc
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloison.model.domains import Qube, System
+from cloison.model.volumes import Volume
+from cloison.storage.base import Pool, VolumeConfig
+
+Send = Callable[[str, str, tuple[tuple[str, str], ...]], None]
+
+
+@dataclass(frozen=True)
+class NewQube:
+    """An order for a qube, its words checked; whether names are taken or known is checked when it is made."""
+
+    klass: str
+    name: str
+    label: str
+    template: str | None = None
+    pool: str | None = None
+    pools: Mapping[str, str] = field(default_factory=dict)      # volume -> pool
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A kind of pool: the options it takes, those it needs, and how to open one."""
+
+    options: tuple[str, ...]
+    required: tuple[str, ...]
+    open: Callable[[str, Mapping[str, str]], Pool]
+
+
+class Qubesd(abc.ABC):
+    """The live system."""
+
+    system: System
+    drivers: Mapping[str, Driver]
+    tokens: dict[str, tuple[str, str]]          # clone token -> (qube, volume)
+    imports: dict[tuple[str, str], int]         # (qube, volume) being imported -> size in bytes
+
+    # -- model
+    @abc.abstractmethod
+    def transaction(self) -> AbstractContextManager[None]: ...
+
+    @abc.abstractmethod
+    def lock(self, qube: Qube) -> asyncio.Lock: ...
+
+    @abc.abstractmethod
+    def allows(self, source: Qube, method: str, target: Qube | None) -> bool:
+        """Whether policy allows, without asking, this call of this source: for filtering what a qube may see."""
+
+    @abc.abstractmethod
+    def listen(self, source: Qube, subject: str | None, send: Send) -> Callable[[], None]:
+        """Get events of one qube (None: of all and the system); returns what ends it."""
+
+    # -- life of qubes
+    @abc.abstractmethod
+    async def create(self, order: NewQube, source: Qube) -> Qube: ...
+
+    @abc.abstractmethod
+    async def create_disposable(self, template: Qube, source: Qube) -> Qube: ...
+
+    @abc.abstractmethod
+    async def remove(self, qube: Qube) -> None: ...
+
+    @abc.abstractmethod
+    async def start(self, qube: Qube, lease: socket.socket | None = None) -> str:
+        """Returns `warm` or `cold`."""
+
+    @abc.abstractmethod
+    async def shutdown(self, qube: Qube, *, force: bool, wait: bool) -> None: ...
+
+    @abc.abstractmethod
+    async def kill(self, qube: Qube) -> None: ...
+
+    @abc.abstractmethod
+    async def pause(self, qube: Qube) -> None: ...
+
+    @abc.abstractmethod
+    async def unpause(self, qube: Qube) -> None: ...
+
+    @abc.abstractmethod
+    def usage(self, qube: Qube) -> tuple[int, int]:
+        """Memory in KiB and processor time in ns of a qube that runs."""
+
+    @abc.abstractmethod
+    def stopped(self, qube: Qube) -> Awaitable[None]:
+        """Completes when the qube is halted (at once if it is)."""
+
+    # -- volumes
+    @abc.abstractmethod
+    def pool(self, name: str) -> Pool:
+        """The open driver of a pool of the model."""
+
+    @abc.abstractmethod
+    def volume_config(self, qube: Qube, volume: Volume) -> VolumeConfig: ...
+
+    @abc.abstractmethod
+    def is_outdated(self, qube: Qube, volume: Volume) -> bool:
+        """Whether a running snapshot's source has a newer commit."""
+
+    @abc.abstractmethod
+    def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None: ...
+
+    @abc.abstractmethod
+    def close_pool(self, name: str) -> None: ...
+
+    @abc.abstractmethod
+    def new_token(self) -> str: ...
+
+    @abc.abstractmethod
+    def status(self) -> dict[str, Any]: ...
+
+    @abc.abstractmethod
+    async def seal_root(self, qube: Qube, path: str) -> None: ...
+
+
+@dataclass
+class Call:
+    """One call under way. `argument` and `payload` are untrusted until the handler has checked them."""
+
+    qubesd: Qubesd
+    source: Qube
+    dest: Qube
+    argument: str
+    payload: bytes
+    send: Send                      # for calls that answer with events
+    hangup: asyncio.Event           # set when the caller has gone
+    connection: socket.socket | None = None
+
+    @property
+    def system(self) -> System:
+        return self.qubesd.system
