@@ -47,6 +47,7 @@ class Qubesd(abc.ABC):
     system: System
     drivers: Mapping[str, Driver]
     tokens: dict[str, tuple[str, str]]          # clone token -> (qube, volume)
+    suspended: set[str]                         # uuids of the qubes that the host's suspend has paused
     imports: dict[tuple[str, str], int]         # (qube, volume) being imported -> size in bytes
 
     # -- model
@@ -73,6 +74,10 @@ class Qubesd(abc.ABC):
 
     @abc.abstractmethod
     async def remove(self, qube: Qube) -> None: ...
+
+    @abc.abstractmethod
+    async def discard(self, qube: Qube) -> None:
+        """Remove a disposable that never ran, whatever is left of it."""
 
     @abc.abstractmethod
     async def start(self, qube: Qube, lease: socket.socket | None = None) -> str:

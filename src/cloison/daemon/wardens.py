@@ -31,6 +31,14 @@ class Adopted:
     state: PowerState
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a running qube uses now."""
+
+    memory: int         # KiB
+    cpu_time: int       # ns since its start
+
+
 class Wardens(abc.ABC):
     """Every method raises MachineError (one sentence) and nothing else; a uuid without a warden is such an error."""
 
@@ -73,6 +81,10 @@ class Wardens(abc.ABC):
     @abc.abstractmethod
     async def forget_warm(self, commits: Collection[str]) -> None:
         """Drop every warm image made from a root commit of these ids that no machine uses."""
+
+    @abc.abstractmethod
+    def usage(self, uuid: str) -> Usage:
+        """Cheap, never waits; zeros where it is not known."""
 
     @abc.abstractmethod
     def warm_images(self) -> list[str]:

@@ -213,7 +213,7 @@ class Holder(abc.ABC):
     def reset_value(self, prop: Property, old: Value) -> None:
         """The middle of a reset. The netvm announces the change to its default as a set, too (recorded order)."""
         name = prop.name
-        pairs: dict[str, Any] = {"name": name} if old is None and prop.default is NO_DEFAULT else {"name": name, "oldvalue": old}
+        pairs = {"name": name} if old is None and prop.default is NO_DEFAULT else {"name": name, "oldvalue": old}
         new = self._default_or_none(name)
         as_set = prop.name == "netvm" and new != old
         change = {"name": name, "newvalue": new, "oldvalue": old}

@@ -150,7 +150,7 @@ def child_netvm(source: Qube, template: Qube) -> tuple[bool, str | None]:
         return False, None
     parent = source.get_or_none("netvm")
     if parent is None:
-        return template.get_or_none("netvm") is not None or template.is_default("netvm"), None
+        return True, None
     return template.is_default("netvm"), parent
 
 

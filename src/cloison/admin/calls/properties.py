@@ -25,7 +25,7 @@ def _described(holder: Holder, name: str) -> str:
         return f"default=True type={kind} "
 
 
-class _Family:
+class Family:
     """The seven calls on one holder."""
 
     def __init__(self, holder: Callable[[Call], Holder]) -> None:
@@ -74,5 +74,5 @@ class _Family:
             self._holder(call).reset(call.argument)
 
 
-of_qube = _Family(_qube)
-of_system = _Family(_system)
+of_qube = Family(_qube)
+of_system = Family(_system)

@@ -239,7 +239,7 @@ async def import_end(call: Call) -> None:
     if size is None:
         raise StorageError(f"no import to volume {volume.name} of {call.dest.name} is under way")
     good = status == b"ok"
-    await _with_volume(call, lambda pool, config: pool.import_end(config, good))
+    await _with_volume(call, lambda pool, config: pool.import_end(config, ok=good))
     with call.qubesd.transaction():
         if good:
             call.dest.put_volume(replace(volume, size=size))

@@ -1,0 +1,164 @@
+"""Devices (reference/admin-api.md 8): assignments are kept and served; nothing is exposed by a backend yet, so nothing is
+available and nothing can be attached.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cloison.admin.qubesd import Call
+from cloison.errors import (
+    BadAssignmentMode,
+    BadPropertyValue,
+    BadRequest,
+    BadValue,
+    CloisonError,
+    DeviceAlreadyAssigned,
+    DeviceNotAssigned,
+    QubeError,
+    QubeNotFound,
+    QubeNotRunning,
+)
+from cloison.model import devices
+
+Handler = Callable[[Call], str | None]
+
+
+def _device(call: Call, devclass: str) -> devices.Device:
+    device = devices.parse_argument(devclass, call.argument)
+    if device.backend != devices.ANY and device.backend not in call.system.qubes:
+        raise QubeNotFound(f"there is no qube {device.backend[:60]!r}")
+    return device
+
+
+def available(devclass: str) -> Handler:
+    del devclass
+    return lambda _: ""
+
+
+attached = available
+
+
+def assigned(devclass: str) -> Handler:
+    def handler(call: Call) -> str:
+        rules = [rule for rule in call.dest.assignments.values() if rule.device.devclass == devclass]
+        if call.argument:
+            rules = [rule for rule in rules if f"{rule.device.backend}+{rule.device.port}" == call.argument]
+        return "".join(sorted(devices.assignment_line(rule) for rule in rules))
+
+    return handler
+
+
+def assign(devclass: str) -> Handler:
+    def handler(call: Call) -> None:
+        device = _device(call, devclass)
+        rule = devices.parse_assignment(device, call.payload, call.dest.name)
+        if rule.mode not in (*devices.MODES, "manual"):
+            raise BadRequest(f"{rule.mode[:30]!r} is not a mode of assignment")
+        if not call.dest.kind.machine:
+            raise CloisonError(f"{call.dest.name} is a {call.dest.klass}: it can have no devices here")
+        if rule.mode == "manual":
+            raise BadValue("a device can't be assigned in mode manual; attach it instead")
+        if rule.device.key in call.dest.assignments:
+            raise DeviceAlreadyAssigned(f"{rule.device} is assigned to {call.dest.name} already")
+        if devclass == "pci" and call.dest.get_or_none("virt_mode") == "pvh" and "virt_mode" in call.dest.values:
+            raise BadPropertyValue("virt_mode pvh can't have PCI devices")
+        with call.qubesd.transaction():
+            _emit(call, f"device-pre-assign:{devclass}", rule, options=True)
+            call.dest.put_assignment(rule)
+            _emit(call, f"device-assign:{devclass}", rule, options=True)
+
+    return handler
+
+
+def _emit(call: Call, event: str, rule: devices.Assignment, *, options: bool = False) -> None:
+    pairs: dict[str, object] = {"device": rule.device}
+    if options:
+        pairs["options"] = dict(rule.options)
+    call.system.journal.emit(call.dest.name, event, **pairs)
+
+
+def unassign(devclass: str) -> Handler:
+    def handler(call: Call) -> None:
+        device = _device(call, devclass)
+        rule = call.dest.assignments.get(device.key)
+        if rule is None:
+            raise DeviceNotAssigned(f"{device} is not assigned to {call.dest.name}")
+        with call.qubesd.transaction():
+            call.dest.drop_assignment(device.key)
+            _emit(call, f"device-unassign:{devclass}", rule)
+
+    return handler
+
+
+def set_assignment(devclass: str) -> Handler:
+    def handler(call: Call) -> None:
+        device = _device(call, devclass)
+        mode = call.payload.decode("ascii", "replace")
+        if mode not in devices.MODES:
+            raise BadAssignmentMode(f"{mode[:30]!r} is not a mode of assignment: use {', '.join(devices.MODES)}")
+        rule = call.dest.assignments.get(device.key)
+        if rule is None:
+            raise BadValue(f"{device} is not assigned to {call.dest.name}")
+        if rule.mode == mode:
+            return
+        with call.qubesd.transaction():
+            _emit(call, f"device-pre-assign:{devclass}", rule, options=True)
+            call.dest.put_assignment(rule.with_mode(mode))
+            _emit(call, f"device-assignment-changed:{devclass}", rule)
+
+    return handler
+
+
+def attach(devclass: str) -> Handler:
+    def handler(call: Call) -> None:
+        device = _device(call, devclass)
+        devices.parse_assignment(device, call.payload, call.dest.name)
+        if call.dest.is_halted or not call.dest.kind.machine:
+            raise QubeNotRunning(f"{call.dest.name} does not run")
+        raise BadRequest(f"there is no device {device}")
+
+    return handler
+
+
+def detach(devclass: str) -> Handler:
+    def handler(call: Call) -> None:
+        device = _device(call, devclass)
+        raise DeviceNotAssigned(f"{device} is not attached to {call.dest.name}")
+
+    return handler
+
+
+# -- interfaces that may not be attached by hand -------------------------------------------------------------------------
+
+
+def _denied(call: Call) -> list[str]:
+    if "devices_denied" not in call.dest.properties:
+        raise QubeError(f"{call.dest.name} is a {call.dest.klass}: it can have no devices here")
+    return devices.parse_interfaces(str(call.dest.get("devices_denied")))
+
+
+def _patterns(call: Call) -> list[str]:
+    patterns = devices.parse_interfaces(call.payload.decode("ascii", "replace"))
+    if len(set(patterns)) != len(patterns):
+        raise BadRequest("an interface is there twice")
+    return patterns
+
+
+def denied_list(call: Call) -> str:
+    return "\n".join(_denied(call))
+
+
+def denied_add(call: Call) -> None:
+    present, new = _denied(call), _patterns(call)
+    if not set(new) <= set(present):
+        with call.qubesd.transaction():
+            call.dest.set("devices_denied", "".join([*present, *new]))
+
+
+def denied_remove(call: Call) -> None:
+    present = _denied(call)
+    gone = present if call.payload == b"all" else _patterns(call)
+    rest = [pattern for pattern in present if pattern not in gone]
+    if rest != present:
+        with call.qubesd.transaction():
+            call.dest.set("devices_denied", "".join(rest))

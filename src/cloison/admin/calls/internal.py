@@ -1,0 +1,95 @@
+"""Calls of trusted parts of this host, Cloison's own calls, and what qubes report about themselves
+(reference/admin-api.md 5.11, 19, 20).
+"""
+from __future__ import annotations
+
+import json
+import time
+
+from cloison.admin.calls.create import disposable_template
+from cloison.admin.qubesd import Call
+from cloison.errors import BadRequest, CloisonError, NotAvailable, QubeError
+from cloison.plan import lifecycle
+from cloison.values import PowerState
+
+MAX_PATH = 4096
+
+
+def backup(_: Call) -> None:
+    raise NotAvailable("backups are not available yet")
+
+
+async def suspend_pre(call: Call) -> None:
+    """Pause all that runs; what was paused already is left alone afterwards."""
+    for qube in call.system.sorted_qubes():
+        if qube.kind.machine and qube.power is PowerState.RUNNING:
+            await call.qubesd.pause(qube)
+            call.qubesd.suspended.add(qube.uuid)
+
+
+async def suspend_post(call: Call) -> None:
+    for qube in call.system.sorted_qubes():
+        if qube.uuid in call.qubesd.suspended and qube.power is PowerState.PAUSED:
+            await call.qubesd.unpause(qube)
+    call.qubesd.suspended.clear()
+
+
+def notify_updates(call: Call) -> None:
+    """A qube says how many updates wait for it; one that shares its template's software says so for the template."""
+    text = call.payload.decode("ascii", "replace").strip()
+    if not text.isdecimal() or len(text) > 9:
+        raise BadRequest("the payload must be the number of updates")
+    count, qube = int(text), call.source
+    if not qube.get_or_none("updateable"):
+        template = qube.root_template()
+        if template is qube or not template.is_halted or count == 0:
+            return
+        with call.qubesd.transaction():
+            template.set_feature("updates-available", "1")
+        return
+    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(call.system.host.now()))
+    with call.qubesd.transaction():
+        if count == 0 and qube.features.get("updates-available"):
+            qube.set_feature("last-update", now)
+        qube.set_feature("updates-available", "1" if count else "")
+        qube.set_feature("last-updates-check", now)
+
+
+def features_request(_: Call) -> None:
+    raise NotAvailable("what a qube asks for in its QubesDB can't be read yet")
+
+
+# -- Cloison's own -------------------------------------------------------------------------------------------------------
+
+
+def status(call: Call) -> str:
+    return json.dumps(call.qubesd.status())
+
+
+async def seal_root(call: Call) -> None:
+    """The payload names a raw image below data/tmp, which becomes the root volume's new commit."""
+    path = call.payload.decode("utf-8", "replace")
+    if len(path) > MAX_PATH or "\0" in path or not path.startswith("/"):
+        raise BadRequest("the payload must be an absolute path")
+    if not call.dest.volumes.get("root") or not call.dest.volumes["root"].save_on_stop:
+        raise QubeError(f"{call.dest.name} has no root volume of its own to seal")
+    await call.qubesd.seal_root(call.dest, path)
+
+
+async def disposable(call: Call) -> None:
+    """A disposable that lives as long as the caller's connection.
+
+    The connection itself is handed to the warden, so that the caller's end ends the qube even while qubesd is away.
+    """
+    if call.payload not in (b"", b"uuid") or call.connection is None:
+        raise BadRequest("the payload can only be empty or uuid")
+    template = disposable_template(call)
+    lifecycle.check_disposable(template)
+    qube = await call.qubesd.create_disposable(template, call.source)
+    try:
+        how = await call.qubesd.start(qube, lease=call.connection)
+    except CloisonError:
+        await call.qubesd.discard(qube)
+        raise
+    call.send(qube.name, "disposable-ready", (("name", qube.name), ("uuid", qube.uuid), ("start", how)))
+    await call.qubesd.stopped(qube)

@@ -1,0 +1,203 @@
+"""The store: the model on disk, in SQLite. One transaction a call, durable before the reply.
+
+The file carries its schema's version; one that is newer, damaged or not ours is refused with one clear error and left as it
+is. Rows keep their order of insertion, which is the order features, pools and labels are listed in.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from cloison.errors import StoreError
+from cloison.model.devices import Assignment, Device
+from cloison.model.domains import SYSTEM, Qube, System
+from cloison.model.journal import Row
+from cloison.model.labels import Label
+from cloison.model.properties import Holder, Value
+from cloison.model.volumes import Pool, Volume
+from cloison.runtime import files
+
+VERSION = 1
+APPLICATION = 0x436C6F69        # "Cloi"
+_OF_QUBES = ("properties", "features", "tags", "volumes", "assignments", "texts")
+_OF_SYSTEM = ("globals", "labels", "pools")
+_SCHEMA = [
+    "CREATE TABLE qubes (qid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, uuid TEXT NOT NULL UNIQUE, class TEXT NOT NULL,"
+    " state TEXT NOT NULL)",
+    *(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, owner INTEGER NOT NULL REFERENCES qubes(qid) ON DELETE CASCADE,"
+      " name TEXT NOT NULL, value TEXT, UNIQUE (owner, name))" for table in _OF_QUBES),
+    *(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, value TEXT)" for table in _OF_SYSTEM),
+]
+
+
+class Store:
+    """An open store. Raises StoreError from every method when the file can't be read or written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._database = self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the store {path} can't be opened: {error}") from error
+
+    def _open(self) -> sqlite3.Connection:
+        fresh = not os.path.exists(self.path)
+        database = sqlite3.connect(self.path, isolation_level=None, timeout=5, cached_statements=64)
+        try:
+            os.chmod(self.path, 0o600)
+            application = database.execute("PRAGMA application_id").fetchone()[0]
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            empty = not database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+            if not empty and application != APPLICATION:
+                raise StoreError(f"{self.path} is a database of another program")
+            if version > VERSION:
+                raise StoreError(f"the store {self.path} was written by a newer Cloison (schema {version}, known: {VERSION})")
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                database.execute(f"PRAGMA {pragma}")
+            if empty:
+                self._create(database)
+            damage = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if damage != "ok":
+                raise StoreError(f"the store {self.path} is damaged: {damage}")
+        except BaseException:
+            database.close()
+            raise
+        if fresh:
+            files.fsync_dir(os.path.dirname(self.path) or ".")
+        return database
+
+    @staticmethod
+    def _create(database: sqlite3.Connection) -> None:
+        database.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            database.execute(statement)
+        database.execute(f"PRAGMA application_id={APPLICATION}")
+        database.execute(f"PRAGMA user_version={VERSION}")
+        database.execute("COMMIT")
+
+    def close(self) -> None:
+        self._database.close()
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """All of the rows or none, on disk when this returns."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                for row in rows:
+                    self._write_row(row)
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(f"the store {self.path} can't be written: {error}") from error
+
+    def _write_row(self, row: Row) -> None:
+        execute = self._database.execute
+        if row.table == "qubes":
+            self._write_qube(row)
+        elif row.owner == SYSTEM and row.deleted:
+            execute(f"DELETE FROM {row.table} WHERE name = ?", (row.key,))  # noqa: S608 the table's name is ours
+        elif row.owner == SYSTEM:
+            execute(f"INSERT INTO {row.table} (name, value) VALUES (?, ?)"  # noqa: S608
+                    " ON CONFLICT (name) DO UPDATE SET value = excluded.value", (row.key, _encode(row.value)))
+        elif row.deleted:
+            execute(f"DELETE FROM {row.table} WHERE owner = ? AND name = ?", (row.owner, row.key))  # noqa: S608
+        else:
+            execute(f"INSERT INTO {row.table} (owner, name, value) VALUES (?, ?, ?)"  # noqa: S608
+                    " ON CONFLICT (owner, name) DO UPDATE SET value = excluded.value", (row.owner, row.key, _encode(row.value)))
+
+    def _write_qube(self, row: Row) -> None:
+        if row.deleted:
+            self._database.execute("DELETE FROM qubes WHERE qid = ?", (row.owner,))
+        elif isinstance(row.value, Qube):
+            qube = row.value
+            self._database.execute("INSERT INTO qubes VALUES (?, ?, ?, ?, ?)",
+                                   (qube.qid, qube.name, qube.uuid, qube.klass, qube.state))
+        else:
+            self._database.execute("UPDATE qubes SET state = ? WHERE qid = ?", (row.value, row.owner))
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def is_empty(self) -> bool:
+        """Whether nothing was ever stored."""
+        return not self._database.execute("SELECT 1 FROM qubes LIMIT 1").fetchone()
+
+    def initialise(self, system: System) -> None:
+        """Store dom0's own row, which the rest hangs on."""
+        self.write([Row("qubes", 0, system.dom0.name, system.dom0)])
+
+    def load(self, system: System) -> None:
+        """Fill an empty model. Raises StoreError for what no version of ours has written."""
+        try:
+            self._load(system)
+        except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"the store {self.path} is damaged: {type(error).__name__}: {error}") from error
+
+    def _load(self, system: System) -> None:
+        for name, text in self._rows("labels"):
+            system.labels[name] = Label(**json.loads(text))
+        for name, text in self._rows("pools"):
+            system.pools[name] = Pool(**json.loads(text))
+        owners: dict[int, Qube] = {0: system.dom0}
+        for qid, name, uuid, klass, state in self._database.execute("SELECT * FROM qubes WHERE qid > 0 ORDER BY qid"):
+            qube = Qube(system, system.kinds[klass], name, uuid, qid)
+            qube.state = state
+            system.qubes[name] = owners[qid] = qube
+        for name, text in self._rows("globals"):
+            system.values[name] = _decode(system, name, text)
+        for table, put in _READERS.items():
+            for owner, name, text in self._database.execute(
+                    f"SELECT owner, name, value FROM {table} ORDER BY id"):  # noqa: S608 the table's name is ours
+                put(owners[owner], name, text)
+
+    def _rows(self, table: str) -> list[tuple[str, str]]:
+        return self._database.execute(f"SELECT name, value FROM {table} ORDER BY id").fetchall()  # noqa: S608
+
+
+def _encode(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int):
+        return str(value)
+    return json.dumps(asdict(value))
+
+
+def _decode(holder: Holder, name: str, text: str | None) -> Value:
+    """The typed value of a property."""
+    kind = holder.properties[name].type
+    if text is None:
+        return None
+    if kind == "int":
+        return int(text)
+    return text == "True" if kind == "bool" else text
+
+
+def _read_property(qube: Qube, name: str, text: str | None) -> None:
+    qube.values[name] = _decode(qube, name, text)
+
+
+def _read_volume(qube: Qube, name: str, text: str) -> None:
+    qube.volumes[name] = Volume(**json.loads(text))
+
+
+def _read_assignment(qube: Qube, name: str, text: str) -> None:
+    data = json.loads(text)
+    qube.assignments[name] = Assignment(Device(**data["device"]), data["mode"], data["options"])
+
+
+_READERS: dict[str, Any] = {
+    "properties": _read_property,
+    "features": lambda qube, name, text: qube.features.__setitem__(name, text),
+    "tags": lambda qube, name, _: qube.tags.__setitem__(name, None),
+    "volumes": _read_volume,
+    "assignments": _read_assignment,
+    "texts": lambda qube, name, text: qube.texts.__setitem__(name, text),
+}
