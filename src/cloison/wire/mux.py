@@ -8,9 +8,9 @@ A frame is 8 bytes of header (u8 kind, u8 zero, u16 body length, u32 channel; li
     CREDIT   open channel  u32: that many more bytes may be sent
     CLOSE    open channel  nothing: what was sent before it is still read; each side sends exactly one
 
-The host's channels have even ids from 2, the guest's odd ones from 1. Every new channel starts with WINDOW bytes of credit each way,
-so the opener sends at once, without a round trip. A violation raises PeerError: the whole multiplexer is dropped then, because
-after it no length can be trusted. No I/O here: bytes in, events out; `output` is what the transport must write.
+The host's channels have even ids from 2, the guest's odd ones from 1. Every new channel starts with WINDOW bytes of credit
+each way, so the opener sends at once, without a round trip. A violation raises PeerError: the whole multiplexer is dropped
+then, because after it no length can be trusted. No I/O here: bytes in, events out; `output` is what the transport must write.
 """
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ ROLES = ("root", "private", "volatile", "modules")
 SPARE_PORTS = 8
 # What QEMU needs of the kernel's log when a boot fails: read back over QMP (`ringbuf-read`), never written to a host file.
 CONSOLE_BYTES = 65536
+UNDERSCORED = ("max_ports",)   # QEMU's one property here that is not spelled with dashes
 BOOT_OPTIONS = (
     "root=/dev/vda ro console=ttyS0,115200n8 quiet loglevel=4 panic=-1 random.trust_cpu=on mitigations=auto "
     "systemd.show_status=false systemd.mask=systemd-random-seed.service fsck.mode=skip net.ifnames=0 audit=0 nowatchdog"
@@ -61,7 +62,7 @@ class Settings:
     fd_monitor: int
     fd_channel: int
     ram: Ram = Ram()
-    fd_incoming: int | None = None  # device state of a warm image
+    incoming: bool = False          # wait for a warm image's device state, to be named over QMP
     kernel: str | None = None       # paths inside the sandbox; None when state comes in
     initramfs: str | None = None
     kernelopts: str = ""
@@ -86,9 +87,9 @@ def shape(settings: Settings) -> list[str]:
     return command(bare)
 
 
-def _option(name: str, **values: Any) -> list[str]:
-    fields = {key.replace("_", "-"): value for key, value in values.items()}
-    return [f"-{name}", json.dumps(fields, separators=(",", ":"))]
+def _option(option: str, /, **values: Any) -> list[str]:
+    fields = {key if key in UNDERSCORED else key.replace("_", "-"): value for key, value in values.items()}
+    return [f"-{option}", json.dumps(fields, separators=(",", ":"))]
 
 
 def _machine(settings: Settings) -> list[str]:
@@ -103,7 +104,6 @@ def _machine(settings: Settings) -> list[str]:
         "-cpu", "host,migratable=on" if settings.accelerator == "kvm" else "max",
         "-smp", str(settings.vcpus),
         "-rtc", "base=utc,clock=host,driftfix=none",
-        "-global", "migration.x-ignore-shared=on",
     ]
 
 
@@ -118,8 +118,8 @@ def _memory(settings: Settings) -> list[str]:
 
 
 def _boot(settings: Settings) -> list[str]:
-    if settings.fd_incoming is not None:
-        return ["-incoming", f"fd:{settings.fd_incoming}"]
+    if settings.incoming:
+        return ["-incoming", "defer"]
     if settings.kernel is None or settings.initramfs is None:
         return []
     options = f"{BOOT_OPTIONS} {settings.kernelopts}".strip()

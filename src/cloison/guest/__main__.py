@@ -1,0 +1,5 @@
+import asyncio
+
+from cloison.guest.agent import main
+
+asyncio.run(main())

@@ -1,0 +1,9 @@
+"""Starts the agent. A script, because `python3 -m` would import runpy first, which costs time under emulation.
+
+Python puts this file's folder first in `sys.path`, so `cloison` is found beside it.
+"""
+import sys
+
+from cloison.guest.__main__ import main
+
+sys.exit(main())

@@ -1,0 +1,135 @@
+"""Programs that the host's calls start: as which user, with which environment, found where (reference/qrexec.md 9.3, 10)."""
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+import stat
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from cloison.wire.qrexec import Command
+
+SERVICE_PATH = "/run/qubes-rpc:/usr/local/etc/qubes-rpc:/etc/qubes-rpc"
+ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+NAME_MAX = 255
+FAILED, NOT_FOUND = 125, 127
+
+
+class CannotStart(Exception):
+    """The call ends with `status` (125 or 127); the text is for the guest's own log."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class User(NamedTuple):
+    """A line of the user database, with its groups."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+
+class Started(NamedTuple):
+    """A running program and our ends of its streams; `stdin` and `stdout` are sockets, as services may expect."""
+
+    process: subprocess.Popen[bytes]
+    stdin: socket.socket
+    stdout: socket.socket
+    stderr: int
+
+
+_users: dict[str, tuple[tuple[int, int], User]] = {}
+
+
+def lookup(name: str) -> User:
+    """The user, cached until the user database changes. Raises CannotStart."""
+    version = (os.stat("/etc/passwd").st_mtime_ns, os.stat("/etc/group").st_mtime_ns)
+    cached = _users.get(name)
+    if cached is not None and cached[0] == version:
+        return cached[1]
+    try:
+        entry = pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        raise CannotStart(FAILED, f"no user {name!r}") from None
+    groups = [entry.pw_gid, *(group.gr_gid for group in grp.getgrall() if name in group.gr_mem)]
+    user = User(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir, entry.pw_shell or "/bin/sh")
+    _users[name] = (version, user)
+    return user
+
+
+def find_service(service: str, argument: str | None, path: str = SERVICE_PATH) -> str:
+    """The executable of a service: SERVICE+ARGUMENT in all folders first, then SERVICE. Raises CannotStart."""
+    full = f"{service}+{argument or ''}"
+    names = [service] if len(full) > NAME_MAX or "/" in full else [full, service]
+    for name in names:
+        for folder in path.split(":"):
+            candidate = f"{folder}/{name}"
+            try:
+                mode = os.stat(candidate).st_mode
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise CannotStart(FAILED, f"{candidate}: {error.strerror}") from None
+            if not stat.S_ISREG(mode) or not os.access(candidate, os.X_OK):
+                raise CannotStart(FAILED, f"{candidate} is not executable")
+            return candidate
+    raise CannotStart(NOT_FOUND, f"no service {service!r}")
+
+
+def environment(user: User, command: Command) -> dict[str, str]:
+    """What the program sees; nothing is inherited but the locale."""
+    env = {key: value for key, value in os.environ.items() if key == "LANG" or key.startswith("LC_")}
+    env |= {"HOME": user.home, "SHELL": user.shell, "USER": user.name, "LOGNAME": user.name,
+            "PATH": USER_PATH if user.uid else ROOT_PATH, "QREXEC_AGENT_PID": str(os.getpid())}
+    if command.service:
+        full = command.service if command.argument is None else f"{command.service}+{command.argument}"
+        env |= {"QREXEC_REMOTE_DOMAIN": command.source, "QREXEC_SERVICE_FULL_NAME": full, "QREXEC_REQUESTED_TARGET_TYPE": ""}
+        if command.argument is not None:
+            env["QREXEC_SERVICE_ARGUMENT"] = command.argument
+    return env
+
+
+def start(command: Command, *, quiet: bool = False) -> Started:
+    """Start a parsed command line. `quiet`: stdin and stdout are /dev/null (JUST_EXEC). Raises CannotStart."""
+    user = lookup(command.user)
+    if command.service:
+        program = find_service(command.service, command.argument)
+        argv = [program, command.argument] if command.argument else [program]
+    else:
+        program = user.shell
+        argv = ["-" + os.path.basename(program), "-c", command.command]
+    return _spawn(program, argv, user, environment(user, command), quiet)
+
+
+def _spawn(program: str, argv: Sequence[str], user: User, env: Mapping[str, str], quiet: bool) -> Started:
+    stdin, child_stdin = socket.socketpair()
+    stdout, child_stdout = socket.socketpair()
+    stderr, child_stderr = os.pipe2(os.O_CLOEXEC)
+    home = user.home if os.path.isdir(user.home) else "/"
+    try:
+        process = subprocess.Popen(
+            argv, executable=program, env=env, cwd=home, start_new_session=True,
+            stdin=subprocess.DEVNULL if quiet else child_stdin, stdout=subprocess.DEVNULL if quiet else child_stdout,
+            stderr=subprocess.DEVNULL if quiet else child_stderr,
+            **({"user": user.uid, "group": user.gid, "extra_groups": user.groups} if os.getuid() == 0 else {}),
+        )
+    except OSError as error:
+        for end in (stdin, stdout):
+            end.close()
+        os.close(stderr)
+        status = NOT_FOUND if isinstance(error, FileNotFoundError) else FAILED
+        raise CannotStart(status, f"{program}: {error.strerror}") from None
+    finally:
+        child_stdin.close()
+        child_stdout.close()
+        os.close(child_stderr)
+    return Started(process, stdin, stdout, stderr)

@@ -1,0 +1,134 @@
+"""The qube's own disks: private on /rw, its home and bind-dirs over the template's root, volatile as swap (reference/storage.md 3, 5)."""
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import shutil
+import struct
+
+from cloison.guest import libc
+
+SWAP_BYTES = 1 << 30
+BIND_DIRS = ("/usr/lib/qubes-bind-dirs.d", "/etc/qubes-bind-dirs.d", "/rw/config/qubes-bind-dirs.d")
+_BINDS = re.compile(r"""binds\+?=\(\s*((?:'[^']*'|"[^"]*"|[^\s()'"]+|\s)*)\)""")
+_WORD = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s()'"]+)""")
+RC_LOCAL = "#!/bin/sh\n# Runs at each start of this qube, once it is made executable.\n"
+MAX_LINKS = 10
+
+
+def device(role: str) -> str:
+    """/dev/vdX of the disk with serial qubes-ROLE. Raises FileNotFoundError."""
+    for path in glob.glob("/sys/block/vd*/serial"):
+        with open(path, encoding="ascii") as file:
+            if file.read().strip() == f"qubes-{role}":
+                return "/dev/" + path.split("/")[3]
+    raise FileNotFoundError(f"no disk qubes-{role}")
+
+
+def mount_private(persistence: str) -> None:
+    """Mount /rw; for a qube whose root is thrown away, put home, /usr/local and the bind-dirs over it."""
+    os.makedirs("/rw", exist_ok=True)
+    libc.mount(device("private"), "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
+    _first_use()
+    if persistence == "full":
+        return
+    libc.mount("/rw/home", "/home", flags=libc.MS_BIND)
+    libc.mount("/rw/usrlocal", "/usr/local", flags=libc.MS_BIND)
+    for path in bind_dirs():
+        bind(path)
+
+
+def _first_use() -> None:
+    """Lay out an empty private volume. Idempotent: each part is copied aside and renamed, so half a copy is never taken for one."""
+    if not os.path.isdir("/rw/config"):
+        os.makedirs("/rw/config.new", exist_ok=True)
+        with open("/rw/config.new/rc.local", "w", encoding="ascii") as file:
+            file.write(RC_LOCAL)
+        os.rename("/rw/config.new", "/rw/config")
+        os.makedirs("/rw/bind-dirs", exist_ok=True)
+    for source, target in (("/home", "/rw/home"), ("/usr/local", "/rw/usrlocal")):
+        if not os.path.isdir(target):
+            shutil.rmtree(target + ".new", ignore_errors=True)
+            copy_tree(source, target + ".new")
+            os.rename(target + ".new", target)
+
+
+def copy_tree(source: str, target: str) -> None:
+    """Copy with owners and modes; symbolic links stay links."""
+    status = os.lstat(source)
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+    elif os.path.isdir(source):
+        os.mkdir(target)
+        for name in os.listdir(source):
+            copy_tree(f"{source}/{name}", f"{target}/{name}")
+    elif os.path.isfile(source):
+        shutil.copyfile(source, target)
+    else:
+        return
+    os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+    if not os.path.islink(target):
+        os.chmod(target, status.st_mode & 0o7777)
+
+
+def bind_dirs() -> list[str]:
+    """Paths listed in bind-dirs snippets (`binds+=( '/etc/foo' )`), in order, without running them as a shell would."""
+    paths: list[str] = []
+    for folder in BIND_DIRS:
+        for name in sorted(glob.glob(f"{folder}/*.conf")):
+            with open(name, encoding="utf-8", errors="replace") as file:
+                text = "\n".join(line for line in file.read().splitlines() if not line.lstrip().startswith("#"))
+            for match in _BINDS.finditer(text):
+                paths += ["".join(word) for word in _WORD.findall(match.group(1))]
+    return [path for path in paths if path.startswith("/") and ".." not in path.split("/")]
+
+
+def bind(path: str) -> None:
+    """Keep one path of the root in the private volume; copied there once."""
+    for _ in range(MAX_LINKS):
+        if not os.path.islink(path):
+            break
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    kept = _kept(path)
+    if not os.path.lexists(kept):
+        if not os.path.exists(path):
+            return
+        os.makedirs(os.path.dirname(kept), exist_ok=True)
+        shutil.rmtree(kept + ".new", ignore_errors=True)
+        copy_tree(path, kept + ".new")
+        os.rename(kept + ".new", kept)
+    if not os.path.exists(path):
+        _placeholder(path, os.path.isdir(kept))
+    libc.mount(kept, path, flags=libc.MS_BIND)
+
+
+def _kept(path: str) -> str:
+    for root, volume in (("/home/", "/rw/home/"), ("/usr/local/", "/rw/usrlocal/")):
+        if path.startswith(root):
+            return volume + path[len(root):]
+    return "/rw/bind-dirs" + path
+
+
+def _placeholder(path: str, folder: bool) -> None:
+    os.makedirs(path if folder else os.path.dirname(path), exist_ok=True)
+    if not folder:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def enable_swap() -> None:
+    """The volatile disk's first GiB as swap; the header is written here, so no program is started."""
+    path = device("volatile")
+    page = os.sysconf("SC_PAGE_SIZE")
+    header = bytearray(page)
+    struct.pack_into("<III", header, 1024, 1, SWAP_BYTES // page - 1, 0)
+    header[-10:] = b"SWAPSPACE2"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, header)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    libc.swapon(path)

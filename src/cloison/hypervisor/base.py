@@ -1,0 +1,97 @@
+"""A machine: one virtual computer, as its warden sees it. What the machine is for is not known here."""
+from __future__ import annotations
+
+import abc
+import enum
+import socket
+from dataclasses import dataclass
+
+
+class MachineState(enum.Enum):
+    """made -> running <-> paused -> gone. `gone` is final."""
+
+    MADE = "made"
+    RUNNING = "running"
+    PAUSED = "paused"
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class DiskFile:
+    """One open file of a disk. The machine takes the descriptor and closes it."""
+
+    fd: int
+    format: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A virtio disk: `files` bottom first; none is an empty disk of `size` bytes that forgets."""
+
+    role: str
+    size: int
+    files: tuple[DiskFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """What a machine is made of. `ram_fd` and `state_fd` belong to a warm image; without them it boots `kernel`."""
+
+    uuid: str
+    memory: int                      # MiB
+    vcpus: int
+    accelerator: str                 # kvm or tcg
+    disks: tuple[Disk, ...]
+    kernel: str = ""                 # host paths
+    initramfs: str = ""
+    kernelopts: str = ""
+    ram_fd: int | None = None        # file of exactly `memory` bytes
+    ram_shared: bool = False         # True while a warm image is being made
+    state_fd: int | None = None      # device state to load
+
+
+class Machine(abc.ABC):
+    """Promises: `start` returns a stream to the guest's agent port; `wait` returns when nothing of the machine is left;
+    `kill` always works and needs no guest's consent; every method but `start` may be called at any time and twice.
+
+    Raises MachineError with a sentence, and the console's last lines where there are any.
+    """
+
+    @abc.abstractmethod
+    async def start(self) -> socket.socket:
+        """Bring it up; the host's end of the agent port, non-blocking."""
+
+    @abc.abstractmethod
+    async def pause(self) -> None: ...
+
+    @abc.abstractmethod
+    async def resume(self) -> None: ...
+
+    @abc.abstractmethod
+    async def power_button(self) -> None:
+        """Ask the guest to shut down. It may ignore that."""
+
+    @abc.abstractmethod
+    async def save(self, state_fd: int) -> None:
+        """Stop it for good and write its device state; RAM stays in its file."""
+
+    @abc.abstractmethod
+    async def console(self) -> bytes:
+        """The last of what the guest wrote on its serial console: untrusted."""
+
+    @abc.abstractmethod
+    async def wait(self) -> int:
+        """Exit status of the machine's process, once it is gone."""
+
+    @abc.abstractmethod
+    def kill(self) -> None: ...
+
+    @property
+    @abc.abstractmethod
+    def state(self) -> MachineState: ...
+
+    @property
+    @abc.abstractmethod
+    def pid(self) -> int | None:
+        """The machine's process on the host, for statistics."""

@@ -1,0 +1,230 @@
+"""A Machine that is a QEMU process in its sandbox, driven over QMP.
+
+The process is this one's child and dies with it (bubblewrap's pdeathsig, all the way down). Its files are descriptors of ours;
+after the spawn our copies are closed. QMP replies come from a process that a hostile guest may own: they are parsed by the
+library, used as words and numbers only, and every wait for one ends when the process ends.
+"""
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Awaitable
+from typing import Any, TypeVar, cast
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from cloison.errors import MachineError
+from cloison.hypervisor import sandbox
+from cloison.hypervisor.base import Machine, MachineSpec, MachineState
+from cloison.hypervisor.qemu import argv
+
+QEMU = "qemu-system-x86_64"
+# Shared RAM stays in its file; and say how saving and loading go.
+CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
+PORT_BUFFER = 1 << 20
+T = TypeVar("T")
+
+
+class QemuMachine(Machine):
+    """See `Machine`. One object, one process."""
+
+    def __init__(self, spec: MachineSpec) -> None:
+        self._spec = spec
+        self._process: subprocess.Popen[bytes] | None = None
+        self._gone: asyncio.Future[int] | None = None
+        self._qmp = QMPClient("qube")
+        self._connecting: asyncio.Task[None] | None = None
+        self._state = MachineState.MADE
+        self._errors = b""
+
+    @property
+    def state(self) -> MachineState:
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> socket.socket:
+        monitor, qemu_monitor = socket.socketpair()
+        channel, qemu_channel = socket.socketpair()
+        for end in (channel, qemu_channel):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PORT_BUFFER)
+        errors, qemu_errors = os.pipe()
+        handed = [qemu_monitor.fileno(), qemu_channel.fileno(), *_files(self._spec)]
+        try:
+            self._process = subprocess.Popen(
+                self._argv(qemu_monitor.fileno(), qemu_channel.fileno()), pass_fds=handed,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=qemu_errors, restore_signals=True,
+            )
+        except OSError as error:
+            raise MachineError(f"can't start QEMU: {error.strerror}") from error
+        finally:
+            qemu_monitor.close()
+            qemu_channel.close()
+            os.close(qemu_errors)
+            for fd in _files(self._spec):
+                os.close(fd)
+        self._state = MachineState.RUNNING
+        self._watch(errors)
+        monitor.setblocking(False)
+        channel.setblocking(False)
+        self._connecting = asyncio.create_task(self._connect(monitor))
+        self._connecting.add_done_callback(_retrieved)
+        if self._spec.state_fd is not None:
+            await self._load(self._spec.state_fd)
+        return channel
+
+    async def pause(self) -> None:
+        await self._execute("stop")
+        self._state = MachineState.PAUSED
+
+    async def resume(self) -> None:
+        await self._execute("cont")
+        self._state = MachineState.RUNNING
+
+    async def power_button(self) -> None:
+        await self._execute("system_powerdown")
+
+    async def save(self, state_fd: int) -> None:
+        # Not stopped first: QEMU stops it at the right moment itself, and the state then says "running" for whoever loads it.
+        await self._connected()
+        self._qmp.send_fd_scm(state_fd)
+        await self._execute("getfd", {"fdname": "state"})
+        with self._qmp.listener("MIGRATION") as events:
+            await self._execute("migrate", {"uri": "fd:state"})
+            async for event in events:
+                status = cast("dict[str, str]", event["data"])["status"]
+                if status == "completed":
+                    self._state = MachineState.PAUSED
+                    return
+                if status in ("failed", "cancelled"):
+                    raise MachineError("QEMU could not save the machine's state")
+
+    async def console(self) -> bytes:
+        try:
+            text = await asyncio.wait_for(
+                self._execute("ringbuf-read", {"device": "console", "size": argv.CONSOLE_BYTES, "format": "base64"}), 5)
+            return base64.b64decode(str(text))
+        except (MachineError, TimeoutError, binascii.Error):
+            return b""
+
+    async def wait(self) -> int:
+        if self._gone is None:
+            raise MachineError("the machine was never started")
+        return await asyncio.shield(self._gone)
+
+    def kill(self) -> None:
+        if self._process is not None and self._state is not MachineState.GONE:
+            self._process.send_signal(signal.SIGKILL)
+
+    @property
+    def error_text(self) -> str:
+        """What QEMU wrote on its standard error, bounded: for logs, control characters replaced."""
+        return "".join(c if c.isprintable() else " " for c in self._errors.decode(errors="replace")).strip()
+
+    async def _connect(self, monitor: socket.socket) -> None:
+        await self._qmp.connect(monitor)
+        await self._qmp.execute("migrate-set-capabilities", {"capabilities": CAPABILITIES})
+
+    async def _load(self, state_fd: int) -> None:
+        """Take up a warm image's device state; the guest runs on when QEMU has read it."""
+        await self._execute("migrate-incoming", {"uri": f"fd:{state_fd}"})
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _argv(self, monitor: int, channel: int) -> list[str]:
+        spec = self._spec
+        program = sandbox.find(QEMU)
+        settings = argv.Settings(
+            name="qube", uuid=spec.uuid, memory=spec.memory, vcpus=spec.vcpus, accelerator=spec.accelerator,
+            drives=tuple(argv.Drive(disk.role, disk.size, tuple(
+                argv.Node(file.fd, file.format, file.read_only) for file in disk.files)) for disk in spec.disks),
+            fd_monitor=monitor, fd_channel=channel,
+            ram=argv.Ram(f"/proc/self/fd/{spec.ram_fd}" if spec.ram_fd is not None else None, spec.ram_shared),
+            incoming=spec.state_fd is not None,
+            kernel="/boot/vmlinuz" if spec.kernel else None, initramfs="/boot/initramfs" if spec.initramfs else None,
+            kernelopts=spec.kernelopts, program=program,
+        )
+        command = argv.command(settings)
+        for disk in spec.disks:
+            for file in disk.files:
+                command += ["-add-fd", f"fd={file.fd},set={file.fd}"]
+        files = {program: program}
+        if spec.state_fd is None and spec.kernel:
+            files |= {"/boot/vmlinuz": spec.kernel, "/boot/initramfs": spec.initramfs}
+        return sandbox.wrap(command, files=files, libs=sandbox.libraries(program), bwrap=sandbox.find("bwrap"),
+                            devices=["/dev/kvm"] if spec.accelerator == "kvm" else [])
+
+    def _watch(self, errors: int) -> None:
+        """Learn of the process's end from the kernel, and keep the last it said."""
+        assert self._process is not None
+        loop = asyncio.get_running_loop()
+        gone = self._gone = loop.create_future()
+        process, pidfd = self._process, os.pidfd_open(self._process.pid)
+        os.set_blocking(errors, False)
+
+        def read_errors() -> None:
+            data = _read_available(errors)
+            self._errors = (self._errors + data)[-4096:]
+            if not data:
+                loop.remove_reader(errors)
+
+        def ended() -> None:
+            loop.remove_reader(pidfd)
+            loop.remove_reader(errors)
+            self._errors = (self._errors + _read_available(errors))[-4096:]
+            os.close(pidfd)
+            os.close(errors)
+            self._state = MachineState.GONE
+            gone.set_result(process.wait())
+
+        loop.add_reader(errors, read_errors)
+        loop.add_reader(pidfd, ended)
+
+    async def _connected(self) -> None:
+        if self._connecting is None:
+            raise MachineError("the machine was never started")
+        await self._unless_gone(asyncio.shield(self._connecting))
+
+    async def _execute(self, command: str, arguments: dict[str, Any] | None = None) -> object:
+        await self._connected()
+        return await self._unless_gone(self._qmp.execute(command, arguments))
+
+    async def _unless_gone(self, work: Awaitable[T]) -> T:
+        """Wait for QEMU's answer, or for its end. Raises MachineError for the latter and for a refusal."""
+        assert self._gone is not None
+        task = asyncio.ensure_future(work)
+        waiters: set[asyncio.Future[Any]] = {task, self._gone}
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            raise MachineError(f"QEMU ended: {self.error_text or 'no reason given'}")
+        try:
+            return task.result()
+        except (ExecuteError, QMPError, OSError) as error:
+            raise MachineError(f"QEMU: {error}") from error
+
+
+def _files(spec: MachineSpec) -> list[int]:
+    """Descriptors that the machine takes over."""
+    files = [file.fd for disk in spec.disks for file in disk.files]
+    return [*files, *(fd for fd in (spec.ram_fd, spec.state_fd) if fd is not None)]
+
+
+def _read_available(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except BlockingIOError:
+        return b""
+
+
+def _retrieved(task: asyncio.Task[None]) -> None:
+    """A failed connection is reported where it is awaited; here it only must not warn."""
+    if not task.cancelled():
+        task.exception()

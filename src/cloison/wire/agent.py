@@ -1,0 +1,76 @@
+"""What a warden and the agent in its qube tell each other about the qube itself (multiplexer CONTROL frames).
+
+To the guest: one JSON object with `do`. From the guest, which is hostile: one word of a fixed list and a bounded text, no JSON.
+
+    seal      -> sealed          nothing personal is mounted, no generator keeps state: take the snapshot
+    become    -> running         be this qube: entropy, clock, names, volumes, QubesDB (`Identity`)
+                 failed TEXT     it can't
+    shutdown  -> halting         power off in order
+    ping      -> pong
+    entropy                      more randomness; no answer
+"""
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from cloison.errors import PeerError
+
+MAX_TEXT = 1024
+WORDS = (b"sealed", b"running", b"failed", b"halting", b"pong")
+
+
+class Identity(NamedTuple):
+    """Who a restored or booted guest is. `entropy` is hexadecimal, 64 bytes; `time` nanoseconds since the epoch."""
+
+    xid: int
+    time: int
+    entropy: str
+    machine_id: str
+    boot_id: str
+    qubesdb: dict[str, str]
+
+
+class Report(NamedTuple):
+    """What the agent said: a word of WORDS, and a text with control characters replaced."""
+
+    word: str
+    text: str
+
+
+def seal() -> bytes:
+    return b'{"do":"seal"}'
+
+
+def ping() -> bytes:
+    return b'{"do":"ping"}'
+
+
+def shutdown() -> bytes:
+    return b'{"do":"shutdown"}'
+
+
+def become(identity: Identity) -> bytes:
+    return json.dumps({"do": "become", **identity._asdict()}, separators=(",", ":")).encode()
+
+
+def parse_order(message: bytes) -> tuple[str, dict[str, object]]:
+    """In the guest: what the host wants, and the object's other fields."""
+    data = json.loads(message)
+    return data.pop("do"), data
+
+
+def report(word: str, text: str = "") -> bytes:
+    """In the guest."""
+    return f"{word} {text}".encode()[:MAX_TEXT] if text else word.encode()
+
+
+def parse_report(untrusted: bytes) -> Report:
+    """On the host. Raises PeerError for a word that does not exist or a text too long."""
+    if len(untrusted) > MAX_TEXT:
+        raise PeerError("agent report too long", len(untrusted))
+    word, _, text = untrusted.partition(b" ")
+    if word not in WORDS:
+        raise PeerError("agent report with an unknown word")
+    clean = "".join(chr(byte) if 0x20 <= byte < 0x7F else "_" for byte in text)
+    return Report(word.decode(), clean)
