@@ -1,0 +1,252 @@
+"""cloison: what Qubes OS has no tool for. Starts and ends qubesd, tells how it is; more verbs live in modules of their own.
+
+A module of another verb gives `add_parsers(subparsers)` and `run(args) -> int`, and is imported only when its verb is used.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+
+from cloison.cli import tool
+from cloison.cli.qvm_shutdown import shut_down
+from cloison.client.connection import Connection, NoDaemon, connect
+from cloison.client.domains import DOM0, list_qubes
+from cloison.errors import CloisonError, HostError
+from cloison.runtime.paths import Paths
+
+PROG = "cloison"
+START_TIME = 30.0                        # seconds qubesd may take until it answers
+END_TIME = 20.0                          # seconds it may take to end
+_STEP = 0.02
+_LOG_TAIL = 2000                         # bytes of its log that are shown if it fails
+
+# Verbs of other modules, with what --help says of them.
+OTHERS = {
+    "doctor": "what this machine has and lacks for running qubes",
+    "template": "build and list templates",
+    "bench": "measure starts, calls and streams",
+    "demo": "make two qubes and a disposable, and show what keeps them apart",
+}
+
+
+class StartFailed(HostError):
+    """qubesd ended, or did not answer in time."""
+
+    hint = "cloison doctor looks for causes; the log has more."
+
+
+def parser(verb: str = "") -> tool.Parser:
+    """`verb`: the other module's verb that will be used, if any; only that module is imported."""
+    result = tool.Parser(prog=PROG, description="Run Cloison: qubes on this machine.", examples=[
+        ("cloison up", "start qubesd, the daemon that all tools talk to"),
+        ("cloison status", "what runs"),
+        ("cloison down", "shut all qubes down, then end qubesd"),
+        ("cloison completion bash > ~/.local/share/bash-completion/completions/cloison", "complete names and options"),
+    ])
+    verbs = result.add_subparsers(dest="verb", metavar="VERB", required=True)
+    up = verbs.add_parser("up", help="start qubesd", description="Start qubesd; nothing happens if it runs.")
+    up.add_argument("--bare", action="store_true", help="with an empty system: dom0, labels and pools, no qube")
+    up.add_argument("--foreground", action="store_true", help="stay, and log here")
+    down = verbs.add_parser("down", help="end qubesd", description="Shut all qubes down, then end qubesd.")
+    down.add_argument("--keep", action="store_true", help="leave the qubes running; the next qubesd takes them over")
+    down.add_argument("--all", action="store_true", help="shut all qubes down (default)")
+    status = verbs.add_parser("status", help="what runs", description="Tell whether qubesd runs, and which qubes.")
+    status.add_argument("--json", action="store_true", help="for programs")
+    completion = verbs.add_parser("completion", help="shell completion", description="Print completion code for a shell.")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    for name, meaning in OTHERS.items():
+        if name == verb:
+            importlib.import_module(f"cloison.cli.{name}").add_parsers(verbs)
+        elif not verb:
+            verbs.add_parser(name, help=meaning, add_help=False)
+    return result
+
+
+def run(args: argparse.Namespace, connection: Connection) -> int:
+    if args.verb in OTHERS:
+        status: int = importlib.import_module(f"cloison.cli.{args.verb}").run(args)
+        return status
+    if args.verb == "completion":
+        from cloison.cli.completion import script
+
+        print(script(args.shell), end="")
+        return 0
+    return {"up": _up, "down": _down, "status": _status}[args.verb](args, connection)
+
+
+# -- up ------------------------------------------------------------------------------------------------------------------
+
+
+def _up(args: argparse.Namespace, connection: Connection) -> int:
+    paths = connection.paths
+    if args.foreground:
+        command = _command(bare=args.bare)
+        os.execv(command[0], command)    # noqa: S606 the daemon takes this process's place
+    if _answers(paths):
+        return _say_unless_quiet(args, "qubesd runs already")
+    paths.ensure()
+    log = os.path.join(paths.log, "qubesd.log")
+    child = _spawn(_command(bare=args.bare), log)
+    _await_answer(paths, child, log)
+    return _say_unless_quiet(args, "qubesd runs")
+
+
+def _say_unless_quiet(args: argparse.Namespace, text: str) -> int:
+    if tool.verbosity(args) > 0:
+        tool.say(text)
+    return 0
+
+
+def _command(*, bare: bool) -> list[str]:
+    # -P: a module in the current folder must not take the place of ours.
+    return [sys.executable, "-P", "-m", "cloison.daemon", *(["--bare"] if bare else [])]
+
+
+def _spawn(command: Sequence[str], log: str) -> int:
+    """Start it in a session of its own, so that no terminal ends it; its output goes to the log. The process id."""
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        command[0], command, os.environ, setsid=True,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+
+
+def _await_answer(paths: Paths, child: int, log: str) -> None:
+    """Until somebody answers on the socket; that may be another qubesd, started at the same time."""
+    deadline = time.monotonic() + START_TIME
+    alive = True
+    while not _answers(paths):
+        if alive and os.waitpid(child, os.WNOHANG)[0]:
+            alive = False                # it may have given way to another that is about to answer
+            deadline = min(deadline, time.monotonic() + 1)
+        if time.monotonic() > deadline:
+            what = "does not answer" if alive else "ended"
+            raise StartFailed(f"qubesd {what}; the end of {log}:\n{_tail(log)}")
+        time.sleep(_STEP)
+
+
+def _answers(paths: Paths) -> bool:
+    try:
+        connect(paths.socket("qubesd.sock")).close()
+    except OSError:
+        return False
+    return True
+
+
+def _tail(log: str) -> str:
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.path.getsize(log) - _LOG_TAIL))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError as error:
+        return str(error)
+
+
+# -- down ----------------------------------------------------------------------------------------------------------------
+
+
+def _down(args: argparse.Namespace, connection: Connection) -> int:
+    try:
+        qubes = list_qubes(connection)
+    except NoDaemon:
+        return _say_unless_quiet(args, "qubesd does not run")
+    status = 0
+    if not args.keep:
+        names = [qube.name for qube in qubes.values() if qube.running and qube.klass not in ("AdminVM", "RemoteVM")]
+        status = shut_down(connection, names, wait=True, force=True, prog=PROG)
+    _end(connection.paths)
+    return min(status, 1)
+
+
+def _end(paths: Paths) -> None:
+    """End the process that listens on the socket, and wait for it. Raises HostError if it does not end."""
+    try:
+        with connect(paths.socket("qubesd.sock")) as sock:
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            pid: int = struct.unpack("3i", credentials)[0]
+            process = os.pidfd_open(pid)
+    except (FileNotFoundError, ConnectionRefusedError, ProcessLookupError):
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if not poll.poll(END_TIME * 1000):
+            raise HostError(f"qubesd (process {pid}) did not end within {END_TIME:.0f} s")
+    except ProcessLookupError:
+        pass                             # it was quicker
+    finally:
+        os.close(process)
+
+
+# -- status --------------------------------------------------------------------------------------------------------------
+
+
+def _status(args: argparse.Namespace, connection: Connection) -> int:
+    """Exit status 3 if qubesd does not run, as init scripts have it."""
+    try:
+        facts = json.loads(connection.call(DOM0, "internal.cloison.Status", internal=True))
+        qubes = [qube for qube in list_qubes(connection).values() if qube.klass != "AdminVM"]
+    except NoDaemon:
+        if args.json:
+            print(json.dumps({"running": False}))
+        else:
+            tool.say("qubesd does not run")
+        return 3
+    except ValueError as error:
+        raise CloisonError("qubesd's status could not be read") from error
+    running = [qube for qube in qubes if qube.running]
+    if args.json:
+        print(json.dumps({"running": True, **facts, "qubes": {qube.name: qube.state for qube in qubes}}))
+        return 0
+    rows = [("qubesd", "runs"), *((key.replace("_", " "), _fact(value)) for key, value in facts.items())]
+    rows += [("qubes", f"{len(running)} of {len(qubes)} running")]
+    rows += [("", f"{qube.name} ({qube.state})") for qube in running]
+    _show(rows)
+    return 0
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return str(value)
+
+
+def _show(rows: Sequence[tuple[str, str]]) -> None:
+    if not tool.is_terminal(sys.stdout):
+        tool.say(tool.table(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for key, value in rows:
+        table.add_row(Text(key, style="bold"), Text(tool.printable(value)))
+    Console().print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in words if not word.startswith("-")), "")
+    try:
+        chosen = parser(verb)
+    except ModuleNotFoundError as error:
+        tool.fail(PROG, f"the verb {verb} is not installed: {error}")
+        return 1
+    return tool.main(chosen, run, words)

@@ -1,0 +1,111 @@
+"""qvm-create: make a new qube."""
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from cloison.cli import tool
+from cloison.client.connection import Connection
+from cloison.client.create import Creation, clone, create
+from cloison.client.domains import DOM0, lines
+from cloison.client.importing import import_volume
+from cloison.errors import CloisonError
+
+PROG = "qvm-create"
+PROPERTY_FAILED = 2                      # created, but a property could not be set
+IMPORT_FAILED = 3                        # created, but its root volume could not be filled
+
+
+def parser() -> tool.Parser:
+    result = tool.Parser(prog=PROG, description="Make a new qube.", examples=[
+        ("qvm-create --label blue work", "an AppVM on the default template"),
+        ("qvm-create -l red -t debian-12 untrusted", "on that template"),
+        ("qvm-create --disp -t dvm burner", "a named disposable"),
+        ("qvm-create -C StandaloneVM -t debian-12 -l gray box", "a copy of a template that lives alone"),
+    ])
+    add = result.add_argument
+    add("--class", "-C", dest="klass", default="AppVM", help="class of the new qube (default: %(default)s)")
+    add("--standalone", dest="klass", action="store_const", const="StandaloneVM", help="the same as --class StandaloneVM")
+    add("--disp", action="store_true", help="the same as --class DispVM --label red")
+    add("--property", "--prop", dest="properties", metavar="NAME=VALUE", action="append", default=[], help="set a property")
+    add("--pool", "-p", metavar="VOLUME=POOL", action="append", default=[], help="the pool for one volume")
+    add("-P", dest="one_pool", metavar="POOL", default="", help="the pool for all volumes")
+    add("--template", "-t", metavar="TEMPLATE", help="the template to use")
+    add("--label", "-l", metavar="LABEL", help="its colour: red, orange, yellow, green, gray, blue, purple, black")
+    add("--help-classes", action="store_true", help="list available classes and exit")
+    root = result.add_mutually_exclusive_group()
+    root.add_argument("--root-copy-from", "-r", metavar="FILE", help="fill its root volume with a copy of this image")
+    root.add_argument("--root-move-from", "-R", metavar="FILE", help="the same, and delete the file afterwards")
+    root.add_argument("--no-root", action="store_true", help=argparse.SUPPRESS)
+    add("name", metavar="VMNAME", nargs="?", help="name of the new qube")
+    return result
+
+
+def run(args: argparse.Namespace, connection: Connection) -> int:
+    if args.help_classes:
+        tool.say("\n".join(lines(connection.call(DOM0, "admin.vmclass.List"))))
+        return 0
+    wanted, properties = _creation(args)
+    image = args.root_copy_from or args.root_move_from
+    if image and wanted.klass in ("AppVM", "DispVM"):
+        tool.quit_usage(PROG, f"a qube of class {wanted.klass} uses its template's root volume, so it can't be filled")
+    if image and not os.path.isfile(image):
+        tool.quit_usage(PROG, f"no such file: {image!r}")
+    if wanted.klass == "StandaloneVM" and wanted.template:
+        clone(connection, wanted.template, wanted._replace(template=""), skip_volumes=("private",))
+    else:
+        create(connection, wanted)
+    status = _set_properties(connection, wanted.name, properties)
+    if image and not _fill_root(connection, wanted.name, image):
+        return IMPORT_FAILED
+    if args.root_move_from:
+        os.unlink(args.root_move_from)
+    return status
+
+
+def _fill_root(connection: Connection, name: str, image: str) -> bool:
+    try:
+        with open(image, "rb") as source:
+            import_volume(connection, name, "root", source, os.fstat(source.fileno()).st_size)
+    except (CloisonError, OSError) as error:
+        tool.report(PROG, error, f"importing the root volume (but {name} is created)")
+        return False
+    return True
+
+
+def _creation(args: argparse.Namespace) -> tuple[Creation, dict[str, str]]:
+    """What to make, and the properties to set then. Ends the tool for a wrong combination."""
+    properties = dict(pair_of(text, PROG) for text in args.properties)
+    label = args.label or properties.pop("label", "red" if args.disp else None)
+    template = args.template or properties.pop("template", None)
+    name = args.name or properties.pop("name", None)
+    if label is None:
+        tool.quit_usage(PROG, "--label option is mandatory")
+    if name is None:
+        tool.quit_usage(PROG, "VMNAME is mandatory")
+    pools = dict(pair_of(text, PROG) for text in args.pool)
+    return Creation(name, "DispVM" if args.disp else args.klass, label, template or "", args.one_pool, pools), properties
+
+
+def pair_of(text: str, prog: str) -> tuple[str, str]:
+    """`KEY=VALUE`. Ends the tool for anything else."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        tool.quit_usage(prog, f"{text!r} is not of the form NAME=VALUE")
+    return key, value
+
+
+def _set_properties(connection: Connection, name: str, properties: dict[str, str]) -> int:
+    status = 0
+    for prop, value in properties.items():
+        try:
+            connection.call(name, "admin.vm.property.Set", prop, value.encode())
+        except CloisonError as error:
+            tool.report(PROG, error, f"setting property {prop} (but {name} is created)")
+            status = PROPERTY_FAILED
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return tool.main(parser(), run, argv)

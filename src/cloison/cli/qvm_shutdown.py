@@ -1,0 +1,59 @@
+"""qvm-shutdown: power qubes off in order."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+
+from cloison.cli import tool
+from cloison.client.connection import Connection
+from cloison.errors import CloisonError, QubeInUse, QubeNotStarted, ShutdownTimeout
+
+PROG = "qvm-shutdown"
+
+
+def parser() -> tool.Parser:
+    result = tool.Parser(prog=PROG, qubes="+", description="Shut qubes down cleanly.", examples=[
+        ("qvm-shutdown work", "ask work to power off, and return at once"),
+        ("qvm-shutdown --wait work", "return when it has; kill it if it does not in time"),
+        ("qvm-shutdown --all --wait", "everything"),
+    ])
+    result.add_argument("--wait", action="store_true", help="wait for the qubes to shut down")
+    result.add_argument("--timeout", metavar="SECONDS", help="deprecated: the same as --wait")
+    result.add_argument("--force", action="store_true", help="even if others depend on it, as their netvm for example")
+    result.add_argument("--dry-run", action="store_true", help="don't really shut down")
+    return result
+
+
+def run(args: argparse.Namespace, connection: Connection) -> int:
+    qubes = tool.chosen(args, connection)
+    if args.dry_run:
+        return 0
+    force = args.force or (args.all_qubes and not args.exclude)
+    return shut_down(connection, [qube.name for qube in qubes], wait=args.wait or bool(args.timeout), force=force)
+
+
+def shut_down(connection: Connection, names: Iterable[str], *, wait: bool, force: bool, prog: str = PROG) -> int:
+    """Shut them down, those that others use after their users, and kill those that time out. The number that failed."""
+    argument = "+".join(word for word, wanted in (("force", force), ("wait", wait)) if wanted)
+    failed: dict[str, CloisonError] = {}
+    left = list(names)
+    while left:
+        outcome = tool.each(prog, connection, left, "admin.vm.Shutdown", argument, ignore=(QubeNotStarted,))
+        failed.update((name, error) for name, error in outcome.items() if not isinstance(error, QubeInUse))
+        in_use = {name: error for name, error in outcome.items() if isinstance(error, QubeInUse)}
+        if len(in_use) == len(left):     # none of them will be free by itself
+            failed.update(in_use)
+            break
+        left = list(in_use)
+    late = [name for name, error in failed.items() if isinstance(error, ShutdownTimeout)]
+    for name in late:
+        tool.fail(prog, f"{name} did not shut down in time: killing it")
+        del failed[name]
+    failed.update(tool.each(prog, connection, late, "admin.vm.Kill", ignore=(QubeNotStarted,)))
+    for name, error in failed.items():
+        tool.report(prog, error, f"failed to shut down: {name}")
+    return len(failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return tool.main(parser(), run, argv)

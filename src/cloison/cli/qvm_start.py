@@ -1,0 +1,65 @@
+"""qvm-start: start qubes."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from cloison.cli import progress, tool
+from cloison.client.connection import Connection
+from cloison.client.domains import DOM0
+from cloison.errors import CloisonError
+
+PROG = "qvm-start"
+TCG_WARNING = "warning: this machine runs qubes without KVM (TCG): a qube is NOT a security boundary here; see cloison doctor"
+
+
+class AlreadyRunning(CloisonError):
+    """Asked to start what runs."""
+
+    hint = "--skip-if-running makes this no error."
+
+
+def parser() -> tool.Parser:
+    result = tool.Parser(prog=PROG, qubes="+", description="Start qubes. Several are started at once.", examples=[
+        ("qvm-start work", "start the qube work, and what it needs"),
+        ("qvm-start --skip-if-running work mail", "no error if one runs already"),
+        ("qvm-start --all --exclude vault", "start all qubes but vault"),
+    ])
+    result.add_argument("--skip-if-running", action="store_true", help="do not fail if the qube is already running")
+    return result
+
+
+def run(args: argparse.Namespace, connection: Connection) -> int:
+    status = 0
+    halted = []
+    for qube in tool.chosen(args, connection):
+        if not qube.running:
+            halted.append(qube.name)
+        elif not args.skip_if_running:
+            status = tool.report(PROG, AlreadyRunning("domain is already running"), f"starting qube failed: {qube.name}")
+    if halted:
+        warn_if_emulated(connection)
+    pending = [(name, connection.begin(name, "admin.vm.Start")) for name in halted]
+    for name, call in pending:
+        progress.wait(call, f"starting {name}", quiet=tool.verbosity(args) < 1)
+        try:
+            call.result()
+        except CloisonError as error:
+            status = tool.report(PROG, error, f"starting qube failed: {name}")
+    return status
+
+
+def warn_if_emulated(connection: Connection) -> None:
+    """One line on standard error if qubes are not isolated by the processor here."""
+    try:
+        facts = json.loads(connection.call(DOM0, "internal.cloison.Status", internal=True))
+    except (CloisonError, ValueError):   # another qubesd: it knows no such call
+        return
+    if isinstance(facts, dict) and facts.get("accelerator") == "tcg":
+        print(f"{PROG}: {TCG_WARNING}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return tool.main(parser(), run, argv)

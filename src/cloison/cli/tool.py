@@ -1,0 +1,226 @@
+"""What all command-line tools share: the parser, the run, and how failures are told.
+
+A tool is a parser and one function; `main` connects them, prints one sentence and a hint for what went wrong, and makes the
+exit status: 0 done, 1 failed, 2 wrong usage or no such qube, 130 interrupted, 141 nobody reads the output; tools may add their own.
+What is printed on a terminal here can't drive it: control characters become `_`.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from cloison import __version__
+from cloison.client.connection import Connection
+from cloison.client.domains import Qube, list_qubes
+from cloison.errors import CloisonError, QubeNotFound
+from cloison.values import InvalidValue, QubeName
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+USAGE = 2
+_WILDCARDS = "*?["
+
+Run = Callable[[argparse.Namespace, Connection], int | None]
+
+
+class NoSuchQube(CloisonError):
+    """A well-formed name that no qube has."""
+
+    hint = "qvm-ls lists the qubes."
+    exit_status = USAGE
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser with the options all tools have.
+
+    `qubes`: how many VMNAME arguments the tool takes: "1", "?", "*" or "+"; the last two come with --all and --exclude.
+    `examples`: command and meaning, shown at the end of --help.
+    """
+
+    def __init__(self, *, qubes: str = "", examples: Sequence[tuple[str, str]] = (), **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        settings.setdefault("epilog", _examples(examples))
+        super().__init__(allow_abbrev=False, **settings)
+        self.add_argument("--verbose", "-v", action="count", default=1, help="say more")
+        self.add_argument("--quiet", "-q", action="count", default=0, help="say less")
+        self.add_argument("--force-root", action="store_true", help=argparse.SUPPRESS)
+        self.add_argument("--version", action="version", version=f"%(prog)s (Cloison) {__version__}")
+        if qubes in ("*", "+"):
+            self.add_argument("names", metavar="VMNAME", nargs="*", help="a qube, or a pattern with * ? [...] (quote it)")
+            self.add_argument("--all", dest="all_qubes", action="store_true", help="all qubes but dom0")
+            self.add_argument("--exclude", metavar="VMNAME", action="append", default=[], help="with --all: leave this one out")
+        elif qubes:
+            self.add_argument("name", metavar="VMNAME", nargs=None if qubes == "1" else qubes, help="a qube")
+        self._needs_qubes = qubes == "+"
+        self._many = qubes in ("*", "+")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Names may stand before, after and between options.
+        parsed = self.parse_intermixed_args(args, namespace) if self._many else super().parse_args(args, namespace)
+        if getattr(parsed, "exclude", None) and not parsed.all_qubes:
+            self.error("--exclude can only be used with --all")
+        if self._needs_qubes and bool(parsed.names) == parsed.all_qubes:
+            self.error("name the qubes, or use --all" if not parsed.names else "VMNAME and --all exclude each other")
+        return parsed
+
+    def format_help(self) -> str:
+        """With the sub-commands' own usage lines."""
+        text = super().format_help()
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in dict.fromkeys(action.choices.values()):
+                    text += "\n" + parser.format_usage()
+        return text
+
+
+def _examples(examples: Sequence[tuple[str, str]]) -> str | None:
+    if not examples:
+        return None
+    width = max(len(command) for command, _ in examples)
+    return "examples:\n" + "\n".join(f"  {command:{width}}  {meaning}" for command, meaning in examples)
+
+
+def main(parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None = None) -> int:
+    """Run a tool to its end; the exit status."""
+    try:
+        args = parser.parse_args(argv)
+        status = run(args, Connection()) or 0
+        sys.stdout.flush()
+        return status
+    except SystemExit as end:            # argparse: --help, wrong usage
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _abandon_output()
+        return PIPE_CLOSED
+    except (CloisonError, InvalidValue, OSError, EOFError) as error:
+        return report(parser.prog, error)
+
+
+def report(prog: str, error: Exception, about: str = "") -> int:
+    """Tell a failure; the exit status that goes with it."""
+    fail(prog, f"{about}: {error}" if about else str(error) or type(error).__name__)
+    if isinstance(error, CloisonError):
+        if error.hint:
+            print(f"{prog}: hint: {error.hint}", file=sys.stderr)
+        return USAGE if isinstance(error, QubeNotFound) else error.exit_status
+    return 1
+
+
+def fail(prog: str, sentence: str) -> None:
+    print(f"{prog}: error: {printable(sentence)}", file=sys.stderr)
+
+
+def _abandon_output() -> None:
+    """So that the interpreter's last flush has somewhere to go."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def quit_usage(parser_prog: str, sentence: str) -> NoReturn:
+    """A wrong combination of arguments, found after parsing."""
+    fail(parser_prog, sentence)
+    raise SystemExit(USAGE)
+
+
+# -- qubes ---------------------------------------------------------------------------------------------------------------
+
+
+def qube_name(text: str) -> str:
+    """A name fit for a call. Raises InvalidValue for any other."""
+    return QubeName(text)
+
+
+def chosen(args: argparse.Namespace, connection: Connection, *, with_dom0: bool = False) -> list[Qube]:
+    """The qubes that VMNAME, --all and --exclude stand for. Raises InvalidValue, or NoSuchQube for an unknown name."""
+    names = [text if _is_pattern(text) else qube_name(text) for text in [*args.names, *args.exclude]]
+    known = list_qubes(connection)
+    if args.all_qubes:
+        return [qube for qube in known.values() if qube.name not in args.exclude and (with_dom0 or qube.klass != "AdminVM")]
+    return [known[name] for name in _expand(names, known)]
+
+
+def _is_pattern(text: str) -> bool:
+    return any(character in _WILDCARDS for character in text)
+
+
+def _expand(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    known = list(known)
+    expanded: dict[str, None] = {}
+    for name in names:
+        if _is_pattern(name):
+            from fnmatch import fnmatchcase
+
+            matching = [candidate for candidate in known if fnmatchcase(candidate, name)]
+        else:
+            matching = [name] if name in known else []
+        if not matching:
+            raise NoSuchQube(f"no such domain: {name!r}")
+        expanded.update(dict.fromkeys(matching))
+    return list(expanded)
+
+
+def each(
+    prog: str, connection: Connection, qubes: Iterable[str], method: str, argument: str = "", *,
+    ignore: tuple[type[CloisonError], ...] = (), what: str = "",
+) -> dict[str, CloisonError]:
+    """The same call to many qubes at once. Tells each failure unless `what` is empty; the failures by name."""
+    names = list(qubes)
+    failed = {}
+    for name, outcome in zip(names, connection.gather((name, method, argument) for name in names), strict=True):
+        if isinstance(outcome, CloisonError) and not isinstance(outcome, ignore):
+            failed[name] = outcome
+            if what:
+                report(prog, outcome, f"{what}: {name}")
+    return failed
+
+
+# -- output --------------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """The text with every control character but newline and TAB as `_`, and what the terminal can't show escaped."""
+    safe = "".join(character if character.isprintable() or character in "\n\t" else "_" for character in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return safe.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def say(text: str) -> None:
+    """A line on standard output; on a terminal, control characters are replaced."""
+    print(printable(text) if is_terminal(sys.stdout) else text)
+
+
+def is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart; the last one is not filled up."""
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def confirm(question: str, answer: str = "y") -> bool:
+    """Ask on the terminal. End of input is a no."""
+    try:
+        return input(question).strip().lower() == answer.lower()
+    except EOFError:
+        return False
+
+
+def verbosity(args: argparse.Namespace) -> int:
+    """1 unless asked for more or less."""
+    return int(args.verbose - args.quiet)
+
+

@@ -1,0 +1,198 @@
+"""Calls to qubesd: one connection a call, as the Admin API has it (reference/admin-api.md 1).
+
+An exception that qubesd answers with is raised as the class of `cloison.errors` that has its wire name, so that a caller
+tells failures apart by class; a name nobody knows here becomes `ServerError`.
+"""
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Iterable, Iterator
+
+from cloison import errors
+from cloison.errors import CloisonError, PeerError
+from cloison.runtime.paths import Paths
+from cloison.wire.admin import Event, EventDecoder, Failure, Request, encode_request, parse_reply
+
+MAX_REPLY = 64 << 20                     # bytes; qubesd is trusted, this only keeps a fault from eating the host
+PARALLEL = 32                            # calls under way at once
+_CHUNK = 1 << 16
+_ADDRESS = 107                           # bytes of a path that fit a socket address
+
+
+class NoDaemon(CloisonError):
+    """Nobody answers on qubesd's socket."""
+
+    hint = "Start it with: cloison up"
+
+
+class ServerError(CloisonError):
+    """An exception of a class that this version does not know. `class_name` is what qubesd sent."""
+
+    def __init__(self, class_name: str, message: str) -> None:
+        super().__init__(message)
+        self.class_name = class_name
+
+
+class Connection:
+    """Where qubesd is. Holds nothing open between calls."""
+
+    def __init__(self, paths: Paths | None = None) -> None:
+        self.paths = paths or Paths.from_environment()
+
+    def call(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> bytes:
+        """The reply's content. Raises a CloisonError for whatever went wrong, NoDaemon if qubesd does not run."""
+        return self.begin(dest, method, argument, payload, internal=internal).result()
+
+    def begin(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> Pending:
+        """Send a call without waiting for its reply."""
+        request = encode_request(Request(method, argument, "dom0", "name", dest, payload))
+        return Pending(self._send(request, "qubesd.internal.sock" if internal else "qubesd.sock"))
+
+    def stream(self, dest: str, method: str, argument: str = "", payload: bytes = b"") -> Stream:
+        """A call that is answered by events, and lasts until one side closes."""
+        return Stream(self.begin(dest, method, argument, payload).detach())
+
+    def gather(self, requests: Iterable[tuple[str, str, str]]) -> Iterator[bytes | CloisonError]:
+        """Many calls (dest, method, argument), PARALLEL of them under way at once; contents and failures in the order given."""
+        waiting: list[Pending] = []
+        for dest, method, argument in requests:
+            waiting.append(self.begin(dest, method, argument))
+            if len(waiting) >= PARALLEL:
+                yield _outcome(waiting.pop(0))
+        for pending in waiting:
+            yield _outcome(pending)
+
+    def _send(self, request: bytes, name: str) -> socket.socket:
+        path = self.paths.socket(name)
+        try:
+            sock = connect(path)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise NoDaemon(f"qubesd is not running: nothing answers at {path}") from error
+        try:
+            sock.sendall(request)
+            sock.shutdown(socket.SHUT_WR)
+        except BrokenPipeError:
+            pass                         # refused before it was read whole: the reply, if any, says why
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+class Pending:
+    """A call under way. `result` waits for its end; `fileno` is readable when something has come."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reply = bytearray()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def detach(self) -> socket.socket:
+        """The connection itself, for a reply that is a stream."""
+        return self._sock
+
+    def read(self) -> bool:
+        """Read once; True when the reply is whole. Raises PeerError for one beyond MAX_REPLY."""
+        data = self._sock.recv(_CHUNK)
+        self._reply += data
+        if len(self._reply) > MAX_REPLY:
+            raise PeerError("reply too long", len(self._reply))
+        return not data
+
+    def result(self) -> bytes:
+        """Reads what is missing. Raises the failure that qubesd answered with."""
+        with self._sock:
+            try:
+                while not self.read():
+                    pass
+            except ConnectionResetError as error:
+                raise NoDaemon("qubesd ended during the call") from error
+        return parsed(bytes(self._reply))
+
+
+class Stream:
+    """Events as they come. Closing it ends the call."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._decoder = EventDecoder()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Ends when qubesd closes. Raises the failure that it ends with."""
+        while True:
+            while event := self._decoder.next_event():
+                yield event
+            data = self._sock.recv(_CHUNK)
+            if not data:
+                break
+            self._decoder.feed(data)
+        if failure := self._decoder.finish():
+            raise server_error(failure)
+
+
+def _outcome(pending: Pending) -> bytes | CloisonError:
+    try:
+        return pending.result()
+    except CloisonError as error:
+        return error
+
+
+def wait(pending: Pending, seconds: float) -> bool:
+    """Whether something came within that time."""
+    poll = select.poll()
+    poll.register(pending, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def parsed(reply: bytes) -> bytes:
+    """The content of a whole reply. Raises the failure that it is."""
+    if not reply:
+        raise NoDaemon("qubesd closed the connection without an answer")
+    result = parse_reply(reply)
+    if isinstance(result, Failure):
+        raise server_error(result)
+    return result
+
+
+def server_error(failure: Failure) -> CloisonError:
+    """The exception to raise for what qubesd answered."""
+    if failure.class_name == CloisonError.wire:
+        return CloisonError(failure.message)
+    for known in vars(errors).values():
+        if isinstance(known, type) and issubclass(known, CloisonError) and known.wire == failure.class_name:
+            return known(failure.message)
+    return ServerError(failure.class_name, failure.message)
+
+
+def connect(path: str) -> socket.socket:
+    """A stream socket connected to that path, however long it is. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if len(os.fsencode(path)) <= _ADDRESS:
+            sock.connect(path)
+        else:
+            folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            finally:
+                os.close(folder)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

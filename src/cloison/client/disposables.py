@@ -1,0 +1,55 @@
+"""A disposable for one call: it lives as long as the connection it was asked for on (docs/architecture.md "Leases")."""
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+
+from cloison.client.connection import Connection, NoDaemon, Stream
+from cloison.client.domains import DOM0
+from cloison.errors import BadRequest, CloisonError
+from cloison.values import QubeName
+
+
+class Disposable:
+    """A running disposable. Leaving the context, and this process's death, end it; nobody waits for that."""
+
+    def __init__(self, connection: Connection, base: str = DOM0) -> None:
+        """`base`: the disposable template, or dom0 for the default one. Raises CloisonError if it can't be had."""
+        self._connection = connection
+        self._lease: Stream | None = None
+        try:
+            self.name = self._with_lease(base)
+        except BadRequest:               # another qubesd, which knows no leases
+            self.name = self._without_lease(base)
+
+    def _with_lease(self, base: str) -> str:
+        lease = self._connection.stream(base, "cloison.Disposable")
+        try:
+            for event in lease:
+                if event.event == "disposable-ready":
+                    self._lease = lease
+                    return QubeName(event.subject)
+            raise NoDaemon("qubesd ended before the disposable was ready")
+        except BaseException:
+            lease.close()
+            raise
+
+    def _without_lease(self, base: str) -> str:
+        name = QubeName(self._connection.call(base, "admin.vm.CreateDisposable").decode())
+        try:
+            self._connection.call(name, "admin.vm.Start")
+        except BaseException:
+            with contextlib.suppress(CloisonError):
+                self._connection.call(name, "admin.vm.Remove")   # qubesd may have done it
+            raise
+        return name
+
+    def __enter__(self) -> Disposable:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lease is not None:
+            self._lease.close()
+            return
+        with contextlib.suppress(CloisonError):
+            self._connection.call(self.name, "admin.vm.Kill")
