@@ -141,7 +141,7 @@ class Call:
     argument: str
     payload: bytes
     send: Send                      # for calls that answer with events
-    hangup: asyncio.Event           # set when the caller has gone
+    hangup: asyncio.Event = field(default_factory=asyncio.Event)     # set when the caller has gone, for streams
     connection: socket.socket | None = None
 
     @property

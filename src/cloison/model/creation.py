@@ -46,6 +46,8 @@ def create(system: System, birth: Birth) -> Qube:
     if template is not None:
         values["template"] = template.name
     qube = system.add(kind, birth.name, values, uuid=birth.uuid, state=birth.state)
+    if template is not None and birth.klass == "DispVM":
+        inherit_from_template(qube, template)
     _keep_quietly(qube)
     for volume in _volumes(system, birth, template):
         qube.put_volume(volume)
@@ -98,12 +100,9 @@ def _pool(system: System, birth: Birth, name: str) -> str:
 
 def inherit_from_template(qube: Qube, template: Qube) -> None:
     """A new disposable takes over what is set on its template: properties, features, tags, firewall."""
-    copied = [name for name, prop in qube.properties.items()
-              if prop.clone and name in template.values and name not in qube.values and name in template.properties]
-    for name in copied:
-        qube.store_value(name, template.values[name])
-    if copied:
-        qube.journal.emit(qube.name, "clone-properties", src=template.name, proplist=copied)
+    for name, prop in qube.properties.items():
+        if prop.clone and name in template.values and name not in qube.values:
+            qube.store_value(name, template.values[name])
     for feature, value in template.features.items():
         if not feature.startswith(_NOT_COPIED) and feature != "servicevm":
             qube.journal.put("features", qube.qid, qube.features, feature, value)

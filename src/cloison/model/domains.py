@@ -200,6 +200,14 @@ class Qube(Holder):
     def put_volume(self, volume: Volume) -> None:
         self.journal.put("volumes", self.qid, self.volumes, volume.name, volume)
 
+    def resize_volume(self, name: str, size: int) -> None:
+        """Note a volume's new size in bytes; snapshots of it follow."""
+        volume = replace(self.volumes[name], size=size)
+        self.put_volume(volume)
+        for other in self.system.qubes.values():
+            for snapshot in [each for each in other.volumes.values() if each.source == volume.vid and each.pool == volume.pool]:
+                other.put_volume(replace(snapshot, size=size))
+
     def put_assignment(self, assignment: Assignment) -> None:
         self.journal.put("assignments", self.qid, self.assignments, assignment.device.key, assignment)
 

@@ -149,7 +149,7 @@ async def clone_to(call: Call) -> None:
     origin_config = call.qubesd.volume_config(source, origin)
     await _with_volume(call, lambda pool, config: pool.clone(config, origin_config))
     with call.qubesd.transaction():
-        call.dest.put_volume(replace(volume, size=origin.size))
+        call.dest.resize_volume(volume.name, origin.size)
         call.system.journal.emit(call.dest.name, "domain-import-volume", name=volume.name, source=origin.vid)
 
 
@@ -167,7 +167,7 @@ async def resize(call: Call) -> None:
     if volume.save_on_stop:
         await _with_volume(call, lambda pool, config: pool.resize(config, size))
     with call.qubesd.transaction():
-        call.dest.put_volume(replace(volume, size=size))
+        call.dest.resize_volume(volume.name, size)
 
 
 async def clear(call: Call) -> None:
@@ -242,7 +242,7 @@ async def import_end(call: Call) -> None:
     await _with_volume(call, lambda pool, config: pool.import_end(config, ok=good))
     with call.qubesd.transaction():
         if good:
-            call.dest.put_volume(replace(volume, size=size))
+            call.dest.resize_volume(volume.name, size)
         call.system.journal.emit(call.dest.name, "domain-volume-import-end", volume=volume.name, success=good)
     if not good:
         raise CloisonError(reason.decode("ascii", "replace")[:1000].strip() or "the import failed")

@@ -1,0 +1,237 @@
+"""The live system: model, store, events, pools and machines in one place, and the making and removing of qubes.
+
+Model and store change together in `transaction()`. What a crash leaves between two transactions is mended by `recovery`.
+"""
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import string
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import cloison
+from cloison.admin.qubesd import NewQube, Qubesd, Send
+from cloison.daemon.events import EventBus, Listener
+from cloison.daemon.machines import Machines
+from cloison.daemon.parts import Parts
+from cloison.daemon.volumes import Volumes
+from cloison.errors import CloisonError, StorageError
+from cloison.model import creation
+from cloison.model.creation import Birth
+from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
+from cloison.model.qubes import new_system
+from cloison.model.volumes import Volume
+from cloison.plan import lifecycle
+from cloison.runtime import faults
+from cloison.storage.base import Pool, VolumeConfig
+
+log = logging.getLogger(__name__)
+MAX_TOKENS = 256
+_TOKEN = string.ascii_letters + string.digits
+_DISPID_REST = 7 * 24 * 3600        # s until a disposable's number is given again
+
+
+class App(Qubesd):
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.system: System = new_system(parts.host)
+        self.drivers = parts.drivers
+        self.tokens: dict[str, tuple[str, str]] = {}
+        self.imports: dict[tuple[str, str], int] = {}
+        self.suspended: set[str] = set()
+        self.cache: dict[str, str] = {}
+        self.events = EventBus()
+        self.volumes = Volumes(self, parts)
+        self.machines = Machines(self, parts, self.volumes)
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._used_dispids: deque[tuple[float, int]] = deque()
+
+    # -- model ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Changes made inside are stored and announced, or never were. Never awaits inside."""
+        journal = self.system.journal
+        try:
+            yield
+            rows, events = journal.rows, journal.events
+            if rows:
+                self.parts.store.write(rows)
+        except BaseException:
+            journal.undo()
+            raise
+        journal.clear()
+        self.cache.clear()
+        self.events.publish(events)
+        self.machines.follow(events)
+
+    def lock(self, qube: Qube) -> asyncio.Lock:
+        return self._locks.setdefault(qube.uuid, asyncio.Lock())
+
+    def allows(self, source: Qube, method: str, target: Qube | None) -> bool:
+        """Without a policy daemon a qube may see nothing but itself: no match denies."""
+        return source is self.system.dom0 or source is target
+
+    def listen(self, source: Qube, subject: str | None, send: Send) -> Callable[[], None]:
+        system = self.system
+
+        def allows(event: Any) -> bool:
+            return source is system.dom0 or self.allows(source, "admin.Events", system.qubes.get(event.subject))
+
+        return self.events.add(Listener(subject, send, allows))
+
+    # -- making qubes ------------------------------------------------------------------------------------------------
+
+    async def create(self, order: NewQube, source: Qube) -> Qube:
+        dispid = self._free_dispid() if order.klass == "DispVM" else None
+        return await self._make(Birth(
+            order.klass, order.name, order.label, self.parts.host.new_uuid(), CREATING, template=order.template, dispid=dispid,
+            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}",),
+        ))
+
+    async def create_disposable(self, template: Qube, source: Qube) -> Qube:
+        lifecycle.check_disposable(template)
+        dispid = self._free_dispid()
+        values: dict[str, Any] = {"auto_cleanup": True}
+        bound, netvm = lifecycle.child_netvm(source, template)
+        if bound:
+            values["netvm"] = netvm
+        return await self._make(Birth(
+            "DispVM", f"disp{dispid}", str(template.get("label")), self.parts.host.new_uuid(), CREATING, template=template.name,
+            dispid=dispid, tags=(f"created-by-{source.name}", f"disp-created-by-{source.name}"), values=values,
+        ))
+
+    async def _make(self, birth: Birth) -> Qube:
+        """Store the order, make the volumes, store that it is done."""
+        with self.transaction():
+            qube = creation.create(self.system, birth)
+            on_disk = self.volumes.kept(qube)
+            if not on_disk:
+                self._finish(qube)
+        if on_disk:
+            faults.point("create:after-store")
+            await self._make_volumes(qube)
+        return qube
+
+    async def _make_volumes(self, qube: Qube) -> None:
+        async with self.lock(qube):
+            try:
+                await self.volumes.create(qube)
+                faults.point("create:after-volumes")
+                with self.transaction():
+                    self._finish(qube)
+            except Exception:
+                await self.discard(qube)
+                raise
+
+    def _finish(self, qube: Qube) -> None:
+        qube.set_state(READY)
+        qube.journal.emit(qube.name, "domain-create-on-disk")
+
+    def _free_dispid(self) -> int:
+        """Random, of no living disposable and of none that was removed these days. Raises CloisonError if all are taken."""
+        now = self.parts.host.now()
+        while self._used_dispids and self._used_dispids[0][0] < now - _DISPID_REST:
+            self._used_dispids.popleft()
+        taken = {dispid for _, dispid in self._used_dispids}
+        taken |= {qube.values["dispid"] for qube in self.system.qubes.values() if "dispid" in qube.values}  # type: ignore[misc]
+        for _ in range(10000):
+            dispid = self.parts.host.new_dispid()
+            if dispid not in taken and f"disp{dispid}" not in self.system.qubes:
+                return dispid
+        raise CloisonError("all numbers for disposables are taken")
+
+    # -- removing them -------------------------------------------------------------------------------------------------
+
+    async def remove(self, qube: Qube) -> None:
+        lifecycle.check_remove(qube)
+        async with self.lock(qube):
+            await self.machines.settled(qube)
+            if self.system.qubes.get(qube.name) is not qube:
+                return
+            lifecycle.check_remove(qube)
+            await self._remove(qube)
+
+    async def _remove(self, qube: Qube) -> None:
+        """From the first transaction on the qube is doomed: a crash only delays its end."""
+        kept = self.volumes.kept(qube)
+        if kept:
+            with self.transaction():
+                qube.set_state(REMOVING)
+            faults.point("remove:after-store")
+        await self.discard(qube)
+
+    async def discard(self, qube: Qube) -> None:
+        """Drop a qube that does not run: files first, so that what the store does not know is nowhere."""
+        if self.system.qubes.get(qube.name) is not qube:
+            return
+        try:
+            await self.volumes.remove(qube)
+        except StorageError as error:
+            log.error("files of removed qube %s may be left: %s", qube.name, error)
+        faults.point("remove:after-volumes")
+        with self.transaction():
+            creation.forget(qube)
+        self._locks.pop(qube.uuid, None)
+        self.tokens = {token: place for token, place in self.tokens.items() if place[0] != qube.name}
+        if isinstance(qube.values.get("dispid"), int):
+            self._used_dispids.append((self.parts.host.now(), qube.values["dispid"]))  # type: ignore[arg-type]
+
+    # -- machines ------------------------------------------------------------------------------------------------------
+
+    async def start(self, qube: Qube, lease: socket.socket | None = None) -> str:
+        return await self.machines.start(qube, lease)
+
+    async def shutdown(self, qube: Qube, *, force: bool, wait: bool) -> None:
+        await self.machines.shutdown(qube, force=force, wait=wait)
+
+    async def kill(self, qube: Qube) -> None:
+        await self.machines.kill(qube)
+
+    async def pause(self, qube: Qube) -> None:
+        await self.machines.pause(qube)
+
+    async def unpause(self, qube: Qube) -> None:
+        await self.machines.unpause(qube)
+
+    async def stopped(self, qube: Qube) -> None:
+        await self.machines.stopped(qube)
+
+    def usage(self, qube: Qube) -> tuple[int, int]:
+        usage = self.parts.wardens.usage(qube.uuid)
+        return usage.memory, usage.cpu_time
+
+    # -- volumes and the rest --------------------------------------------------------------------------------------------
+
+    def pool(self, name: str) -> Pool:
+        return self.volumes.pool(name)
+
+    def volume_config(self, qube: Qube, volume: Volume) -> VolumeConfig:
+        return self.volumes.config(volume)
+
+    def is_outdated(self, qube: Qube, volume: Volume) -> bool:
+        return self.volumes.is_outdated(qube, volume)
+
+    def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
+        self.volumes.open_pool(name, driver, config)
+
+    def close_pool(self, name: str) -> None:
+        self.volumes.close_pool(name)
+
+    def new_token(self) -> str:
+        while len(self.tokens) >= MAX_TOKENS:
+            self.tokens.pop(next(iter(self.tokens)))
+        return "".join(secrets.choice(_TOKEN) for _ in range(32))
+
+    async def seal_root(self, qube: Qube, path: str) -> None:
+        await self.volumes.seal_root(qube, path)
+
+    def status(self) -> dict[str, Any]:
+        running = [qube.name for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]
+        return {"qubes": running, "warm_images": self.parts.wardens.warm_images(), "accelerator": self.parts.accelerator,
+                "version": cloison.__version__}

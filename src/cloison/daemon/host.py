@@ -1,0 +1,51 @@
+"""The facts of the real host that the model asks for."""
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+
+from cloison.model.host import Host
+
+
+def _memory() -> int:
+    """MiB of physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+
+def timezone() -> str:
+    """As `Europe/Paris`; empty if the host does not say."""
+    try:
+        target = os.readlink("/etc/localtime")
+    except OSError:
+        return ""
+    return target.partition("/zoneinfo/")[2]
+
+
+class RealHost(Host):
+    def __init__(self, kernels: str, versions: Callable[[], list[str]]) -> None:
+        self._folder, self._versions = kernels, versions
+        self.memory = self.dom0_memory = _memory()
+        self.cpus = os.cpu_count() or 1
+
+    def kernels(self) -> list[str]:
+        return self._versions()
+
+    def kernel_options(self, version: str, *, pci: bool) -> str | None:
+        name = f"default-kernelopts-{'pci' if pci else 'nopci'}.txt"
+        try:
+            with open(os.path.join(self._folder, version, name), encoding="ascii") as file:
+                return file.read(512).strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def new_uuid(self) -> str:
+        return str(uuid.uuid4())
+
+    def new_dispid(self) -> int:
+        return secrets.randbelow(10000)
+
+    def now(self) -> float:
+        return time.time()

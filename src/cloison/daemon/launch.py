@@ -1,0 +1,153 @@
+"""From a qube of the model to the `Launch` its warden gets: a pure function (reference/admin-api.md 18)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloison.model import addresses, features, firewall
+from cloison.model.domains import Qube
+from cloison.model.properties import to_text
+from cloison.wire.warden import DiskSource, Kernel, Launch
+
+START_TIMEOUT = 300         # s: a cold start of a busy host without KVM takes 85 s
+ROLES = ("root", "private", "volatile", "modules")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a launch needs that is not in the model."""
+
+    disks: tuple[DiskSource, ...]
+    kernel: Kernel
+    accelerator: str
+    random_seed: str            # base64 of 64 bytes, new for each start
+    timezone: str
+    now: float
+    warm: str | None = None     # folder of the warm image
+
+
+def build(qube: Qube, facts: Facts) -> Launch:
+    disks = tuple(sorted(facts.disks, key=lambda disk: ROLES.index(disk.role) if disk.role in ROLES else len(ROLES)))
+    return Launch(
+        name=qube.name, uuid=qube.uuid, xid=qube.xid, memory=qube.get("memory"), vcpus=qube.get("vcpus"), disks=disks,
+        kernel=facts.kernel, kernelopts=_kernelopts(qube), warm=facts.warm, accelerator=facts.accelerator,
+        identity=identity(qube, facts),
+        default_user=qube.get("default_user"), start_timeout=max(START_TIMEOUT, qube.get("qrexec_timeout")),
+        debug=qube.get("debug"),
+    )
+
+
+def _kernelopts(qube: Qube) -> str:
+    """What somebody has set, here or in a template. The default is advice for Xen, of no use here."""
+    holders = [qube, *qube.templates()]
+    return next((str(holder.values["kernelopts"]) for holder in holders if "kernelopts" in holder.values), "")
+
+
+def identity(qube: Qube, facts: Facts) -> dict[str, str]:
+    """The QubesDB entries of a starting qube."""
+    template = qube.template
+    entries = {
+        "/name": qube.name,
+        "/type": qube.klass,
+        "/default-user": qube.get("default_user"),
+        "/qubes-vm-type": _vm_type(qube),
+        "/qubes-vm-updateable": str(qube.get("updateable")),
+        "/qubes-vm-persistence": _persistence(qube),
+        "/qubes-debug-mode": str(int(qube.get("debug"))),
+        "/qubes-base-template": template.name if template else "",
+        "/qubes-random-seed": facts.random_seed,
+        "/qubes-block-devices": "",
+        "/qubes-usb-devices": "",
+        "/qubes-iptables-error": "",
+        "/keyboard-layout": qube.get("keyboard_layout"),
+        "/qubes-gui-enabled": str(qube.get("guivm") is not None and bool(qube.feature_or_none("gui", template=True))),
+    }
+    if facts.timezone and not qube.feature_or_none("anon-timezone", template=True):
+        entries["/qubes-timezone"] = facts.timezone
+    for prop, path in (("guivm", "/qubes-gui-domain-xid"), ("audiovm", "/qubes-audio-domain-xid")):
+        other = qube.reference(prop)
+        if other is not None:
+            entries[path] = str(0 if not other.kind.machine else other.xid)
+    entries.update(_from_features(qube))
+    entries.update(_own_network(qube))
+    if qube.get("provides_network"):
+        entries.update(provided_network(qube, facts.now))
+    return entries
+
+
+def _vm_type(qube: Qube) -> str:
+    if qube.get("provides_network"):
+        return "ProxyVM" if qube.netvm else "NetVM"
+    return "TemplateVM" if qube.klass == "TemplateVM" else "AppVM"
+
+
+def _persistence(qube: Qube) -> str:
+    if qube.get("updateable"):
+        return "full"
+    return "none" if qube.klass == "DispVM" else "rw-only"
+
+
+def _from_features(qube: Qube) -> dict[str, str]:
+    entries = {"/qubes-service/meminfo-writer": str(int(qube.get("maxmem") > 0))}
+    for name, value in qube.features.items():
+        path = features.qdb_path(name)
+        if path is not None:
+            entries[path] = features.qdb_value(name, value)
+    for feature, service in (("check-updates", "qubes-update-check"), ("updates-proxy-setup", "yum-proxy-setup")):
+        setting = qube.feature_or_none(feature, template=feature != "check-updates")
+        if setting is not None:
+            entries[f"/qubes-service/{service}"] = "1" if setting else "0"
+    return entries
+
+
+def _own_network(qube: Qube) -> dict[str, str]:
+    if qube.netvm is None:
+        return {}
+    entries = {
+        "/qubes-mac": qube.get("mac"),
+        "/qubes-ip": qube.get("visible_ip"),
+        "/qubes-netmask": qube.get("visible_netmask"),
+        "/qubes-gateway": qube.get("visible_gateway"),
+        "/qubes-primary-dns": addresses.DNS[0],
+        "/qubes-secondary-dns": addresses.DNS[1],
+        "/qubes-ip6": qube.get("visible_ip6"),
+        "/qubes-gateway6": qube.get("visible_gateway6"),
+    }
+    return {path: to_text(value) for path, value in entries.items() if value is not None}
+
+
+def provided_network(qube: Qube, now: float) -> dict[str, str]:
+    """What a provider of network is told of itself and its clients, and of their firewalls."""
+    clients = [client for client in qube.system.clients(qube) if client.kind.machine]
+    entries = {
+        "/qubes-netvm-network": to_text(qube.get("gateway")),
+        "/qubes-netvm-gateway": to_text(qube.get("gateway")),
+        "/qubes-netvm-netmask": addresses.NETMASK,
+        "/qubes-netvm-primary-dns": addresses.DNS[0],
+        "/qubes-netvm-secondary-dns": addresses.DNS[1],
+        "/connected-ips": " ".join(str(client.get("visible_ip")) for client in clients),
+        "/connected-ips6": " ".join(str(client.get("visible_ip6")) for client in clients if client.get("visible_ip6")),
+    }
+    if qube.get("gateway6"):
+        entries["/qubes-netvm-gateway6"] = qube.get("gateway6")
+    for client in clients:
+        ip = client.get("ip")
+        if client.get("visible_ip") != ip:
+            entries[f"/mapped-ip/{ip}/visible-ip"] = str(client.get("visible_ip"))
+            entries[f"/mapped-ip/{ip}/visible-gateway"] = to_text(client.get("visible_gateway"))
+        entries.update(_firewall(client, now))
+    return entries
+
+
+def _firewall(client: Qube, now: float) -> dict[str, str]:
+    """The client's rules, per address family; the last entry is the signal that all are there."""
+    rules = firewall.unexpired(firewall.parse_rules(client.texts.get("firewall", firewall.DEFAULT).encode()), now)
+    entries: dict[str, str] = {}
+    for prop, other in (("ip", "dst6="), ("ip6", "dst4=")):
+        address = client.get(prop)
+        if address:
+            tree = f"/qubes-firewall/{address}"
+            entries[f"{tree}/policy"] = "drop"
+            entries.update({f"{tree}/{number:04}": rule.text(for_qubesdb=True) for number, rule in enumerate(rules)
+                            if not (rule.destination or "").startswith(other)})
+            entries[tree] = ""
+    return entries

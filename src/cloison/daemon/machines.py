@@ -1,0 +1,288 @@
+"""Machines of qubes: carries out start plans and undoes them on failure, follows what wardens report, cleans up after a stop.
+
+A qube's lock is held while it starts. A stop is handled by a task of its own, whoever caused it; a start or a removal
+waits for that first (`settled`).
+"""
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from cloison.admin.qubesd import Qubesd
+from cloison.daemon import launch
+from cloison.daemon.parts import Parts
+from cloison.daemon.volumes import Volumes
+from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError
+from cloison.model import features
+from cloison.model.domains import Qube
+from cloison.model.journal import Event
+from cloison.plan import lifecycle
+from cloison.plan.lifecycle import COLD, WARM, Do
+from cloison.runtime import faults
+from cloison.values import PowerState
+from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
+
+log = logging.getLogger(__name__)
+_COMPUTED = ("xid", "stubdom_xid", "start_time")
+
+
+class Machines:
+    def __init__(self, qubesd: Qubesd, parts: Parts, volumes: Volumes) -> None:
+        self._qubesd, self._parts, self._volumes = qubesd, parts, volumes
+        self._wardens = parts.wardens
+        self._wardens.on_event = self.on_event
+        self._starting: set[str] = set()                        # uuids whose start is under way
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next_xid = 1
+
+    def _emit(self, qube: Qube, *names: str, **pairs: object) -> None:
+        with self._qubesd.transaction():
+            for name in names:
+                qube.journal.emit(qube.name, name, **pairs)
+
+    def _set_power(self, qube: Qube, power: PowerState, *names: str, **pairs: object) -> None:
+        """A change of state and the events that tell it."""
+        with self._qubesd.transaction():
+            qube.power = power
+            for name in names:
+                qube.journal.emit(qube.name, name, **pairs)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that `close` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Wait for stops that are being handled; touch no machine."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # -- start ------------------------------------------------------------------------------------------------------
+
+    async def start(self, qube: Qube, lease: socket.socket | None = None) -> str:
+        """Returns `warm` or `cold`; nothing to do for a qube that is not halted. Raises what forbids or prevents it."""
+        lifecycle.check_start(qube)
+        async with self._qubesd.lock(qube):
+            await self.settled(qube)
+            if self._qubesd.system.qubes.get(qube.name) is not qube:
+                raise QubeNotFound(f"there is no qube {qube.name} any more")
+            steps = lifecycle.plan_start(qube)
+            if not steps:
+                return COLD
+            self._starting.add(qube.uuid)
+            try:
+                return await self._run(qube, steps, lease)
+            except Exception as error:
+                await self._undo(qube, error)
+                raise
+            finally:
+                self._starting.discard(qube.uuid)
+
+    async def _run(self, qube: Qube, steps: list[lifecycle.Step], lease: socket.socket | None) -> str:
+        self._emit(qube, "domain-pre-start", start_guid=True, mem_required=None)
+        self._emit(qube, "domain-verify-files")
+        disks: tuple[DiskSource, ...] = ()
+        warm: str | None = None
+        for step in steps:
+            if step.do is Do.START_NETVM:
+                await self.start(self._qubesd.system.qube(step.qube))
+            elif step.do is Do.START_VOLUMES:
+                disks = await self._volumes.start(qube)
+                faults.point("start:after-storage")
+            elif step.do is Do.MAKE_WARM:
+                warm = await self._wardens.ensure_warm(self._launch(qube, disks), lambda text: log.info("%s", text))
+            else:
+                await self._boot(qube, disks, warm, lease)
+        return WARM if warm else COLD
+
+    async def _boot(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None, lease: socket.socket | None) -> None:
+        with self._qubesd.transaction():
+            qube.journal.emit(qube.name, "domain-pre-spawn", start_guid=True)
+            qube.xid, qube.start_time, qube.power = self._new_xid(), self._parts.host.now(), PowerState.TRANSIENT
+            for name in _COMPUTED:
+                qube.announce(name)
+            qube.journal.emit(qube.name, "domain-spawn", start_guid=True)
+        await self._wardens.start(self._launch(qube, disks, warm), lease)
+        faults.point("start:after-machine")
+        self._halted[qube.uuid] = asyncio.Event()
+        self._set_power(qube, PowerState.RUNNING, "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused")
+        self._emit(qube, "domain-start", start_guid=True)
+
+    async def _undo(self, qube: Qube, error: Exception) -> None:
+        """After a start that failed: nothing of it runs; its volumes stop; the qube is halted as before."""
+        try:
+            await self._volumes.stop(qube)
+        except StorageError as problem:
+            log.error("volumes of %s could not be stopped: %s", qube.name, problem)
+        with self._qubesd.transaction():
+            qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
+            qube.journal.emit(qube.name, "domain-start-failed", reason=error)
+
+    def _new_xid(self) -> int:
+        xid = self._next_xid
+        self._next_xid += 1
+        return xid
+
+    def _launch(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None = None) -> Launch:
+        kernel = self._parts.kernels.kernel(str(qube.get("kernel")))
+        facts = launch.Facts(
+            (*disks, _modules_disk(kernel)), kernel, self._parts.accelerator,
+            base64.b64encode(secrets.token_bytes(64)).decode("ascii"), self._parts.timezone, self._parts.host.now(), warm,
+        )
+        return launch.build(qube, facts)
+
+    # -- what wardens report ------------------------------------------------------------------------------------------
+
+    def on_event(self, uuid: str, event: str, detail: dict[str, Any]) -> None:
+        """Called by the wardens. A start under way handles its own end."""
+        try:
+            qube = self._qubesd.system.qube_by_uuid(uuid)
+        except (QubeNotFound, BadUuid):
+            log.warning("event %s from a qube that is not known", event)
+            return
+        if event == "halting" and qube.is_running:
+            self._set_power(qube, PowerState.HALTING)
+        elif event in ("stopped", "failed") and uuid not in self._starting and not qube.is_halted:
+            if event == "failed":
+                log.error("the machine of %s has failed: %s", qube.name, detail.get("error", "no reason given"))
+            if uuid not in self._stopping:
+                self._stopping[uuid] = self._spawn(self._finish_stop(qube))
+
+    async def _finish_stop(self, qube: Qube) -> None:
+        """Volumes are committed or dropped, the qube is halted, a disposable is gone."""
+        try:
+            faults.point("shutdown:after-machine")
+            self._set_power(qube, PowerState.DYING)
+            try:
+                await self._volumes.stop(qube)
+            except StorageError as error:
+                log.error("volumes of %s were not saved; the next start goes on with them: %s", qube.name, error)
+            faults.point("shutdown:after-storage")
+            with self._qubesd.transaction():
+                qube.journal.emit(qube.name, "domain-stopped")
+                qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
+                for name in _COMPUTED:
+                    qube.announce(name)
+                qube.journal.emit(qube.name, "domain-shutdown")
+            if qube.get_or_none("auto_cleanup"):
+                await self._qubesd.discard(qube)
+        finally:
+            self._stopping.pop(qube.uuid, None)
+            event = self._halted.pop(qube.uuid, None)
+            if event is not None:
+                event.set()
+
+    async def settled(self, qube: Qube) -> None:
+        """Wait until a stop of this qube has been handled, if one is."""
+        task = self._stopping.get(qube.uuid)
+        if task is not None:
+            await asyncio.wait([task])
+
+    async def stopped(self, qube: Qube) -> None:
+        event = self._halted.get(qube.uuid)
+        if event is not None:
+            await event.wait()
+
+    def follow(self, events: Iterable[Event]) -> None:
+        """Settings that a running qube reads from its QubesDB are passed on at once."""
+        for event in events:
+            kind, colon, name = event.name.partition(":")
+            if not colon or kind not in ("domain-feature-set", "domain-feature-delete"):
+                continue
+            path = features.qdb_path(name)
+            qube = self._qubesd.system.qubes.get(event.subject)
+            if path is not None and qube is not None and qube.is_running:
+                value = qube.features.get(name)
+                entry = None if value is None else features.qdb_value(name, value)
+                self._spawn(self._write_qdb(qube, path, entry))
+
+    async def _write_qdb(self, qube: Qube, path: str, value: str | None) -> None:
+        try:
+            await self._wardens.qdb_write(qube.uuid, {path: value})
+        except MachineError as error:
+            log.warning("%s could not be told of %s: %s", qube.name, path, error)
+
+    # -- stop, pause --------------------------------------------------------------------------------------------------
+
+    async def shutdown(self, qube: Qube, *, force: bool, wait: bool) -> None:
+        lifecycle.check_shutdown(qube, force=force)
+        self._emit(qube, "domain-pre-shutdown", force=force)
+        halted = self._halted.get(qube.uuid)
+        try:
+            if qube.power is PowerState.PAUSED:
+                await self.kill(qube)
+            else:
+                await self._wardens.shutdown(qube.uuid)
+        except CloisonError as error:
+            self._emit(qube, "domain-shutdown-failed", reason=error)
+            raise
+        if qube.is_running:
+            self._set_power(qube, PowerState.HALTING)
+        if wait and halted is not None:
+            timeout = int(qube.get("shutdown_timeout"))
+            try:
+                await asyncio.wait_for(halted.wait(), timeout)
+            except TimeoutError:
+                late = ShutdownTimeout(f"{qube.name} did not power off within {timeout} s")
+                self._emit(qube, "domain-shutdown-failed", reason=late)
+                raise late from None
+
+    async def kill(self, qube: Qube) -> None:
+        """Returns when the stop has been handled."""
+        lifecycle.check_kill(qube)
+        halted = self._halted.get(qube.uuid)
+        await self._wardens.kill(qube.uuid)
+        if halted is not None:
+            await halted.wait()
+
+    async def pause(self, qube: Qube) -> None:
+        lifecycle.check_pause(qube)
+        self._emit(qube, "domain-pre-paused")
+        await self._wardens.pause(qube.uuid)
+        self._set_power(qube, PowerState.PAUSED, "domain-paused")
+
+    async def unpause(self, qube: Qube) -> None:
+        lifecycle.check_unpause(qube)
+        self._emit(qube, "domain-pre-unpaused")
+        await self._wardens.unpause(qube.uuid)
+        self._set_power(qube, PowerState.RUNNING, "domain-unpaused")
+
+    # -- take over ----------------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> None:
+        """Take over the machines that run. One that the store does not know is ended."""
+        for found in await self._wardens.adopt():
+            self._next_xid = max(self._next_xid, found.xid + 1)
+            try:
+                qube = self._qubesd.system.qube_by_uuid(found.uuid)
+            except QubeNotFound:
+                log.error("a machine of a qube that is not known runs (%s); it is ended", found.name)
+                await self._end_unknown(found.uuid)
+                continue
+            qube.power, qube.xid, qube.start_time = found.state, found.xid, self._parts.host.now()
+            self._halted[qube.uuid] = asyncio.Event()
+
+    async def _end_unknown(self, uuid: str) -> None:
+        try:
+            await self._wardens.kill(uuid)
+        except MachineError as error:
+            log.error("it could not be ended: %s", error)
+
+
+def _modules_disk(kernel: Kernel) -> DiskSource:
+    """The kernel's modules, as a read-only disk. Raises MachineError."""
+    try:
+        size = os.stat(kernel.modules).st_size
+    except OSError as error:
+        raise MachineError(f"the modules of kernel {kernel.version} can't be read: {error.strerror}") from error
+    return DiskSource("modules", size, (Layer(kernel.modules, "raw"),), writable=False)

@@ -1,0 +1,82 @@
+"""What the daemon does before it listens: open pools, take over machines, mend what a crash left (reference/admin-api.md 7.4).
+
+A qube that was being made is undone, one that was being removed goes; volumes of qubes that do not run are stopped, so
+that what a power loss left dirty is committed; disposables that do not run are removed.
+"""
+from __future__ import annotations
+
+import logging
+
+from cloison.daemon.app import App
+from cloison.errors import CloisonError, StorageError
+from cloison.model import labels
+from cloison.model.domains import READY, SYSTEM, Qube, System
+from cloison.model.volumes import Pool
+from cloison.runtime.paths import Paths
+
+log = logging.getLogger(__name__)
+DEFAULT_POOL, KERNEL_POOL = "varlibqubes", "linux-kernel"
+
+
+async def bring_up(app: App) -> None:
+    """Raises StoreError; a single qube's trouble is logged and left to its next start."""
+    store, system = app.parts.store, app.system
+    if store.is_empty():
+        store.initialise(system)
+        with app.transaction():
+            furnish(system, app.parts.paths)
+    else:
+        store.load(system)
+    _open_pools(app)
+    _break_network_loops(system)
+    await app.machines.adopt()
+    for qube in list(system.qubes.values()):
+        if qube.kind.machine and qube.is_halted:
+            await _mend(app, qube)
+    _choose_kernel(app)
+
+
+def furnish(system: System, paths: Paths) -> None:
+    """A fresh system: eight labels, two pools, a black dom0."""
+    for label in labels.DEFAULTS:
+        system.journal.put("labels", SYSTEM, system.labels, label.name, label)
+    config = {"dir_path": paths.pool, "revisions_to_keep": "1", "ephemeral_volatile": "False"}
+    system.put_pool(Pool(DEFAULT_POOL, "qcow2", config))
+    system.put_pool(Pool(KERNEL_POOL, "linux-kernel", {"dir_path": paths.kernels}))
+    system.store_value("default_pool_kernel", KERNEL_POOL)
+    system.dom0.store_value("label", "black")
+
+
+def _open_pools(app: App) -> None:
+    for pool in app.system.pools.values():
+        try:
+            app.volumes.open_pool(pool.name, pool.driver, pool.config)
+        except CloisonError as error:
+            log.error("pool %s can't be used: %s", pool.name, error)
+
+
+def _break_network_loops(system: System) -> None:
+    """None can be made through the Admin API; a store from elsewhere may hold one."""
+    for qube in list(system.qubes.values()):
+        if qube.get_or_none("netvm") == qube.name or any(netvm.netvm is qube for netvm in qube.netvms()):
+            log.error("the netvm of %s is part of a loop; it is set to none", qube.name)
+            qube.values["netvm"] = None
+
+
+def _choose_kernel(app: App) -> None:
+    """The newest installed kernel is the default until somebody chooses one."""
+    versions = app.parts.kernels.versions()
+    if "default_kernel" not in app.system.values and versions:
+        with app.transaction():
+            app.system.store_value("default_kernel", versions[-1])
+
+
+async def _mend(app: App, qube: Qube) -> None:
+    try:
+        if qube.state != READY or qube.get_or_none("auto_cleanup"):
+            log.info("removing %s, which was %s", qube.name, "left over" if qube.state == READY else qube.state)
+            await app.discard(qube)
+        elif any(app.pool(volume.pool).is_dirty(app.volumes.config(volume)) for volume in app.volumes.kept(qube)):
+            await app.volumes.stop(qube)
+    except StorageError as error:
+        log.error("volumes of %s: %s", qube.name, error)

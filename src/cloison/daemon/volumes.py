@@ -1,0 +1,150 @@
+"""The volumes of qubes and the open pools: what the model says, done by the drivers, in threads."""
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+from cloison.admin.qubesd import Qubesd
+from cloison.daemon.parts import Parts
+from cloison.errors import CloisonError, QubeNotHalted, StorageError
+from cloison.model.domains import Qube
+from cloison.model.volumes import Volume
+from cloison.storage.base import Kind, Pool, VolumeConfig
+from cloison.wire.warden import DiskSource
+
+
+class Volumes:
+    def __init__(self, qubesd: Qubesd, parts: Parts) -> None:
+        self._qubesd, self._parts = qubesd, parts
+        self._open: dict[str, Pool] = {}
+        self._commits: dict[tuple[str, str], str] = {}      # (uuid, volume) -> commit a running snapshot was taken of
+
+    # -- pools ----------------------------------------------------------------------------------------------------
+
+    def pool(self, name: str) -> Pool:
+        """Raises StorageError."""
+        try:
+            return self._open[name]
+        except KeyError:
+            raise StorageError(f"pool {name} holds no volumes of qubes") from None
+
+    def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
+        """Raises CloisonError, StorageError."""
+        if driver not in self._parts.drivers:
+            raise CloisonError(f"pool {name} needs driver {driver}, which this version does not have")
+        if driver != "linux-kernel":
+            pool = self._parts.drivers[driver].open(name, config)
+            pool.setup()
+            self._open[name] = pool
+
+    def close_pool(self, name: str) -> None:
+        self._open.pop(name, None)
+
+    # -- volumes --------------------------------------------------------------------------------------------------
+
+    def config(self, volume: Volume) -> VolumeConfig:
+        """As a driver knows it."""
+        if volume.save_on_stop:
+            kind = Kind.ORIGIN
+        elif volume.snap_on_start:
+            kind = Kind.SNAPSHOT
+        else:
+            kind = Kind.VOLATILE if volume.rw else Kind.READONLY
+        keep = volume.revisions_to_keep
+        if keep is None:
+            pool = self._qubesd.system.pools.get(volume.pool)
+            keep = int(pool.config.get("revisions_to_keep", "1")) if pool else 1
+        return VolumeConfig(volume.vid, volume.name, kind, volume.size, volume.source, keep)
+
+    def kept(self, qube: Qube) -> list[Volume]:
+        """The volumes that have files of their own."""
+        return [volume for volume in qube.volumes.values() if volume.save_on_stop]
+
+    def _stored(self, qube: Qube) -> list[Volume]:
+        return [volume for volume in qube.volumes.values() if volume.name != "kernel"]
+
+    async def create(self, qube: Qube) -> None:
+        """Raises StorageError, with nothing left."""
+        await asyncio.to_thread(self._create, self.kept(qube))
+
+    def _create(self, volumes: list[Volume]) -> None:
+        for volume in volumes:
+            self.pool(volume.pool).create(self.config(volume))
+
+    async def remove(self, qube: Qube) -> None:
+        volumes = self.kept(qube)
+        if volumes:
+            await asyncio.to_thread(self._remove, volumes)
+
+    def _remove(self, volumes: list[Volume]) -> None:
+        for volume in volumes:
+            self.pool(volume.pool).remove(self.config(volume))
+
+    async def start(self, qube: Qube) -> tuple[DiskSource, ...]:
+        """The disks of a qube that starts, without the kernel's modules. Raises StorageError, with all stopped again."""
+        volumes = self._stored(qube)
+        try:
+            disks = await asyncio.to_thread(self._start, volumes)
+        except StorageError:
+            await self.stop(qube)
+            raise
+        for volume in volumes:
+            if volume.snap_on_start:
+                self._commits[(qube.uuid, volume.name)] = self.pool(volume.pool).commit_id(self.config(volume))
+        return disks
+
+    def _start(self, volumes: list[Volume]) -> tuple[DiskSource, ...]:
+        return tuple(self.pool(volume.pool).start(self.config(volume)) for volume in volumes)
+
+    async def stop(self, qube: Qube) -> None:
+        """Commit what is kept, drop the rest. Raises StorageError after trying all; a volume that failed stays dirty."""
+        for volume in self._stored(qube):
+            self._commits.pop((qube.uuid, volume.name), None)
+        before = self.root_commit(qube)
+        if self.kept(qube):
+            await asyncio.to_thread(self._stop, self.kept(qube))
+        if before is not None and self.root_commit(qube) != before:
+            await self._parts.wardens.forget_warm([before])
+
+    def _stop(self, volumes: list[Volume]) -> None:
+        failed: StorageError | None = None
+        for volume in volumes:
+            try:
+                self.pool(volume.pool).stop(self.config(volume))
+            except StorageError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def root_commit(self, qube: Qube) -> str | None:
+        """Id of the present commit of a root volume of its own; None if it has none (yet)."""
+        root = qube.volumes.get("root")
+        if root is None or not root.save_on_stop:
+            return None
+        try:
+            return self.pool(root.pool).commit_id(self.config(root))
+        except StorageError:
+            return None
+
+    def is_outdated(self, qube: Qube, volume: Volume) -> bool:
+        taken = self._commits.get((qube.uuid, volume.name))
+        return taken is not None and taken != self.pool(volume.pool).commit_id(self.config(volume))
+
+    async def seal_root(self, qube: Qube, path: str) -> None:
+        """Make the image the root's new commit. Raises StorageError, QubeNotHalted."""
+        tmp = os.path.realpath(self._parts.paths.tmp)
+        if os.path.dirname(os.path.realpath(path)) != tmp and not os.path.realpath(path).startswith(tmp + os.sep):
+            raise StorageError(f"an image to seal must lie below {tmp}")
+        async with self._qubesd.lock(qube):
+            if not qube.is_halted:
+                raise QubeNotHalted(f"{qube.name} is {qube.power}: shut it down before sealing its root")
+            root = qube.volumes["root"]
+            before = self.root_commit(qube)
+            pool, config = self.pool(root.pool), self.config(root)
+            await asyncio.to_thread(lambda: pool.import_file(config, path, format="raw"))
+            if before is not None:
+                await self._parts.wardens.forget_warm([before])
+            with self._qubesd.transaction():
+                qube.resize_volume("root", pool.size(config))
+                qube.journal.emit(qube.name, "domain-template-sealed")
