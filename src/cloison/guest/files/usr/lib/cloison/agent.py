@@ -2,8 +2,8 @@
 
 Python puts this file's folder first in `sys.path`, so `cloison` is found beside it.
 """
-import sys
+import asyncio
 
-from cloison.guest.__main__ import main
+from cloison.guest.agent import main
 
-sys.exit(main())
+asyncio.run(main())

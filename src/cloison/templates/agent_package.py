@@ -1,0 +1,98 @@
+"""Builds the guest agent as a Debian package, and a tiny apt repository around it.
+
+The package holds exactly those of our Python packages that the agent imports, the files below `guest/files` (which mirror
+the guest's root; `DEBIAN` holds the maintainer scripts) and the qrexec services below `guest/services`.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+
+import cloison
+from cloison.templates.contain import Tools
+
+NAME = "cloison-agent"
+# What the guest's part imports (contract in pyproject.toml), as files or folders of the package `cloison`.
+SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "guest")
+_NOT_CODE = ("files", "services", "__pycache__")
+_EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "usr/bin/", "usr/lib/qubes/")
+_SECRET = ("etc/sudoers.d/",)
+_CONTROL = """\
+Package: {name}
+Version: {version}
+Architecture: all
+Maintainer: Cloison <cloison@localhost>
+Section: admin
+Priority: optional
+Depends: python3, systemd-sysv, udev, kmod, e2fsprogs, mount, passwd
+Description: agent that makes this system a qube of Cloison
+ Runs the other end of every channel to the host: qrexec calls, the qube's
+ identity, its disks and its network.
+"""
+
+
+def build(tools: Tools, folder: str, source: str = os.path.dirname(cloison.__file__)) -> str:
+    """The repository's folder, made inside `folder`. `source` is the folder of the package `cloison`. Raises HostError."""
+    stage = os.path.join(folder, NAME)
+    repository = os.path.join(folder, "repository")
+    os.makedirs(repository)
+    _stage(source, stage)
+    file = f"{NAME}_{cloison.__version__}_all.deb"
+    tools.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", stage, os.path.join(repository, file)], folder=folder)
+    with open(os.path.join(repository, file), "rb") as package:
+        data = package.read()
+    with open(os.path.join(repository, "Packages"), "w", encoding="utf-8") as index:
+        index.write(f"{_control()}Filename: ./{file}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n")
+    return repository
+
+
+def _control() -> str:
+    return _CONTROL.format(name=NAME, version=cloison.__version__)
+
+
+def _stage(source: str, stage: str) -> None:
+    """The package's tree, with the modes it is to have."""
+    guest = os.path.join(source, "guest")
+    shutil.copytree(os.path.join(guest, "files"), stage, copy_function=shutil.copyfile, symlinks=True)
+    services = os.path.join(guest, "services")
+    if os.path.isdir(services):
+        shutil.copytree(services, os.path.join(stage, "etc", "qubes-rpc"), copy_function=shutil.copyfile, symlinks=True,
+                        ignore=shutil.ignore_patterns("__pycache__", "__init__.py"), dirs_exist_ok=True)
+    _copy_code(source, os.path.join(stage, "usr", "lib", "cloison", "cloison"))
+    with open(os.path.join(stage, "DEBIAN", "control"), "w", encoding="utf-8") as control:
+        control.write(_control())
+    files = _set_modes(stage)
+    with open(os.path.join(stage, "DEBIAN", "conffiles"), "w", encoding="utf-8") as conffiles:
+        conffiles.write("".join(f"/{name}\n" for name in files if name.startswith("etc/")))
+
+
+def _copy_code(source: str, target: str) -> None:
+    os.makedirs(target)
+    for name in SHIPPED:
+        path = os.path.join(source, name)
+        if os.path.isdir(path):
+            shutil.copytree(path, os.path.join(target, name), ignore=_only_code, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(path, os.path.join(target, name))
+
+
+def _only_code(folder: str, names: list[str]) -> list[str]:
+    """What of a folder does not ship: all but Python modules and sub-packages."""
+    return [name for name in names
+            if name in _NOT_CODE or not (name.endswith(".py") or os.path.isdir(os.path.join(folder, name)))]
+
+
+def _set_modes(stage: str) -> list[str]:
+    """Modes by place, whatever the source's were (wheels keep none). All regular files, sorted, relative."""
+    files: list[str] = []
+    for folder, _, names in os.walk(stage):
+        os.chmod(folder, 0o755)
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                continue
+            relative = os.path.relpath(path, stage)
+            os.chmod(path, 0o755 if relative.startswith(_EXECUTABLE) else 0o440 if relative.startswith(_SECRET) else 0o644)
+            files.append(relative)
+    return sorted(files)
