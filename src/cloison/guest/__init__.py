@@ -1,1 +1,1 @@
-"""All that runs inside a qube. It imports only runtime, wire, errors, values and the standard library; it ships as a Debian package."""
+"""All that runs inside a qube: only runtime, wire, errors, values, qdb and the standard library. Ships as a Debian package."""

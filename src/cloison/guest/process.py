@@ -46,6 +46,12 @@ class Started(NamedTuple):
     stdout: socket.socket
     stderr: int
 
+    def close(self) -> None:
+        """Our ends."""
+        self.stdin.close()
+        self.stdout.close()
+        os.close(self.stderr)
+
 
 _users: dict[str, tuple[tuple[int, int], User]] = {}
 
@@ -115,12 +121,15 @@ def _spawn(program: str, argv: Sequence[str], user: User, env: Mapping[str, str]
     stdout, child_stdout = socket.socketpair()
     stderr, child_stderr = os.pipe2(os.O_CLOEXEC)
     home = user.home if os.path.isdir(user.home) else "/"
+    as_root = os.getuid() == 0
     try:
         process = subprocess.Popen(
             argv, executable=program, env=env, cwd=home, start_new_session=True,
-            stdin=subprocess.DEVNULL if quiet else child_stdin, stdout=subprocess.DEVNULL if quiet else child_stdout,
+            stdin=subprocess.DEVNULL if quiet else child_stdin.fileno(),
+            stdout=subprocess.DEVNULL if quiet else child_stdout.fileno(),
             stderr=subprocess.DEVNULL if quiet else child_stderr,
-            **({"user": user.uid, "group": user.gid, "extra_groups": user.groups} if os.getuid() == 0 else {}),
+            user=user.uid if as_root else None, group=user.gid if as_root else None,
+            extra_groups=user.groups if as_root else None,
         )
     except OSError as error:
         for end in (stdin, stdout):

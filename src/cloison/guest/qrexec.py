@@ -9,40 +9,33 @@ import asyncio
 import os
 import sys
 from collections import deque
-from typing import TYPE_CHECKING
 
 from cloison.errors import PeerError
 from cloison.guest import process
+from cloison.runtime.port import Outbox, Port
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
-
-if TYPE_CHECKING:
-    from cloison.guest.agent import Port
 
 READ = 65536
 
 
 class ControlChannel:
-    """vchan server on port 512; the host's daemon is its client."""
+    """vchan server on port 512; the host's daemon is its client. A new daemon replaces the former one."""
 
     def __init__(self, port: Port) -> None:
         self._port = port
-        self._channel: int | None = None
+        self._outbox: Outbox | None = None
         self._decoder = qrexec.Decoder(qrexec.FROM_DAEMON)
-        self._unsent: deque[bytes] = deque()
         self.xid = 0
 
     def opened(self, channel: int) -> ControlChannel:
-        """A new daemon; the former one, if any, is forgotten."""
-        self._channel = channel
         self._decoder = qrexec.Decoder(qrexec.FROM_DAEMON)
-        self._unsent.clear()
-        self._send(qrexec.hello(qrexec.VERSION))
+        self._outbox = Outbox(self._port, channel)
+        self._outbox.put(qrexec.hello(qrexec.VERSION))
         return self
 
     def data(self, untrusted: bytes) -> None:
-        channel = self._channel
-        if channel is None:
+        if self._outbox is None:
             return
         self._decoder.feed(untrusted)
         try:
@@ -51,27 +44,19 @@ class ControlChannel:
                     Call(self._port, self, message).start()
         except PeerError as error:
             sys.exit(f"qrexec control channel: {error}")
-        self._port.consumed(channel, len(untrusted))
+        self._port.consumed(self._outbox.channel, len(untrusted))
 
     def writable(self) -> None:
-        self._send(b"")
+        if self._outbox is not None:
+            self._outbox.flush()
 
     def closed(self) -> None:
-        self._channel = None
+        self._outbox = None
 
     def terminated(self, domain: int, port: int) -> None:
-        self._send(qrexec.connection_terminated(domain, port))
-
-    def _send(self, message: bytes) -> None:
-        if message:
-            self._unsent.append(message)
-        while self._unsent and self._channel is not None:
-            first = self._unsent[0]
-            sent = self._port.send(self._channel, first)
-            if sent < len(first):
-                self._unsent[0] = first[sent:]
-                return
-            self._unsent.popleft()
+        """A data channel is used no longer: the daemon may give its port away again."""
+        if self._outbox is not None:
+            self._outbox.put(qrexec.connection_terminated(domain, port))
 
 
 class Call:
@@ -124,7 +109,7 @@ class Call:
         self._loop.add_reader(pidfd, self._exited, pidfd)
 
     def _reap_later(self, started: process.Started) -> None:
-        self._close_ends(started)
+        started.close()
         pidfd = os.pidfd_open(started.process.pid)
 
         def reap() -> None:
@@ -133,12 +118,6 @@ class Call:
             started.process.wait()
 
         self._loop.add_reader(pidfd, reap)
-
-    @staticmethod
-    def _close_ends(started: process.Started) -> None:
-        started.stdin.close()
-        started.stdout.close()
-        os.close(started.stderr)
 
     def _read_outputs(self, on: bool) -> None:
         if on == self._reading or not self._open_outputs:

@@ -1,36 +1,72 @@
-"""The qube's own disks: private on /rw, its home and bind-dirs over the template's root, volatile as swap (reference/storage.md 3, 5)."""
+"""The qube's own disks: private on /rw, home and bind-dirs over the root, volatile as swap (reference/storage.md 3, 5)."""
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import glob
 import os
 import re
 import shutil
 import struct
+import time
 
 from cloison.guest import libc
 
 SWAP_BYTES = 1 << 30
+SIZE_SECONDS = 10.0
 BIND_DIRS = ("/usr/lib/qubes-bind-dirs.d", "/etc/qubes-bind-dirs.d", "/rw/config/qubes-bind-dirs.d")
 _BINDS = re.compile(r"""binds\+?=\(\s*((?:'[^']*'|"[^"]*"|[^\s()'"]+|\s)*)\)""")
 _WORD = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s()'"]+)""")
+RC_LOCAL_PATH = "/rw/config/rc.local"
 RC_LOCAL = "#!/bin/sh\n# Runs at each start of this qube, once it is made executable.\n"
 MAX_LINKS = 10
 
 
+_devices: dict[str, str] = {}
+
+
+def find_devices() -> dict[str, str]:
+    """Role -> /dev/vdX, by the disks' serial numbers `qubes-ROLE`. They never change while a guest runs."""
+    if not _devices:
+        for path in glob.glob("/sys/block/vd*/serial"):
+            with open(path, encoding="ascii") as file:
+                serial = file.read().strip()
+            if serial.startswith("qubes-"):
+                _devices[serial.removeprefix("qubes-")] = "/dev/" + path.split("/")[3]
+    return _devices
+
+
 def device(role: str) -> str:
-    """/dev/vdX of the disk with serial qubes-ROLE. Raises FileNotFoundError."""
-    for path in glob.glob("/sys/block/vd*/serial"):
-        with open(path, encoding="ascii") as file:
-            if file.read().strip() == f"qubes-{role}":
-                return "/dev/" + path.split("/")[3]
-    raise FileNotFoundError(f"no disk qubes-{role}")
+    """Raises FileNotFoundError."""
+    path = find_devices().get(role)
+    if path is None:
+        raise FileNotFoundError(f"no disk qubes-{role}")
+    return path
 
 
-def mount_private(persistence: str) -> None:
-    """Mount /rw; for a qube whose root is thrown away, put home, /usr/local and the bind-dirs over it."""
+def await_size(path: str, size: int) -> None:
+    """Until the kernel knows the disk's size: in a restored guest the host's notice of it may be under way."""
+    deadline = time.monotonic() + SIZE_SECONDS
+    while _size(path) != size and time.monotonic() < deadline:
+        time.sleep(0.002)   # sysfs has no event for it, and nothing else of this guest runs yet
+
+
+def _size(path: str) -> int:
+    with open(f"/sys/block/{os.path.basename(path)}/size", encoding="ascii") as file:
+        return int(file.read()) * 512
+
+
+def mount_private(persistence: str, size: int) -> None:
+    """Mount /rw; for a qube whose root is thrown away, put home, /usr/local and the bind-dirs over it.
+
+    In a disposable whose private volume nobody has used yet, the root's own folders serve: they are thrown away like it.
+    """
     os.makedirs("/rw", exist_ok=True)
-    libc.mount(device("private"), "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
+    disk = device("private")
+    await_size(disk, size)
+    libc.mount(disk, "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
+    if persistence == "none" and not os.path.isdir("/rw/config"):
+        return
     _first_use()
     if persistence == "full":
         return
@@ -41,18 +77,37 @@ def mount_private(persistence: str) -> None:
 
 
 def _first_use() -> None:
-    """Lay out an empty private volume. Idempotent: each part is copied aside and renamed, so half a copy is never taken for one."""
-    if not os.path.isdir("/rw/config"):
-        os.makedirs("/rw/config.new", exist_ok=True)
-        with open("/rw/config.new/rc.local", "w", encoding="ascii") as file:
-            file.write(RC_LOCAL)
-        os.rename("/rw/config.new", "/rw/config")
-        os.makedirs("/rw/bind-dirs", exist_ok=True)
+    """Lay out an empty private volume. Each part is copied aside and renamed, so half a copy is never taken for one."""
     for source, target in (("/home", "/rw/home"), ("/usr/local", "/rw/usrlocal")):
         if not os.path.isdir(target):
             shutil.rmtree(target + ".new", ignore_errors=True)
             copy_tree(source, target + ".new")
             os.rename(target + ".new", target)
+    if not os.path.isdir("/rw/config"):
+        os.makedirs("/rw/bind-dirs", exist_ok=True)
+        os.makedirs("/rw/config.new", exist_ok=True)
+        _write_new("/rw/config.new/rc.local", RC_LOCAL)
+        os.rename("/rw/config.new", "/rw/config")
+
+
+def _write_new(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def run_rc_local() -> None:
+    """Start the user's own start-up script, if it is executable; it runs beside everything else."""
+    if os.access(RC_LOCAL_PATH, os.X_OK):
+        pid = os.posix_spawn(RC_LOCAL_PATH, [RC_LOCAL_PATH], os.environ, setsid=True)
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(pid)
+
+        def reap() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            os.waitpid(pid, 0)
+
+        loop.add_reader(pidfd, reap)
 
 
 def copy_tree(source: str, target: str) -> None:

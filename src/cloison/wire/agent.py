@@ -5,9 +5,9 @@ To the guest: one JSON object with `do`. From the guest, which is hostile: one w
     seal      -> sealed          nothing personal is mounted, no generator keeps state: take the snapshot
     become    -> running         be this qube: entropy, clock, names, volumes, QubesDB (`Identity`)
                  failed TEXT     it can't
+    time                         what time it is now: after a restore, and after a pause; no answer
     shutdown  -> halting         power off in order
     ping      -> pong
-    entropy                      more randomness; no answer
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Identity(NamedTuple):
     machine_id: str
     boot_id: str
     qubesdb: dict[str, str]
+    private_size: int               # bytes; a restored guest may still believe another
 
 
 class Report(NamedTuple):
@@ -50,8 +51,18 @@ def shutdown() -> bytes:
     return b'{"do":"shutdown"}'
 
 
+def clock(now: int) -> bytes:
+    """`now`: nanoseconds since the epoch."""
+    return json.dumps({"do": "time", "time": now}).encode()
+
+
 def become(identity: Identity) -> bytes:
     return json.dumps({"do": "become", **identity._asdict()}, separators=(",", ":")).encode()
+
+
+def identity(fields: dict[str, object]) -> Identity:
+    """In the guest: the fields of a `become`."""
+    return Identity(**fields)  # type: ignore[arg-type]
 
 
 def parse_order(message: bytes) -> tuple[str, dict[str, object]]:

@@ -1,5 +1,0 @@
-import asyncio
-
-from cloison.guest.agent import main
-
-asyncio.run(main())

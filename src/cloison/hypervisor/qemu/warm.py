@@ -1,0 +1,201 @@
+"""Warm images: a guest that has booted and is nobody yet, kept as files, from which qubes start without booting.
+
+A folder per image, named by a key over everything that shapes it; it appears whole or not at all:
+
+    ram            guest memory, sparse, exactly the machine's size
+    state          device state (under a megabyte)
+    disk.qcow2     the root overlay as it stood then: it backs the root of every qube started from here
+    manifest.json  what went into the key, for people and for dropping it with its commit
+
+RAM is handed to QEMU as a *sealed memfd*, not as the file: QEMU 7.2 opens private RAM for writing, and a compromised QEMU that
+could write the file would be in every later qube. A write-sealed memfd can be mapped privately and by nobody changed.
+"""
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from cloison.errors import MachineError
+from cloison.hypervisor import sandbox
+from cloison.hypervisor.qemu import argv
+from cloison.hypervisor.qemu.driver import QEMU
+from cloison.runtime import faults, files
+from cloison.wire.warden import Launch, Layer
+
+RAM, STATE, DISK, MANIFEST = "ram", "state", "disk.qcow2", "manifest.json"
+FORMAT = 1                       # of this folder and of the agent's protocol; another number is another key
+_COPY = 1 << 22
+_F_ADD_SEALS = 1033
+_SEALS = 0x1 | 0x2 | 0x4 | 0x8   # no more seals, no shrinking, no growing, no writing
+_versions: dict[str, str] = {}
+
+
+def key(launch: Launch) -> str:
+    """32 hexadecimal digits. Raises MachineError when a file that goes into it can't be seen."""
+    return hashlib.sha256(json.dumps(ingredients(launch), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def ingredients(launch: Launch) -> dict[str, object]:
+    """Everything a warm image depends on; two launches with equal ingredients may share one."""
+    root = next(disk for disk in launch.disks if disk.role == "root")
+    shape = argv.shape(argv.Settings(
+        name="shape", uuid="", memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator, fd_monitor=0, fd_channel=0,
+        drives=tuple(argv.Drive(disk.role, 0 if disk.role in ("root", "private") else disk.size) for disk in launch.disks)))
+    return {
+        "format": FORMAT, "qemu": qemu_version(), "shape": shape, "cpu": _cpu() if launch.accelerator == "kvm" else "max",
+        "root": [_identity(layer.path) for layer in root.layers], "kernelopts": launch.kernelopts,
+        "boot": [_identity(path) for path in (launch.kernel.vmlinuz, launch.kernel.initramfs, launch.kernel.modules)],
+    }
+
+
+def _identity(path: str) -> list[object]:
+    """Which file this is, so that another one under the same name counts as another."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MachineError(f"{path} can't be read: {error.strerror}") from error
+    return [path, status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def qemu_version() -> str:
+    """First line of `qemu --version`; asked once for each binary."""
+    program = sandbox.find(QEMU)
+    stamp = f"{program} {os.stat(program).st_mtime_ns}"
+    if stamp not in _versions:
+        output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        _versions[stamp] = (output.splitlines() or [""])[0]
+    return _versions[stamp]
+
+
+def _cpu() -> str:
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        lines = file.read().split("\n\n", 1)[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "microcode")))
+
+
+# -- on disk -----------------------------------------------------------------------------------------------------------
+
+
+def folder(base: str, name: str) -> str | None:
+    """The image's folder if it exists."""
+    path = os.path.join(base, name)
+    return path if os.path.exists(os.path.join(path, MANIFEST)) else None
+
+
+def names(base: str) -> list[str]:
+    return sorted(name for name in os.listdir(base) if os.path.exists(os.path.join(base, name, MANIFEST)))
+
+
+def finish(work: str, base: str, launch: Launch) -> str:
+    """A filled work folder becomes an image: synced, made read-only, renamed. Its path."""
+    for name in (RAM, STATE, DISK):
+        fd = os.open(os.path.join(work, name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            os.fchmod(fd, 0o400)
+        finally:
+            os.close(fd)
+    faults.point("warm:synced")
+    files.write_atomic(os.path.join(work, MANIFEST), json.dumps(ingredients(launch), indent=1).encode())
+    target = os.path.join(base, key(launch))
+    if os.path.exists(target):
+        shutil.rmtree(work)
+        return target
+    files.rename(work, target)
+    return target
+
+
+def drop(base: str, name: str) -> None:
+    """Remove an image; first its manifest, so that half of one is never taken for one."""
+    path = os.path.join(base, name)
+    for part in (MANIFEST, DISK, STATE, RAM):
+        if os.path.exists(os.path.join(path, part)):
+            os.unlink(os.path.join(path, part))
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(base: str, keep: Sequence[str] = ()) -> None:
+    """Remove what a crash left half made, and images whose root or boot files are no longer there as they were."""
+    for name in os.listdir(base):
+        if name in keep:
+            continue
+        if folder(base, name) is None or not _still_true(os.path.join(base, name, MANIFEST)):
+            drop(base, name)
+
+
+def _still_true(manifest: str) -> bool:
+    try:
+        with open(manifest, encoding="utf-8") as file:
+            data = json.load(file)
+        return data["format"] == FORMAT and all(_identity(entry[0]) == entry for entry in data["root"] + data["boot"])
+    except (OSError, ValueError, KeyError, MachineError):
+        return False
+
+
+def commits(base: str, name: str) -> list[str]:
+    """Paths of the root layers an image was made from."""
+    try:
+        with open(os.path.join(base, name, MANIFEST), encoding="utf-8") as file:
+            return [entry[0] for entry in json.load(file)["root"]]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def layer(path: str) -> Layer:
+    return Layer(os.path.join(path, DISK), "qcow2")
+
+
+# -- in memory -----------------------------------------------------------------------------------------------------------
+
+
+def load_ram(path: str) -> int:
+    """The image's RAM as a sealed memfd; its holes stay holes. Raises MachineError."""
+    try:
+        source = os.open(os.path.join(path, RAM), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MachineError(f"warm image {path} can't be read: {error.strerror}") from error
+    target = os.memfd_create("warm-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(target, os.fstat(source).st_size)
+        _copy_data(source, target)
+        fcntl.fcntl(target, _F_ADD_SEALS, _SEALS)
+        os.posix_fadvise(source, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        os.close(target)
+        raise MachineError(f"warm image {path} can't be loaded: {error.strerror}") from error
+    finally:
+        os.close(source)
+    return target
+
+
+def _copy_data(source: int, target: int) -> None:
+    position = 0
+    while True:
+        try:
+            position = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = os.lseek(source, position, os.SEEK_HOLE)
+        while position < end:
+            data = os.pread(source, min(_COPY, end - position), position)
+            if not data:
+                return
+            _write_nonzero(target, data, position)
+            position += len(data)
+
+
+def _write_nonzero(target: int, data: bytes, position: int) -> None:
+    """Pages of zeros stay holes: memory that every qube would pay for."""
+    page = 1 << 16
+    for start in range(0, len(data), page):
+        piece = data[start:start + page]
+        if piece.count(0) != len(piece):
+            os.pwrite(target, piece, position + start)

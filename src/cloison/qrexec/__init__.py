@@ -1,0 +1,1 @@
+"""qrexec on the host: the daemon that a warden runs for its qube."""

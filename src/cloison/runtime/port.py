@@ -1,0 +1,173 @@
+"""A multiplexer on a descriptor, in this thread's event loop: who handles which channel, and nothing that waits.
+
+Both ends use it: the agent on its virtio port, the warden on the socket that QEMU holds the other end of. A peer that breaks
+the protocol, or hangs up, ends the port: every handler hears `closed`, then `on_end` is called once with the reason.
+"""
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from cloison.errors import PeerError
+from cloison.wire.mux import Address, Closed, Control, Data, Event, Mux, Opened, Writable
+
+READ = 1 << 17
+
+
+class Handler(Protocol):
+    """One channel's user. After `closed` it hears nothing more."""
+
+    def data(self, untrusted: bytes) -> None: ...
+    def writable(self) -> None: ...
+    def closed(self) -> None: ...
+
+
+class Port:
+    """`side` is mux.HOST or mux.GUEST; `on_open` gives the handler of a channel the peer opens, or None to refuse it."""
+
+    def __init__(
+        self, fd: int, side: int, *, on_control: Callable[[bytes], None],
+        on_open: Callable[[int, Address], Handler | None], on_end: Callable[[str], None],
+    ) -> None:
+        self._fd = fd
+        self._mux = Mux(side)
+        self._handlers: dict[int, Handler] = {}
+        self._on_control, self._on_open, self._on_end = on_control, on_open, on_end
+        self._unwritten = memoryview(b"")
+        self._writing = False
+        self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._readable)
+
+    def open(self, address: Address, handler: Handler) -> int:
+        """Open a channel as vchan client. `send` on it may follow at once."""
+        channel = self._mux.open(address)
+        self._handlers[channel] = handler
+        self.flush()
+        return channel
+
+    def send(self, channel: int, data: bytes | memoryview) -> int:
+        """How much was taken; after less than all, the handler's `writable` says when to go on."""
+        sent = self._mux.send(channel, data)
+        self.flush()
+        return sent
+
+    def consumed(self, channel: int, count: int) -> None:
+        """So many bytes of that channel have left this process."""
+        self._mux.consumed(channel, count)
+        self.flush()
+
+    def close(self, channel: int) -> None:
+        """Nothing more either way; the handler is forgotten, not told."""
+        self._handlers.pop(channel, None)
+        self._mux.close(channel)
+        self.flush()
+
+    def control(self, message: bytes) -> None:
+        self._mux.control(message)
+        self.flush()
+
+    def end(self, reason: str) -> None:
+        """Give the port up. Idempotent; the descriptor stays the caller's to close."""
+        if self._ended:
+            return
+        self._ended = True
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        handlers = list(self._handlers.values())
+        self._handlers.clear()
+        for handler in handlers:
+            handler.closed()
+        self._on_end(reason)
+
+    def flush(self) -> None:
+        """Write what the descriptor takes now; the rest when it is writable."""
+        if self._writing or self._ended:
+            return
+        while self._unwritten or self._mux.has_output:
+            if not self._unwritten:
+                self._unwritten = memoryview(self._mux.take_output())
+            try:
+                self._unwritten = self._unwritten[os.write(self._fd, self._unwritten):]
+            except BlockingIOError:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._writable_again)
+                return
+            except OSError as error:
+                self.end(f"the port can't be written: {error.strerror}")
+                return
+        for event in self._mux.drained():
+            self._dispatch(event)
+
+    def _writable_again(self) -> None:
+        self._loop.remove_writer(self._fd)
+        self._writing = False
+        self.flush()
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._fd, READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.end("the other side hung up")
+            return
+        try:
+            for event in self._mux.receive(data):
+                self._dispatch(event)
+        except PeerError as error:
+            self.end(f"the other side broke the protocol: {error}")
+            return
+        self.flush()
+
+    def _dispatch(self, event: Event) -> None:
+        if self._ended:
+            return
+        if isinstance(event, Data):
+            if handler := self._handlers.get(event.channel):
+                handler.data(event.untrusted)
+        elif isinstance(event, Writable):
+            if handler := self._handlers.get(event.channel):
+                handler.writable()
+        elif isinstance(event, Control):
+            self._on_control(event.untrusted)
+        elif isinstance(event, Opened):
+            self._opened(event)
+        elif isinstance(event, Closed):
+            closed = self._handlers.pop(event.channel, None)
+            self._mux.close(event.channel)
+            if closed is not None:
+                closed.closed()
+
+    def _opened(self, event: Opened) -> None:
+        handler = self._on_open(event.channel, event.address)
+        if handler is None:
+            self._mux.close(event.channel)
+        else:
+            self._handlers[event.channel] = handler
+
+
+class Outbox:
+    """Messages for one channel, kept until the channel takes them. `limit` bytes bounds what may wait."""
+
+    def __init__(self, port: Port, channel: int) -> None:
+        self._port, self.channel = port, channel
+        self._waiting = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, message: bytes) -> None:
+        self._waiting += message
+        self.flush()
+
+    def flush(self) -> bool:
+        """True when nothing waits any more."""
+        if self._waiting:
+            sent = self._port.send(self.channel, bytes(self._waiting))
+            del self._waiting[:sent]
+        return not self._waiting

@@ -1,0 +1,1 @@
+"""One process a qube: it holds the qube's QEMU, its channels, its QubesDB and its qrexec daemon, and outlives qubesd."""
