@@ -206,6 +206,14 @@ class App(Qubesd):
         usage = self.parts.wardens.usage(qube.uuid)
         return usage.memory, usage.cpu_time
 
+    async def autostart(self) -> None:
+        """Start what is to run with the system, netvms first. One that fails does not hold up the rest."""
+        for name in lifecycle.autostart_order(self.system):
+            try:
+                await self.start(self.system.qube(name))
+            except CloisonError as error:
+                log.error("%s was not started: %s", name, error)
+
     # -- volumes and the rest --------------------------------------------------------------------------------------------
 
     def pool(self, name: str) -> Pool:

@@ -1,0 +1,151 @@
+"""Wardens without machines: qubes that start at once and do as they are told.
+
+With a folder, the running qubes are written there (one file a qube), so that a daemon that comes up after a kill -9 finds
+them again, as it finds real wardens. Passes `tests/contracts/wardens.py`.
+"""
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import socket
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
+from cloison.errors import MachineError
+from cloison.runtime import files
+from cloison.values import PowerState
+from cloison.wire.warden import Launch
+
+
+def _ignore(_uuid: str, _event: str, _detail: dict[str, Any]) -> None:
+    """Until somebody listens."""
+
+
+class FakeWardens(Wardens):
+    """`refuse`: names of qubes whose machine fails to start; `deaf`: those that ignore a shutdown request."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.on_event = _ignore
+        self.refuse: set[str] = set()
+        self.deaf: set[str] = set()
+        self.launches: list[Launch] = []
+        self.qdb: dict[str, dict[str, str]] = {}
+        self._folder = folder
+        self._running: dict[str, Adopted] = {}
+        self._leases: dict[str, tuple[socket.socket, select.epoll]] = {}
+        self._warm: dict[str, str] = {}
+
+    async def adopt(self) -> list[Adopted]:
+        if self._folder is not None:
+            os.makedirs(self._folder, exist_ok=True)
+            for name in sorted(name for name in os.listdir(self._folder) if name.endswith(".warden")):
+                with open(os.path.join(self._folder, name), encoding="ascii") as file:
+                    uuid, qube, xid, state = json.load(file)
+                self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state))
+        return list(self._running.values())
+
+    async def start(self, launch: Launch, lease: socket.socket | None = None) -> None:
+        await asyncio.sleep(0)
+        if launch.uuid in self._running:
+            raise MachineError(f"{launch.name} runs already")
+        if launch.name in self.refuse:
+            raise MachineError(f"the machine of {launch.name} did not start")
+        self.launches.append(launch)
+        self.qdb[launch.uuid] = dict(launch.identity)
+        self._note(Adopted(launch.uuid, launch.name, launch.xid, PowerState.RUNNING))
+        self.on_event(launch.uuid, "running", {})
+        if lease is not None:
+            self._watch(launch.uuid, lease.dup())
+
+    def _watch(self, uuid: str, lease: socket.socket) -> None:
+        epoll = select.epoll()
+        epoll.register(lease.fileno(), 0)
+        self._leases[uuid] = (lease, epoll)
+        asyncio.get_running_loop().add_reader(epoll.fileno(), self.stop, uuid)
+
+    def _note(self, found: Adopted) -> None:
+        self._running[found.uuid] = found
+        if self._folder is not None:
+            line = json.dumps([found.uuid, found.name, found.xid, found.state.value])
+            files.write_atomic(self._path(found.uuid), line.encode("ascii"))
+
+    def _path(self, uuid: str) -> str:
+        return os.path.join(self._folder or "", f"{uuid}.warden")
+
+    def _get(self, uuid: str) -> Adopted:
+        try:
+            return self._running[uuid]
+        except KeyError:
+            raise MachineError("that qube has no machine") from None
+
+    def stop(self, uuid: str, event: str = "stopped") -> None:
+        """The machine ends, for whatever reason."""
+        self._get(uuid)
+        del self._running[uuid]
+        if self._folder is not None:
+            os.unlink(self._path(uuid))
+        self._let_go(uuid)
+        self.on_event(uuid, event, {})
+
+    def _let_go(self, uuid: str) -> None:
+        if uuid in self._leases:
+            lease, epoll = self._leases.pop(uuid)
+            asyncio.get_running_loop().remove_reader(epoll.fileno())
+            epoll.close()
+            lease.close()
+
+    async def pause(self, uuid: str) -> None:
+        found = self._get(uuid)
+        self._note(Adopted(found.uuid, found.name, found.xid, PowerState.PAUSED))
+
+    async def unpause(self, uuid: str) -> None:
+        found = self._get(uuid)
+        self._note(Adopted(found.uuid, found.name, found.xid, PowerState.RUNNING))
+
+    async def shutdown(self, uuid: str) -> None:
+        if self._get(uuid).name not in self.deaf:
+            self.on_event(uuid, "halting", {})
+            asyncio.get_running_loop().call_soon(self._power_off, uuid)
+
+    def _power_off(self, uuid: str) -> None:
+        if uuid in self._running:
+            self.stop(uuid)
+
+    async def kill(self, uuid: str) -> None:
+        self.stop(uuid)
+
+    async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:
+        self._get(uuid)
+        tree = self.qdb.setdefault(uuid, {})
+        for path, value in entries.items():
+            if value is None:
+                tree.pop(path, None)
+            else:
+                tree[path] = value
+
+    async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
+        """One image a root: keyed by the files it is made of."""
+        key = "+".join(layer.path for layer in launch.disks[0].layers) or launch.name
+        if key not in self._warm:
+            progress(f"making a warm image for {launch.name}")
+            self._warm[key] = f"/warm/{len(self._warm)}"
+        return self._warm[key]
+
+    async def forget_warm(self, commits: Collection[str]) -> None:
+        self._warm = {key: folder for key, folder in self._warm.items() if not any(commit in key for commit in commits)}
+
+    def usage(self, uuid: str) -> Usage:
+        return Usage(409600, 10**9) if uuid in self._running else Usage(0, 0)
+
+    def warm_images(self) -> list[str]:
+        return sorted(self._warm)
+
+    def running(self) -> list[str]:
+        return sorted(self._running)
+
+    async def close(self) -> None:
+        for uuid in list(self._leases):
+            self._let_go(uuid)

@@ -1,0 +1,53 @@
+"""Wires qubesd from its real parts and runs it."""
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from cloison.daemon.host import RealHost, timezone
+from cloison.daemon.parts import Parts
+from cloison.daemon.run import serve
+from cloison.daemon.server import take_lock
+from cloison.daemon.store import Store
+from cloison.daemon.wardens import Wardens
+from cloison.daemon.wiring import DRIVERS
+from cloison.errors import CloisonError
+from cloison.runtime.paths import Paths
+from cloison.storage.linux_kernel import KernelPool
+
+
+def _wardens(paths: Paths, accelerator: str) -> Wardens:
+    """The one place that says what runs the machines."""
+    from cloison.daemon.zygote_wardens import ZygoteWardens
+
+    return ZygoteWardens(paths, accelerator)
+
+
+def _parts(paths: Paths, accelerator: str) -> Parts:
+    kernels = KernelPool(paths.kernels)
+    return Parts(paths, RealHost(paths.kernels, kernels.versions), Store(paths.store), _wardens(paths, accelerator), DRIVERS,
+                 kernels, accelerator, timezone())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="qubesd", description="Keeps the qubes and serves the Admin API.")
+    parser.add_argument("--bare", action="store_true", help="start no qube by itself")
+    parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    os.umask(0o077)
+    try:
+        paths = Paths.from_environment()
+        paths.ensure()
+        lock = take_lock(paths)
+        asyncio.run(serve(_parts(paths, options.accelerator), lock, autostart=not options.bare))
+    except CloisonError as error:
+        print(f"qubesd: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_status
+    return 0
