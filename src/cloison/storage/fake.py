@@ -1,0 +1,226 @@
+"""A pool for tests of what uses pools: full copies in raw files, its books in memory. Passes the contract suite.
+
+No qemu-img, no sandbox, no crash safety: after `setup` of a new object nothing is left.
+"""
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from dataclasses import dataclass, field
+
+from cloison.storage.base import Kind, Pool, PoolError, VolumeConfig, checked_size, explained, parse_revision, parse_vid
+from cloison.wire.warden import DiskSource, Layer
+
+
+@dataclass
+class _State:
+    """`commits`: number -> path, oldest first; the last one is the present commit."""
+
+    size: int
+    commits: dict[int, str] = field(default_factory=dict)
+    dirty: str | None = None
+    importing: str | None = None
+
+
+class FakePool(Pool):
+    """See the module."""
+
+    driver = "fake"
+
+    def __init__(self, name: str, folder: str) -> None:
+        self.name = name
+        self.folder = os.path.abspath(folder)
+        self._numbers = itertools.count(1)      # of all volumes: a commit's id is never reused
+        self._states: dict[str, _State] = {}
+
+    def setup(self) -> None:
+        with explained(f"can't set up pool {self.name}"):
+            os.makedirs(self.folder, exist_ok=True)
+            for state in self._states.values():
+                self._drop_import(state)
+
+    def create(self, volume: VolumeConfig) -> None:
+        if volume.kind is Kind.ORIGIN and self._place(volume.vid) not in self._states:
+            size = checked_size(volume.size)
+            self._states[volume.vid] = _State(size)
+            self._commit(volume, self._zeros(volume.vid, size))
+
+    def remove(self, volume: VolumeConfig) -> None:
+        parse_vid(volume.vid)
+        state = self._states.pop(volume.vid, None)
+        if state is not None:
+            for path in (*state.commits.values(), state.dirty, state.importing):
+                if path is not None:
+                    os.unlink(path)
+
+    def start(self, volume: VolumeConfig) -> DiskSource:
+        if volume.kind is Kind.VOLATILE:
+            return DiskSource(volume.name, checked_size(volume.size))
+        state = self._committed(volume)
+        if volume.kind is not Kind.ORIGIN:
+            layer = Layer(_last(state), "raw")
+            return DiskSource(volume.name, state.size, (layer,), writable=volume.kind is Kind.SNAPSHOT)
+        if state.importing:
+            raise PoolError(f"can't start volume {volume.vid}", "an import into it is running")
+        if state.dirty is None:
+            state.dirty = self._copy(volume.vid, _last(state))
+        os.truncate(state.dirty, state.size)
+        return DiskSource(volume.name, state.size, (), Layer(state.dirty, "raw"))
+
+    def stop(self, volume: VolumeConfig) -> None:
+        if self.is_dirty(volume):
+            state = self._states[volume.vid]
+            path, state.dirty = state.dirty, None
+            assert path is not None
+            self._commit(volume, path)
+
+    def discard(self, volume: VolumeConfig) -> None:
+        state = self._states.get(volume.vid)
+        if state is not None and state.dirty is not None:
+            os.unlink(state.dirty)
+            state.dirty = None
+
+    def import_file(self, volume: VolumeConfig, path: str, *, format: str) -> None:
+        if format != "raw":
+            raise PoolError(f"can't import into volume {volume.vid}", "the fake pool takes raw files only")
+        if self._place(volume.vid) in self._states:
+            self._idle(volume, "import into")
+        with explained(f"can't import into volume {volume.vid}"):
+            size = checked_size(os.stat(path).st_size)
+            target = self._new_path(volume.vid)
+            os.rename(path, target)
+        self._states.setdefault(volume.vid, _State(size)).size = size
+        self._commit(volume, target)
+
+    def import_begin(self, volume: VolumeConfig, size: int) -> str:
+        state = self._idle(volume, "import into")
+        state.importing = self._zeros(volume.vid, checked_size(size))
+        return state.importing
+
+    def import_end(self, volume: VolumeConfig, ok: bool) -> None:
+        state = self._committed(volume)
+        if ok and not state.importing:
+            raise PoolError(f"can't import into volume {volume.vid}", "no import is running")
+        if ok and state.importing:
+            path, state.importing = state.importing, None
+            state.size = os.stat(path).st_size
+            self._commit(volume, path)
+        self._drop_import(state)
+
+    def clear(self, volume: VolumeConfig) -> None:
+        state = self._idle(volume, "clear")
+        self._commit(volume, self._zeros(volume.vid, state.size))
+
+    def clone(self, volume: VolumeConfig, source: VolumeConfig) -> None:
+        other = self._committed(source)
+        if self._place(volume.vid) in self._states:
+            if self._idle(volume, "clone") is other:
+                raise PoolError(f"can't clone volume {volume.vid}", "it would be its own source")
+        self._states.setdefault(volume.vid, _State(other.size)).size = other.size
+        self._commit(volume, self._copy(volume.vid, _last(other)))
+
+    def revert(self, volume: VolumeConfig, revision: str | None = None) -> None:
+        number = parse_revision(revision) if revision is not None else None
+        state = self._idle(volume, "revert")
+        old = list(state.commits)[:-1]
+        number = old[-1] if number is None and old else number
+        if number not in old:
+            raise PoolError(f"can't revert volume {volume.vid}", "there is no such revision")
+        self._commit(volume, self._copy(volume.vid, state.commits[number]))
+
+    def resize(self, volume: VolumeConfig, size: int) -> None:
+        state = self._committed(volume)
+        if checked_size(size) < state.size:
+            raise PoolError(f"can't resize volume {volume.vid}", "volumes only grow")
+        state.size = checked_size(size)
+
+    def export_begin(self, volume: VolumeConfig) -> str:
+        return self._copy(volume.vid, _last(self._committed(volume)))
+
+    def export_end(self, volume: VolumeConfig, path: str) -> None:
+        state = self._committed(volume)
+        if os.path.dirname(path) != self.folder or path in (*state.commits.values(), state.dirty):
+            raise PoolError(f"can't end an export of volume {volume.vid}", "that file is not one")
+        if os.path.exists(path):
+            os.unlink(path)
+
+    def is_dirty(self, volume: VolumeConfig) -> bool:
+        state = self._states.get(volume.vid)
+        return state is not None and state.dirty is not None
+
+    def revisions(self, volume: VolumeConfig) -> list[str]:
+        return [str(number) for number in list(self._committed(volume).commits)[:-1]] if volume.kind is Kind.ORIGIN else []
+
+    def commit_id(self, volume: VolumeConfig) -> str:
+        return f"fake-{list(self._committed(volume).commits)[-1]}"
+
+    def size(self, volume: VolumeConfig) -> int:
+        return checked_size(volume.size) if volume.kind is Kind.VOLATILE else self._committed(volume).size
+
+    def usage(self, volume: VolumeConfig) -> int:
+        if volume.kind is not Kind.ORIGIN:
+            return 0
+        return sum(os.stat(path).st_blocks * 512 for path in self._committed(volume).commits.values())
+
+    def space(self) -> tuple[int, int]:
+        usage = shutil.disk_usage(self.folder)
+        return usage.total, usage.used
+
+    def _place(self, vid: str) -> str:
+        parse_vid(vid)
+        return vid
+
+    def _committed(self, volume: VolumeConfig) -> _State:
+        vid = volume.vid if volume.kind is Kind.ORIGIN else volume.source
+        if vid is None or self._place(vid) not in self._states:
+            raise PoolError(f"can't use volume {vid or volume.vid}", "it does not exist")
+        return self._states[vid]
+
+    def _idle(self, volume: VolumeConfig, what: str) -> _State:
+        state = self._committed(volume)
+        if volume.kind is not Kind.ORIGIN or state.dirty or state.importing:
+            raise PoolError(f"can't {what} volume {volume.vid}", "it is in use")
+        return state
+
+    def _new_path(self, vid: str) -> str:
+        return os.path.join(self.folder, f"{vid.replace('/', ':')}.{next(self._numbers)}")
+
+    def _zeros(self, vid: str, size: int) -> str:
+        path = self._new_path(vid)
+        with explained(f"can't make volume {vid}"), open(path, "wb") as file:
+            file.truncate(size)
+        return path
+
+    def _copy(self, vid: str, path: str) -> str:
+        """Copies the parts that are not holes: a fresh volume of gigabytes takes no time."""
+        target = self._zeros(vid, os.stat(path).st_size)
+        with explained(f"can't copy volume {vid}"), open(path, "rb", 0) as source, open(target, "r+b", 0) as copy:
+            end, size = 0, os.fstat(source.fileno()).st_size
+            while (start := _next_data(source.fileno(), end)) < size:
+                end = os.lseek(source.fileno(), start, os.SEEK_HOLE)
+                os.pwrite(copy.fileno(), os.pread(source.fileno(), end - start, start), start)
+        return target
+
+    def _commit(self, volume: VolumeConfig, path: str) -> None:
+        state = self._states[volume.vid]
+        state.commits[next(self._numbers)] = path
+        for number in list(state.commits)[:-1 - max(volume.revisions_to_keep, 0)]:
+            os.unlink(state.commits.pop(number))
+
+    def _drop_import(self, state: _State) -> None:
+        if state.importing:
+            os.unlink(state.importing)
+            state.importing = None
+
+
+def _last(state: _State) -> str:
+    return list(state.commits.values())[-1]
+
+
+def _next_data(fd: int, offset: int) -> int:
+    """Where data begins at or after `offset`; the file's end if nowhere."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError:     # ENXIO: only a hole follows
+        return os.fstat(fd).st_size

@@ -1,0 +1,137 @@
+"""The files of a pool: locks, links, durable images, and sweeping what has no owner.
+
+Raises OSError where not said otherwise; whoever calls says what it was about (`base.explained`).
+"""
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+
+from cloison.runtime.faults import point
+from cloison.runtime.files import fsync_dir, rename
+from cloison.storage.base import PoolError, checked_size
+from cloison.storage.flatten import program, run
+from cloison.storage.qcow2_image import checked_header
+
+IMAGE = re.compile(r"([a-z][a-z0-9_-]*)\.[0-9]+\.(?:raw|qcow2)")
+TEMPORARY = re.compile(r"([a-z][a-z0-9_-]*)\.(?:import\.raw|export-[0-9a-f]+\.raw|.*\.tmp)")
+COMMIT_MODE = 0o400
+
+
+def make_folder(path: str) -> None:
+    """A durable folder of ours alone; there already is fine. The one above must be there."""
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        fsync_dir(os.path.dirname(path))
+
+
+@contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Hold a folder, made if need be, against other threads and processes. It goes when it is empty at the end."""
+    fd = _lock(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.rmdir(folder)
+        os.close(fd)
+
+
+def _lock(folder: str) -> int:
+    """The lock is the descriptor's; once more when the folder was removed while we waited."""
+    while True:
+        make_folder(folder)
+        with suppress(FileNotFoundError):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(fd), os.stat(folder)):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+
+def sweep(folder: str, volume: str, keep: Collection[str]) -> None:
+    """Unlink the image files of a volume that are not named in `keep`."""
+    for file in sorted(os.listdir(folder)):
+        match = IMAGE.fullmatch(file)
+        if match and match[1] == volume and file not in keep:
+            os.unlink(os.path.join(folder, file))
+
+
+def sweep_temporaries(folder: str, volume: str | None = None) -> None:
+    """Unlink what imports, exports and interrupted writes left, of one volume or of all."""
+    for file in sorted(os.listdir(folder)):
+        match = TEMPORARY.fullmatch(file)
+        if match and volume in (None, match[1]):
+            os.unlink(os.path.join(folder, file))
+
+
+@contextmanager
+def opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """Descriptor of an image that must be a regular file. Raises PoolError, OSError."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise PoolError("not a disk image", f"{os.path.basename(path)} is not an ordinary file")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def seal(path: str, format: str) -> int:
+    """Make a finished image durable and read-only for good; the size its guest sees. Raises PoolError, OSError."""
+    if format not in ("raw", "qcow2"):
+        raise PoolError("not an image format", f"{format[:20]!r} is neither raw nor qcow2")
+    with opened(path) as fd:
+        size = checked_header(fd) if format == "qcow2" else os.fstat(fd).st_size
+        checked_size(size)
+        os.fsync(fd)
+        os.fchmod(fd, COMMIT_MODE)
+    return size
+
+
+def sparse_file(path: str, size: int) -> None:
+    """A new file of zeros. Nothing may be there."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def unlink(path: str) -> None:
+    """Gone already is fine."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def link(path: str, target: str) -> None:
+    """One more name for an immutable image, in the place of a left-over."""
+    unlink(target)
+    os.link(path, target, follow_symlinks=False)
+
+
+def make_blank(path: str, size: int) -> None:
+    """An empty ext4 of `size` bytes at `path`, ready for its first mount: sparse, nothing reserved for root, and no inode
+    table left for the guest's kernel to zero (the file is all holes). Raises PoolError, OSError."""
+    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+    try:
+        sparse_file(temporary, size)
+        options = "lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0"
+        run(
+            [program("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-m", "0", "-E", options, temporary],
+            f"can't make an empty file system of {size} bytes",
+        )
+        seal(temporary, "raw")
+        point("storage:blank:made")
+        rename(temporary, path)
+    finally:
+        unlink(temporary)

@@ -1,0 +1,145 @@
+"""What a volume consists of: a small JSON file beside its images, the only truth about them.
+
+A change of the volume is one atomic replacement of its manifest; files that it does not name are left-overs. Image
+files have their final names from the start, so nothing needs to be renamed when a dirty overlay becomes a commit.
+
+    {"version": 1, "serial": "3f0c...", "size": 2147483648, "last": 7, "current": 6, "revisions": [5], "dirty": 7,
+     "commits": [{"id": 4, "format": "raw", "base": null, "size": 2147483648, "time": 1767225600}, ...]}
+
+`commits` holds every image that `current` or a revision needs; `base` is the commit below. Pure but for the names.
+"""
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, replace
+
+from cloison.storage.base import MAX_SIZE, PoolError
+from cloison.wire.warden import Layer
+
+MAX_BYTES = 1 << 20
+MAX_COMMITS = 1000
+_SERIAL = re.compile(r"[0-9a-f]{16}")
+_HINT = "Restore the file from a backup; the images beside it were not touched."
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One immutable image. `format` is `raw` or `qcow2`; `base` the id of the one below; `time` in Unix seconds."""
+
+    id: int
+    format: str
+    base: int | None
+    size: int
+    time: int
+
+    def filename(self, volume: str) -> str:
+        return f"{volume}.{self.id}.{self.format}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """State of one volume. `serial` tells it from an earlier volume of the same name; `last` is the highest id given."""
+
+    serial: str
+    size: int
+    last: int = 0
+    current: int = 0
+    revisions: tuple[int, ...] = ()
+    dirty: int | None = None
+    commits: tuple[Commit, ...] = ()
+
+    def commit(self, number: int) -> Commit:
+        return next(commit for commit in self.commits if commit.id == number)
+
+    def chain(self, number: int) -> tuple[Commit, ...]:
+        """The images that make up a commit, bottom first."""
+        chain = [self.commit(number)]
+        while (base := chain[-1].base) is not None:
+            chain.append(self.commit(base))
+        return tuple(reversed(chain))
+
+    def layers(self, folder: str, volume: str) -> tuple[Layer, ...]:
+        """The present commit as the hypervisor opens it."""
+        return tuple(Layer(f"{folder}/{commit.filename(volume)}", commit.format) for commit in self.chain(self.current))
+
+    def filenames(self, volume: str) -> set[str]:
+        """Every image file that belongs to the volume."""
+        names = {commit.filename(volume) for commit in self.commits}
+        return names | {dirty_filename(volume, self.dirty)} if self.dirty else names
+
+    def opened(self) -> Manifest:
+        """With a dirty overlay on the present commit."""
+        return replace(self, dirty=self.last + 1, last=self.last + 1)
+
+    def committed(self, *, time: int, keep: int) -> Manifest:
+        """The dirty overlay has become the present commit."""
+        assert self.dirty is not None
+        commit = Commit(self.dirty, "qcow2", self.current, self.size, time)
+        return replace(self, dirty=None).with_commits((commit,), keep=keep)
+
+    def with_commits(self, new: tuple[Commit, ...], *, keep: int) -> Manifest:
+        """The last of `new` becomes the present commit, the one before a revision; `keep` newest revisions stay."""
+        top = new[-1]
+        revisions = (*self.revisions, self.current) if self.current else ()
+        kept = revisions[-keep:] if keep > 0 else ()
+        result = replace(
+            self, commits=self.commits + new, current=top.id, revisions=kept, size=top.size, last=max(self.last, top.id),
+        )
+        return result.pruned()
+
+    def pruned(self) -> Manifest:
+        """Without images that nothing needs any more."""
+        needed = {commit.id for number in (*self.revisions, self.current) for commit in self.chain(number)}
+        return replace(self, commits=tuple(commit for commit in self.commits if commit.id in needed))
+
+    def encode(self) -> bytes:
+        return json.dumps({"version": 1, **asdict(self)}, indent=1).encode() + b"\n"
+
+
+def dirty_filename(volume: str, number: int) -> str:
+    """The dirty overlay has the name that it keeps as a commit."""
+    return f"{volume}.{number}.qcow2"
+
+
+def decode(data: bytes, vid: str) -> Manifest:
+    """Inverse of `Manifest.encode`, total. Raises PoolError for anything else: nothing is ever guessed or deleted then."""
+    try:
+        if len(data) > MAX_BYTES:
+            raise ValueError("too long")
+        fields = json.loads(data)
+        if fields.pop("version") != 1:
+            raise ValueError("made by another version of Cloison")
+        commits = tuple(Commit(**commit) for commit in fields.pop("commits"))
+        manifest = Manifest(**{**fields, "revisions": tuple(fields["revisions"]), "commits": commits})
+        _check(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise PoolError(f"can't read the record of volume {vid}", str(error)[:200], _HINT) from error
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Every number in range, every reference to an earlier commit that is there."""
+    if not isinstance(manifest.serial, str) or not _SERIAL.fullmatch(manifest.serial):
+        raise ValueError("bad serial")
+    if not _number(manifest.last, 1) or not _number(manifest.size, 1) or manifest.size > MAX_SIZE:
+        raise ValueError("number out of range")
+    if manifest.dirty is not None and not (_number(manifest.dirty, 1) and manifest.dirty <= manifest.last):
+        raise ValueError("bad dirty overlay")
+    if not 1 <= len(manifest.commits) <= MAX_COMMITS:
+        raise ValueError("bad number of commits")
+    ids: set[int] = set()
+    for commit in sorted(manifest.commits, key=lambda commit: commit.id):
+        if not _number(commit.id, 1) or commit.id > manifest.last or commit.id in ids or commit.id == manifest.dirty:
+            raise ValueError("bad commit id")
+        if not _number(commit.size, 1) or commit.size > MAX_SIZE or not _number(commit.time, 0):
+            raise ValueError("number out of range")
+        if commit.format not in ("raw", "qcow2") or (commit.base is not None and commit.base not in ids):
+            raise ValueError("bad commit")
+        ids.add(commit.id)
+    if not {manifest.current, *manifest.revisions} <= ids:
+        raise ValueError("a commit is missing")
+
+
+def _number(value: object, least: int) -> bool:
+    return type(value) is int and value >= least
