@@ -70,7 +70,7 @@ class QubesDb:
             os.unlink(SOCKET)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._server.bind(SOCKET)
-        os.chmod(SOCKET, 0o666)
+        os.chmod(SOCKET, 0o666)  # noqa: S103 every program of the qube may read it, as upstream
         self._server.listen(MAX_CLIENTS)
         asyncio.get_running_loop().add_reader(self._server, self._accept, self._server)
 

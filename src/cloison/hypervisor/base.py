@@ -49,6 +49,7 @@ class MachineSpec:
     ram_fd: int | None = None        # file of exactly `memory` bytes
     ram_shared: bool = False         # True while a warm image is being made
     state_fd: int | None = None      # device state to load
+    life_fd: int | None = None       # held open by every process of the machine, so that a lock on it tells whether any lives
 
 
 class Machine(abc.ABC):
@@ -90,6 +91,11 @@ class Machine(abc.ABC):
     @property
     @abc.abstractmethod
     def state(self) -> MachineState: ...
+
+    @property
+    @abc.abstractmethod
+    def error_text(self) -> str:
+        """Why it ended, in the hypervisor's words; may be empty."""
 
     @property
     @abc.abstractmethod

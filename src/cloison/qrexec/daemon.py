@@ -1,7 +1,7 @@
 """The host's end of one qube's qrexec: its local socket for callers, its control channel, its data ports (reference/qrexec.md 4-8).
 
 What the guest sends here is the control channel only; data channels are handed through unread to the caller that owns them.
-A guest that breaks the protocol loses qrexec: `on_violation`. Calls that a guest asks for are refused until there is a policy to ask.
+A guest that breaks the protocol loses qrexec (`on_violation`). Calls that a guest asks for are refused: no policy yet.
 """
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ class DiskSource:
     layers: tuple[Layer, ...] = ()
     top: Layer | None = None
     writable: bool = True
+    commit: str = ""                # names the state the layers hold, for a snapshot: warm images are dropped by it
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class QemuMachine(Machine):
         handed = [qemu_monitor.fileno(), qemu_channel.fileno(), *_files(self._spec)]
         try:
             self._process = subprocess.Popen(
-                self._argv(qemu_monitor.fileno(), qemu_channel.fileno()), pass_fds=handed,
+                self._argv(qemu_monitor.fileno(), qemu_channel.fileno()),
+                pass_fds=handed if self._spec.life_fd is None else [*handed, self._spec.life_fd],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=qemu_errors, restore_signals=True,
             )
         except OSError as error:

@@ -48,7 +48,7 @@ def ingredients(launch: Launch) -> dict[str, object]:
         name="shape", uuid="", memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator, fd_monitor=0, fd_channel=0,
         drives=tuple(argv.Drive(disk.role, 0 if disk.role in ("root", "private") else disk.size) for disk in launch.disks)))
     return {
-        "format": FORMAT, "qemu": qemu_version(), "shape": shape, "cpu": _cpu() if launch.accelerator == "kvm" else "max",
+        "format": FORMAT, "commit": root.commit, "qemu": qemu_version(), "shape": shape, "cpu": _cpu() if launch.accelerator == "kvm" else "max",
         "root": [_identity(layer.path) for layer in root.layers], "kernelopts": launch.kernelopts,
         "boot": [_identity(path) for path in (launch.kernel.vmlinuz, launch.kernel.initramfs, launch.kernel.modules)],
     }
@@ -138,13 +138,13 @@ def _still_true(manifest: str) -> bool:
         return False
 
 
-def commits(base: str, name: str) -> list[str]:
-    """Paths of the root layers an image was made from."""
+def commit(base: str, name: str) -> str:
+    """The root's commit that an image was made from; empty if it can't be told."""
     try:
         with open(os.path.join(base, name, MANIFEST), encoding="utf-8") as file:
-            return [entry[0] for entry in json.load(file)["root"]]
+            return str(json.load(file)["commit"])
     except (OSError, ValueError, KeyError):
-        return []
+        return ""
 
 
 def layer(path: str) -> Layer:

@@ -1,0 +1,88 @@
+"""A warden's door for qubesd: JSON lines on a socket of its own, for the qubesd that started it and for every later one."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+
+from cloison.errors import CloisonError, PeerError
+from cloison.wire.warden import Lines, encode
+
+Do = Callable[[str, dict[str, object]], Awaitable[None]]
+MAX_PEERS = 8
+
+
+class ControlServer:
+    """Answers `status` itself; every other order goes to `do`. Events go to every connection."""
+
+    def __init__(self, path: str, do: Do, status: Callable[[], dict[str, object]]) -> None:
+        self._path, self._do, self._status = path, do, status
+        self._server: socket.socket | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    def adopt(self, stream: socket.socket, on_lost: Callable[[], None] = lambda: None) -> None:
+        """Serve this connection; `on_lost` when its other end is gone."""
+        stream.setblocking(False)
+        task = self._loop.create_task(self._serve(stream, on_lost))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def listen(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._server.bind(self._path)
+        self._server.listen(MAX_PEERS)
+        self._loop.add_reader(self._server, self._accept, self._server)
+
+    def event(self, message: dict[str, object]) -> None:
+        for writer in self._writers:
+            writer.write(encode(message))
+
+    async def close(self) -> None:
+        """Send what waits, then hang up; the path goes."""
+        if self._server is not None:
+            self._loop.remove_reader(self._server)
+            self._server.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+        for writer in list(self._writers):
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), 5)
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _accept(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            stream, _ = server.accept()
+            self.adopt(stream)
+
+    async def _serve(self, stream: socket.socket, on_lost: Callable[[], None]) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=stream)
+        self._writers.add(writer)
+        lines = Lines()
+        try:
+            while data := await reader.read(65536):
+                for request in lines.feed(data):
+                    writer.write(encode(await self._answer(request)))
+        except (OSError, PeerError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+            on_lost()
+
+    async def _answer(self, request: dict[str, object]) -> dict[str, object]:
+        number = request.get("id")
+        order = str(request.get("do"))
+        try:
+            if order != "status":
+                await self._do(order, request)
+            return {"id": number, "ok": True, **self._status()}
+        except CloisonError as error:
+            return {"id": number, "error": str(error)}

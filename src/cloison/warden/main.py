@@ -1,0 +1,248 @@
+"""A warden's life: bring one machine up, make its guest the qube, serve its channels until it is gone, and say so.
+
+    starting -> running <-> paused -> halting -> stopped          starting -> failed
+
+It is the only process that reads this guest's bytes on the host. Whatever the guest does wrong costs it its channels or this
+process, and this process's end takes the guest's QEMU along (sandbox.py). It never touches the store or a volume's commits.
+"""
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import socket
+import sys
+import time
+import uuid
+
+from cloison.errors import CloisonError, MachineError, PeerError
+from cloison.hypervisor.base import Machine, MachineSpec, MachineState
+from cloison.hypervisor.qemu import warm
+from cloison.hypervisor.qemu.driver import QemuMachine
+from cloison.qdb.server import Server as QubesDbServer
+from cloison.qrexec.daemon import Daemon, Served
+from cloison.runtime import faults, life
+from cloison.runtime.hangup import watch_hangup
+from cloison.runtime.paths import Paths
+from cloison.runtime.port import Handler, Port
+from cloison.warden import disks
+from cloison.warden.control import ControlServer
+from cloison.wire import agent
+from cloison.wire.mux import HOST, Address
+from cloison.wire.warden import Launch
+
+NOBODY = "00000000-0000-0000-0000-000000000001"   # a warm image's uuid: its clones get their own from the agent
+CONSOLE_TAIL = 600            # characters of a failed guest's console that a person is shown
+
+
+class Warden:
+    """`control`: the connection to the qubesd that asked for it; `lease`: hang-up means kill; `ram`: sealed memfd, warm only."""
+
+    def __init__(self, paths: Paths, launch: Launch, control: socket.socket, lease: socket.socket | None, ram: int | None) -> None:
+        self._paths, self._launch, self._lease, self._ram = paths, launch, lease, ram
+        self._state = "starting"
+        self._loop = asyncio.get_running_loop()
+        self._reported: asyncio.Future[None] = self._loop.create_future()
+        self._control = ControlServer(os.path.join(paths.qubes, f"warden.{launch.uuid}.sock"), self._do, self.status)
+        self._control.adopt(control, self._requester_lost)
+        self._life: int | None = None
+        self._machine: Machine | None = None
+        self._port: Port | None = None
+        self._stream: socket.socket | None = None
+        self._daemon: Daemon | None = None
+        self._qubesdb: QubesDbServer | None = None
+
+    async def run(self) -> None:
+        """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
+        try:
+            await self._bring_up()
+            faults.point("warden:running")
+            status = await self._up().wait()
+            self._control.event({"event": "stopped", "status": status})
+        except CloisonError as error:
+            print(f"{self._launch.name}: {error}", file=sys.stderr)
+            self._control.event({"event": "failed", "reason": str(error)})
+        finally:
+            await self._clear()
+
+    # -- up and down -----------------------------------------------------------------------------------------------------
+
+    async def _bring_up(self) -> None:
+        launch = self._launch
+        self._machine = QemuMachine(self._spec())
+        if self._lease is not None:
+            watch_hangup(self._lease, self._kill)
+        faults.point("warden:spawn")
+        self._stream = await self._machine.start()
+        faults.point("warden:spawned")
+        self._port = Port(self._stream.fileno(), HOST, on_control=self._report, on_open=self._opened, on_end=self._port_ended)
+        self._port.control(agent.become(self._identity()))
+        served = Served(launch.xid, launch.name, launch.uuid, launch.default_user)
+        self._daemon = Daemon(self._port, served, self._paths.qubes, self._violation)
+        self._daemon.connect()
+        self._qubesdb = QubesDbServer(self._port, launch.xid, self._changed, self._violation)
+        self._qubesdb.fill(launch.identity)
+        self._qubesdb.connect()
+        await self._until_reported()
+        self._port.control(agent.clock(time.time_ns()))
+        self._daemon.start()
+        self._control.listen()
+        self._state = "running"
+        self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid})
+
+    async def _until_reported(self) -> None:
+        """The agent has answered, or the machine is gone, or time is up."""
+        machine = self._up()
+        gone = asyncio.ensure_future(machine.wait())
+        waiters: set[asyncio.Future[object]] = {self._reported, gone}   # type: ignore[arg-type]
+        done, _ = await asyncio.wait(waiters, timeout=self._launch.start_timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._reported in done:
+            gone.cancel()
+            self._reported.result()
+            return
+        silent = f"no answer from the guest's agent after {self._launch.start_timeout} s"
+        said = (machine.error_text or "its machine ended") if gone in done else silent
+        tail = console_tail(await machine.console())
+        gone.cancel()
+        raise MachineError(f"{self._launch.name} did not start: {said}{tail}")
+
+    async def _clear(self) -> None:
+        self._kill()
+        machine = self._machine
+        if machine is not None and machine.state is not MachineState.MADE:
+            await machine.wait()
+        if self._port is not None:
+            self._port.end("the machine is gone")
+        if self._daemon is not None:
+            self._daemon.close()
+        if self._stream is not None:
+            self._stream.close()
+        if self._life is not None:
+            life.drop(self._paths.qubes, self._launch.uuid)
+        await self._control.close()
+
+    def _spec(self) -> MachineSpec:
+        launch = self._launch
+        opened = disks.open_all(launch, self._paths.tmp)
+        self._life = life.take(self._paths.qubes, launch.uuid)
+        state_fd = None
+        if launch.warm is not None:
+            state_fd = os.open(os.path.join(launch.warm, warm.STATE), os.O_RDONLY | os.O_CLOEXEC)
+        return MachineSpec(
+            uuid=launch.uuid if launch.warm is None else NOBODY, memory=launch.memory, vcpus=launch.vcpus,
+            accelerator=launch.accelerator, disks=opened, kernel=launch.kernel.vmlinuz, initramfs=launch.kernel.initramfs,
+            kernelopts=launch.kernelopts, ram_fd=self._ram, state_fd=state_fd, life_fd=self._life)
+
+    def _identity(self) -> agent.Identity:
+        """Who the guest is to become: all its randomness and ids are drawn here, on the host, now."""
+        launch = self._launch
+        private = next((disk.size for disk in launch.disks if disk.role == "private"), 0)
+        own_id = hashlib.sha256(b"machine-id " + launch.uuid.encode()).hexdigest()[:32]
+        return agent.Identity(
+            xid=launch.xid, time=time.time_ns(), entropy=secrets.token_hex(64), machine_id=own_id, boot_id=str(uuid.uuid4()),
+            qubesdb=launch.identity, private_size=private)
+
+    def _up(self) -> Machine:
+        if self._machine is None:
+            raise MachineError(f"{self._launch.name} has no machine")
+        return self._machine
+
+    def _kind(self) -> str:
+        return "warm" if self._launch.warm is not None else "cold"
+
+    def _requester_lost(self) -> None:
+        """The qubesd that wanted this start is gone before it was done: nobody waits for it, so it is undone."""
+        if self._state == "starting":
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._machine is not None:
+            self._machine.kill()
+
+    # -- what the guest says -----------------------------------------------------------------------------------------------
+
+    def _report(self, untrusted: bytes) -> None:
+        try:
+            report = agent.parse_report(untrusted)
+        except PeerError as error:
+            self._violation(str(error))
+            return
+        if report.word == "running" and not self._reported.done():
+            self._reported.set_result(None)
+        elif report.word == "failed" and not self._reported.done():
+            self._reported.set_exception(MachineError(f"{self._launch.name} did not start: its agent says: {report.text}"))
+        elif report.word == "halting":
+            self._halting()
+
+    def _opened(self, channel: int, address: Address) -> Handler | None:
+        return self._daemon.opened(channel, address) if self._daemon is not None else None
+
+    def _changed(self, path: str) -> None:
+        self._control.event({"event": "qdb-change", "path": path})
+
+    def _violation(self, reason: str) -> None:
+        """The guest loses its channels; it may go on computing, and the host can still kill it."""
+        print(f"{self._launch.name}: {reason}", file=sys.stderr)
+        if self._port is not None:
+            self._port.end(reason)
+
+    def _port_ended(self, reason: str) -> None:
+        if self._daemon is not None:
+            self._daemon.close()
+        if not self._reported.done():
+            self._reported.set_exception(MachineError(f"{self._launch.name} did not start: {reason}"))
+        self._control.event({"event": "channels-lost", "reason": reason})
+
+    def _halting(self) -> None:
+        if self._state == "running":
+            self._state = "halting"
+            self._control.event({"event": "halting"})
+
+    # -- what qubesd wants -------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, object]:
+        launch = self._launch
+        return {"state": self._state, "name": launch.name, "uuid": launch.uuid, "xid": launch.xid, "start": self._kind(),
+                "memory": launch.memory, "pid": self._machine.pid if self._machine else None}
+
+    async def _do(self, order: str, request: dict[str, object]) -> None:
+        """One order. Raises MachineError; what isn't known is one."""
+        machine = self._up()
+        if order == "pause":
+            await machine.pause()
+            self._state = "paused"
+        elif order == "unpause":
+            await machine.resume()
+            self._state = "running"
+            if self._port is not None:
+                self._port.control(agent.clock(time.time_ns()))
+        elif order == "shutdown":
+            await self._shutdown(machine)
+        elif order == "kill":
+            machine.kill()
+        elif order == "qdb":
+            self._write_qubesdb(request.get("entries"))
+        else:
+            raise MachineError(f"a warden knows no order {order!r}")
+
+    async def _shutdown(self, machine: Machine) -> None:
+        if self._port is not None and self._state == "running":
+            self._port.control(agent.shutdown())
+        else:
+            await machine.power_button()
+
+    def _write_qubesdb(self, entries: object) -> None:
+        if self._qubesdb is None or not isinstance(entries, dict):
+            raise MachineError("no QubesDB, or no entries")
+        try:
+            self._qubesdb.write(entries)
+        except ValueError as error:
+            raise MachineError(str(error)) from error
+
+
+def console_tail(untrusted: bytes) -> str:
+    """The end of a guest's console as the end of a sentence; empty if there is nothing."""
+    clean = "".join(chr(c) if 0x20 <= c < 0x7F else " " for c in untrusted)
+    text = " ".join(clean.split())[-CONSOLE_TAIL:]
+    return f"; last on its console: {text}" if text else ""

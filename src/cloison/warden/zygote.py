@@ -1,0 +1,126 @@
+"""Forks wardens in milliseconds: a process that has imported all they need, and keeps warm RAM ready for them to hand to QEMU.
+
+`python -m cloison.warden.zygote FD`: requests come as single packets on that socket, JSON with descriptors:
+
+    launch  {launch}          descriptors: control, [lease]     -> fork a warden
+    make    {launch}          descriptors: control              -> fork a maker of its warm image
+    forget  {folder}                                            -> let that image's RAM go
+
+It ends when qubesd does (end of file); its wardens don't. It is single-threaded, has no event loop, and never waits for a child.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from cloison.errors import CloisonError
+from cloison.hypervisor import sandbox
+from cloison.hypervisor.qemu import warm
+from cloison.hypervisor.qemu.driver import QEMU
+from cloison.runtime.paths import Paths
+from cloison.warden.main import Warden
+from cloison.warden.maker import make
+from cloison.wire.warden import Launch, encode, launch_from_json
+
+MAX_PACKET = 1 << 18
+MAX_FDS = 4
+_PR_SET_NAME = 15
+
+
+class Zygote:
+    """`requests`: a SOCK_SEQPACKET socket from qubesd."""
+
+    def __init__(self, requests: socket.socket, paths: Paths) -> None:
+        self._requests, self._paths = requests, paths
+        self._rams: dict[str, int] = {}
+
+    def serve(self) -> None:
+        while True:
+            packet, fds, flags, _ = socket.recv_fds(self._requests, MAX_PACKET, MAX_FDS)
+            if not packet:
+                return
+            try:
+                if not flags & socket.MSG_TRUNC:
+                    self._handle(json.loads(packet), fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _handle(self, request: dict[str, Any], fds: list[int]) -> None:
+        if request["do"] == "forget":
+            ram = self._rams.pop(request["folder"], None)
+            if ram is not None:
+                os.close(ram)
+            return
+        control = socket.socket(fileno=os.dup(fds[0]))
+        try:
+            launch = launch_from_json(request["launch"])
+            if request["do"] == "make":
+                self._fork(lambda: make(self._paths, launch, control), "maker")
+            else:
+                ram = self._ram(launch.warm) if launch.warm is not None else None
+                self._fork(lambda: self._warden(launch, control, fds, ram), launch.name)
+        except (CloisonError, OSError) as error:
+            with contextlib.suppress(OSError):
+                control.sendall(encode({"event": "failed", "reason": str(error)}))
+        finally:
+            control.close()
+
+    def _ram(self, folder: str) -> int:
+        """The image's sealed RAM, loaded once."""
+        if folder not in self._rams:
+            self._rams[folder] = warm.load_ram(folder)
+        return self._rams[folder]
+
+    async def _warden(self, launch: Launch, control: socket.socket, fds: list[int], ram: int | None) -> None:
+        lease = socket.socket(fileno=os.dup(fds[1])) if len(fds) > 1 else None
+        own_ram = os.dup(ram) if ram is not None else None
+        for fd in (*self._rams.values(), *fds):
+            os.close(fd)
+        await Warden(self._paths, launch, control, lease, own_ram).run()
+
+    def _fork(self, work: Any, name: str) -> None:
+        if os.fork() != 0:
+            return
+        status = 1
+        try:
+            os.setsid()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._requests.close()
+            ctypes.CDLL(None).prctl(_PR_SET_NAME, f"warden {name}"[:15].encode(), 0, 0, 0)
+            coroutine: Coroutine[Any, Any, None] = work()
+            asyncio.run(coroutine)
+            status = 0
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def main() -> None:
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    paths = Paths.from_environment()
+    os.umask(0o077)
+    # Guest memory must not end up in a core file (security lessons: memory residue).
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # children are reaped by the kernel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C in a terminal is qubesd's business
+    sandbox.libraries(sandbox.find(QEMU))           # once here, not in every warden
+    gc.collect()
+    gc.freeze()                                     # so that a child's collections don't copy our pages
+    Zygote(requests, paths).serve()
+
+
+if __name__ == "__main__":
+    main()
