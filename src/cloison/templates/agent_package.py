@@ -39,8 +39,9 @@ def build(tools: Tools, folder: str, source: str = os.path.dirname(cloison.__fil
     os.makedirs(repository)
     _stage(source, stage)
     file = f"{NAME}_{cloison.__version__}_all.deb"
-    tools.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", stage, os.path.join(repository, file)], folder=folder)
-    with open(os.path.join(repository, file), "rb") as package:
+    path = os.path.join(repository, file)
+    tools.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", stage, path], folder=folder)
+    with open(path, "rb") as package:
         data = package.read()
     with open(os.path.join(repository, "Packages"), "w", encoding="utf-8") as index:
         index.write(f"{_control()}Filename: ./{file}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n")
@@ -87,7 +88,7 @@ def _set_modes(stage: str) -> list[str]:
     """Modes by place, whatever the source's were (wheels keep none). All regular files, sorted, relative."""
     files: list[str] = []
     for folder, _, names in os.walk(stage):
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o755)  # noqa: S103 what a system's folders have
         for name in names:
             path = os.path.join(folder, name)
             if os.path.islink(path):

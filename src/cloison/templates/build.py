@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from cloison.errors import CloisonError, HostError
+from cloison.errors import HostError
 from cloison.runtime.paths import Paths
 from cloison.templates import agent_package, kernels, sources
 from cloison.templates.contain import Tools
@@ -26,8 +26,8 @@ NEEDED_SPACE = 3 * GIB       # on the data disk while building, with what apt fe
 MAX_INCLUDED = 200
 # Small, but a shell that a person can work in. Later issues add through the agent's Depends what they need.
 BASE = (
-    "systemd-sysv", "dbus", "udev", "kmod", "python3", "iproute2", "iputils-ping", "netbase", "ca-certificates", "procps", "less",
-    "nano", "sudo", "curl", agent_package.NAME,
+    "systemd-sysv", "dbus", "udev", "kmod", "python3", "iproute2", "iputils-ping", "netbase", "ca-certificates", "procps",
+    "less", "nano", "sudo", "curl", agent_package.NAME,
 )
 _SUITE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
@@ -36,7 +36,8 @@ _MIRROR = re.compile(r"(https?|file|copy):[!-~]{1,255}")
 # What mmdebstrap says as it goes, and how far that is, in percent of its own work.
 _MARKS = (
     ("I: running apt-get update", 3), ("I: downloading packages", 12), ("I: extracting archives", 30),
-    ("I: installing essential packages", 40), ("I: installing remaining packages", 60), ("I: cleaning", 97), ("I: success", 100),
+    ("I: installing essential packages", 40), ("I: installing remaining packages", 60), ("I: cleaning", 97),
+    ("I: success", 100),
 )
 
 Report = Callable[[int, str], None]
@@ -71,7 +72,8 @@ class BuildRequest:
             if not _PACKAGE.fullmatch(package):
                 raise InvalidValue(f"{package[:60]!r} is not the name of a Debian package")
         if not MIN_SIZE <= self.size <= MAX_SIZE or self.size % (1 << 20):
-            raise InvalidValue(f"the size must be whole MiB from {MIN_SIZE >> 30} GiB to {MAX_SIZE >> 30} GiB, not {self.size} bytes")
+            limits = f"{MIN_SIZE >> 30} GiB to {MAX_SIZE >> 30} GiB"
+            raise InvalidValue(f"the size must be whole MiB from {limits}, not {self.size} bytes")
         if self.mirror is not None and not _MIRROR.fullmatch(self.mirror):
             raise InvalidValue(f"{self.mirror[:60]!r} is not the URL of a mirror (http, https, file or copy)")
 
@@ -122,7 +124,7 @@ def _image(request: BuildRequest, tools: Tools, folder: str, lines: list[str], p
     tree, image = os.path.join(folder, "tree"), os.path.join(folder, "root.img")
     include = ",".join(dict.fromkeys((*BASE, *request.include)))
     tools.run(
-        ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--verbose", '--aptopt=APT::Sandbox::User "root"',
+        ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--verbose", kernels.APT_AS_ROOT,
          f"--include={include}", request.suite, tree, *lines, f"deb [trusted=yes] copy:{repository} ./"],
         folder=folder, on_line=progress.tree_line,
     )
@@ -167,8 +169,3 @@ class _Progress:
     def _set(self, percent: int, words: str) -> None:
         self._percent = max(self._percent, percent)
         self._report(self._percent, words)
-
-
-def explain(error: BaseException) -> str:
-    """One line for a failure of a build, for progress shown without a terminal."""
-    return str(error) if isinstance(error, CloisonError) else repr(error)

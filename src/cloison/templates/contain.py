@@ -70,8 +70,7 @@ class Tools:
         with open(self.log, "ab") as log:
             process = self._start(command, folder)
             try:
-                assert process.stdout is not None
-                lines = _copy(process.stdout, log, on_line)
+                lines = _copy(process, log, on_line)
                 status = process.wait()
             finally:
                 self._end(process)
@@ -86,10 +85,9 @@ class Tools:
                 process.kill()
 
     def _start(self, command: list[str], folder: str) -> subprocess.Popen[bytes]:
-        environment = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin", "TMPDIR": folder, "HOME": folder, "LC_ALL": "C.UTF-8",
-            **{name: value for name, value in os.environ.items() if name.lower().endswith("_proxy") or name == "PYTHONPATH"},
-        }
+        kept = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy") or name == "PYTHONPATH"}
+        path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+        environment = {**kept, "PATH": path, "TMPDIR": folder, "HOME": folder, "LC_ALL": "C.UTF-8"}
         with self._lock:
             if self._stopped:
                 raise ToolFailed(os.path.basename(command[0]), -signal.SIGKILL, self.log, ("stopped",))
@@ -110,10 +108,10 @@ class Tools:
             process.stdout.close()
 
 
-def _copy(source: IO[bytes], log: IO[bytes], on_line: Callable[[str], None] | None) -> list[str]:
+def _copy(process: subprocess.Popen[bytes], log: IO[bytes], on_line: Callable[[str], None] | None) -> list[str]:
     """Everything to the log; the last lines are kept for the error's text, control characters replaced."""
     last: list[str] = []
-    while line := source.readline(MAX_LINE):
+    while process.stdout is not None and (line := process.stdout.readline(MAX_LINE)):
         log.write(line)
         log.flush()
         text = "".join(c if c.isprintable() else " " for c in line.decode(errors="replace")).strip()

@@ -21,6 +21,8 @@ from cloison.templates import initramfs
 from cloison.templates.contain import Tools
 
 PACKAGE = "linux-image-cloud-amd64"
+# apt's own user could not read our folders; in the namespace root is only us.
+APT_AS_ROOT = '--aptopt=APT::Sandbox::User "root"'
 FILES = ("vmlinuz", "initramfs", "modules.img")
 _RELEASE = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}")
 
@@ -50,7 +52,7 @@ def install(
     """
     tree = os.path.join(folder, "kernel-tree")
     tools.run(
-        ["mmdebstrap", "--mode=root", "--variant=extract", "--format=directory", '--aptopt=APT::Sandbox::User "root"',
+        ["mmdebstrap", "--mode=root", "--variant=extract", "--format=directory", APT_AS_ROOT,
          f"--include={package},busybox-static", suite, tree, *lines], folder=folder, on_line=on_line,
     )
     release = _only_release(tree)

@@ -47,9 +47,8 @@ def make_image(tree: str, image: str, size: int) -> None:
     with open(image, "xb") as file:
         file.truncate(size)
     # The file is all zero, so mke2fs may take the tables for written: the image stays small, and no guest zeroes them later.
-    subprocess.run(
-        ["mke2fs", "-q", "-t", "ext4", "-O", FEATURES, "-m", "0", "-E", "assume_storage_prezeroed=1", "-d", tree, image], check=True,
-    )
+    options = ["-q", "-t", "ext4", "-O", FEATURES, "-m", "0", "-E", "assume_storage_prezeroed=1"]
+    subprocess.run(["mke2fs", *options, "-d", tree, image], check=True)
     fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

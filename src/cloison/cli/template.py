@@ -1,0 +1,157 @@
+"""cloison template: build a Debian template and make it a qube; list what there is.
+
+Building touches nothing but a work folder and the kernels' pool; only the finished image is given to qubesd. So Ctrl-C, a failure
+or a kill at any time before leaves everything as it was.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from cloison.cli import tool
+from cloison.client.connection import Connection
+from cloison.client.create import Creation, create
+from cloison.client.domains import DOM0, feature, get_property, list_qubes, volume_info
+from cloison.errors import CloisonError
+from cloison.runtime.paths import Paths
+from cloison.templates import kernels
+from cloison.templates.build import DEFAULT_SIZE, MAX_SIZE, BuildRequest, Built, Report, build
+from cloison.templates.contain import Tools
+from cloison.templates.work import work_folder
+
+TEMPLATE = "TemplateVM"
+LABEL = "black"
+FEATURES = {"os": "Linux", "os-distribution": "debian", "qrexec": "1", "vmexec": "1"}
+MIRROR_VARIABLE = "CLOISON_MIRROR"
+_SIZE = re.compile(r"([0-9]{1,10})([MGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class NotATemplate(CloisonError):
+    """The name belongs to a qube of another class."""
+
+    hint = "Choose another name; qvm-ls lists the ones in use."
+
+
+def add_parsers(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "template", help="build and list templates", description="Templates: the systems that qubes start from.")
+    verbs = parser.add_subparsers(dest="template_verb", metavar="VERB", required=True)
+    making = verbs.add_parser("build", help="build a Debian template", description=(
+        "Build a Debian template, or a new version of one. Qubes see it at their next start."))
+    making.add_argument("name", metavar="NAME", help="name of the template's qube, such as debian-12")
+    making.add_argument("--suite", default="bookworm", help="Debian release (default: %(default)s)")
+    making.add_argument("--include", metavar="PACKAGE,...", action="append", default=[], help="more packages")
+    making.add_argument("--size", type=parse_size, default=DEFAULT_SIZE,
+                        help="of the root disk (default: 10G; takes only what is used)")
+    making.add_argument("--mirror", metavar="URL", default=os.environ.get(MIRROR_VARIABLE) or None, help=(
+        f"Debian archive to use, also in the template (default: ${MIRROR_VARIABLE}, else the host's own or Debian's)"))
+    making.add_argument("--kernel", metavar="PACKAGE", default=kernels.PACKAGE, help="kernel package (default: %(default)s)")
+    verbs.add_parser("list", help="list templates", description="List templates, and kernels in the pool.")
+
+
+def run(args: argparse.Namespace) -> int:
+    connection = Connection(Paths.from_environment())
+    return _list(connection) if args.template_verb == "list" else _build(args, connection)
+
+
+def parse_size(text: str) -> int:
+    """`10G`, `10GiB`, `4096M`: bytes. Raises ArgumentTypeError."""
+    match = _SIZE.fullmatch(text)
+    if not match or not 0 < int(match[1]) * _UNITS[match[2].upper()] <= MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a size like 10G")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def _build(args: argparse.Namespace, connection: Connection) -> int:
+    include = tuple(word for text in args.include for word in re.split(r"[, ]+", text) if word)
+    request = BuildRequest(args.name, args.suite, include, args.size, args.mirror, args.kernel)
+    paths = connection.paths
+    paths.ensure()
+    known = list_qubes(connection)     # before any work: is qubesd there, is the name free
+    if request.name in known and known[request.name].klass != TEMPLATE:
+        raise NotATemplate(f"{request.name} is a qube of class {known[request.name].klass}, not a template")
+    tools = Tools(_fresh_log(paths, request.name))
+    with _terminated_like_interrupted(), work_folder(paths) as folder:
+        with progress(request.name) as report:
+            built = build(request, paths, folder, tools, report)
+        register(connection, request.name, built, exists=request.name in known)
+    tool.say(f"{request.name} is ready; its kernel is {built.kernel}")
+    return 0
+
+
+def register(connection: Connection, name: str, built: Built, *, exists: bool) -> None:
+    """Make the qube if need be, give it the image, and be the default of what has none yet. Raises CloisonError.
+
+    A qube made here is removed again if it can't be given its image.
+    """
+    if not exists:
+        create(connection, Creation(name, TEMPLATE, LABEL))
+    try:
+        connection.call(name, "internal.cloison.SealRoot", payload=built.image.encode(), internal=True)
+    except BaseException:
+        if not exists:
+            with contextlib.suppress(CloisonError):
+                connection.call(name, "admin.vm.Remove")
+        raise
+    for key, value in FEATURES.items():
+        connection.call(name, "admin.vm.feature.Set", key, value.encode())
+    for key, value in (("default_template", name), ("default_kernel", built.kernel)):
+        if not get_property(connection, DOM0, key).text:
+            connection.call(DOM0, "admin.property.Set", key, value.encode())
+
+
+def _list(connection: Connection) -> int:
+    default = get_property(connection, DOM0, "default_template").text
+    for name, qube in sorted(list_qubes(connection).items()):
+        if qube.klass == TEMPLATE:
+            used = int(volume_info(connection, name, "root").get("usage", "0"))
+            system = feature(connection, name, "os-distribution") or "-"
+            tool.say(f"{name:31} {system:10} {used >> 20:6} MiB{'  default' if name == default else ''}")
+    for version in kernels.installed(connection.paths):
+        tool.say(f"kernel {version}")
+    return 0
+
+
+def _fresh_log(paths: Paths, name: str) -> str:
+    path = os.path.join(paths.log, f"template-{name}.log")
+    with open(path, "wb"):
+        return path
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP undo the work as Ctrl-C does, instead of leaving it to the next run."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress(name: str) -> Iterator[Report]:
+    """A bar on a terminal; elsewhere a line for each step."""
+    if not tool.is_terminal(sys.stderr):
+        yield lambda percent, words: print(f"{name}: {percent:3} % {words}", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    columns = (
+        TextColumn("{task.fields[title]}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=100, title=name)
+        yield lambda percent, words: bar.update(task, completed=percent, description=words)
