@@ -1,4 +1,4 @@
-"""A whole system without machines, for tests: the real app, store and dispatch on a fake host, kernels and wardens, and real pools."""
+"""A whole system without machines, for tests: the real app, store and dispatch on a fake host, kernels, pools and wardens."""
 from __future__ import annotations
 
 import itertools
@@ -10,6 +10,7 @@ from cloison.admin.dispatch import route
 from cloison.admin.methods import SOCKETS
 from cloison.admin.qubesd import Call, Driver
 from cloison.daemon.app import App
+from cloison.daemon.fake_pool import FakePool
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.parts import Parts
 from cloison.daemon.recovery import bring_up
@@ -18,6 +19,7 @@ from cloison.daemon.wiring import DRIVERS
 from cloison.errors import CloisonError
 from cloison.model.host import Host
 from cloison.runtime.paths import Paths
+from cloison.storage.base import Pool
 from cloison.wire.admin import Request
 from cloison.wire.warden import Kernel
 
@@ -61,6 +63,14 @@ class FakeKernels:
         return Kernel(version, *(os.path.join(folder, name) for name in ("vmlinuz", "initramfs", "modules.img")))
 
 
+def _open_fake(name: str, config: Mapping[str, str]) -> Pool:
+    return FakePool(name, config["dir_path"])
+
+
+def fake_drivers() -> dict[str, Driver]:
+    return {**DRIVERS, "qcow2": Driver(DRIVERS["qcow2"].options, DRIVERS["qcow2"].required, _open_fake)}
+
+
 def fake_parts(root: str, *, drivers: Mapping[str, Driver] | None = None, wardens: FakeWardens | None = None,
                host: Host | None = None) -> Parts:
     """Parts below a folder of its own."""
@@ -70,7 +80,7 @@ def fake_parts(root: str, *, drivers: Mapping[str, Driver] | None = None, warden
     os.makedirs(modules, exist_ok=True)
     with open(os.path.join(modules, "modules.img"), "wb") as file:
         file.write(bytes(512))
-    return Parts(paths, host or FakeHost(), Store(paths.store), wardens or FakeWardens(), drivers or DRIVERS,
+    return Parts(paths, host or FakeHost(), Store(paths.store), wardens or FakeWardens(), drivers or fake_drivers(),
                  FakeKernels(paths.kernels))
 
 

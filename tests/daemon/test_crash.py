@@ -1,0 +1,132 @@
+"""kill -9 of qubesd between any two steps: the next one finds each qube as before or as after, and no stray file (lesson 38)."""
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cloison.errors import PeerError
+from cloison.wire.admin import Failure, parse_reply
+
+DAEMON = str(Path(__file__).with_name("crash_daemon.py"))
+
+
+@contextmanager
+def daemon(root: Path, fault: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    environ = {**os.environ, "CLOISON_FAULT": fault}
+    process = subprocess.Popen([sys.executable, DAEMON, str(root)], env=environ, stderr=subprocess.PIPE)
+    try:
+        wait_until_ready(root, process)
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def wait_until_ready(root: Path, process: subprocess.Popen[bytes]) -> None:
+    """A daemon that died tells why; one that lives accepts in the end."""
+    while process.poll() is None:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(root / "run" / "qubesd.sock"))
+            except OSError:
+                os.sched_yield()
+                continue
+            return
+    assert process.stderr is not None
+    raise AssertionError(process.stderr.read().decode())
+
+
+def call(root: Path, method: str, dest: str, payload: str = "") -> str | Failure | None:
+    """None: the daemon died."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(root / "run" / "qubesd.sock"))
+        try:
+            client.sendall(f"{method} dom0 name {dest}\0{payload}".encode())
+            client.shutdown(socket.SHUT_WR)
+            data = b"".join(iter(lambda: client.recv(65536), b""))
+            reply = parse_reply(data)
+        except (OSError, PeerError):
+            return None
+    return reply if isinstance(reply, Failure) else reply.decode()
+
+
+def inventory(root: Path) -> set[str]:
+    pool = root / "data" / "pools" / "qcow2"
+    return {str(path.relative_to(pool)) for path in pool.rglob("*") if path.is_file()}
+
+
+SETUP = (
+    ("admin.vm.Create.TemplateVM", "dom0", "name=tpl label=black"),
+    ("admin.property.Set+default_template", "dom0", "tpl"),
+    ("admin.vm.Create.AppVM", "dom0", "name=old label=red"),
+)
+TPL = {"vm-templates/tpl/root", "vm-templates/tpl/private"}
+OLD, WORK = {"appvms/old/private"}, {"appvms/work/private"}
+
+# fault point, calls before it, the call that dies, may the qubes afterwards be, files that go with it
+CASES = (
+    ("create:after-store", (), ("admin.vm.Create.AppVM", "dom0", "name=work label=blue"), {"old": "Halted"}, OLD),
+    ("create:after-volumes", (), ("admin.vm.Create.AppVM", "dom0", "name=work label=blue"), {"old": "Halted"}, OLD),
+    ("start:after-storage", (), ("admin.vm.Start", "old", ""), {"old": "Halted"}, OLD),
+    ("start:after-machine", (), ("admin.vm.Start", "old", ""), {"old": "Running"}, OLD | {"appvms/old/private-dirty"}),
+    ("shutdown:after-machine", (("admin.vm.Start", "old", ""),), ("admin.vm.Kill", "old", ""), {"old": "Halted"}, OLD),
+    ("shutdown:after-storage", (("admin.vm.Start", "old", ""),), ("admin.vm.Kill", "old", ""), {"old": "Halted"}, OLD),
+    ("remove:after-store", (), ("admin.vm.Remove", "old", ""), {}, set()),
+    ("remove:after-volumes", (), ("admin.vm.Remove", "old", ""), {}, set()),
+)
+
+
+def qubes(root: Path) -> dict[str, str]:
+    listing = call(root, "admin.vm.List", "dom0")
+    assert isinstance(listing, str)
+    words = [line.split() for line in listing.splitlines()]
+    return {word[0]: word[2].removeprefix("state=") for word in words if word[0] not in ("dom0", "tpl")}
+
+
+@pytest.mark.parametrize(("fault", "before", "dying", "states", "files"), CASES, ids=[case[0] for case in CASES])
+def test_lesson_38_killed_at_each_step(
+    tmp_path: Path, fault: str, before: tuple[tuple[str, str, str], ...], dying: tuple[str, str, str], states: dict[str, str],
+    files: set[str],
+) -> None:
+    with daemon(tmp_path):
+        for step in (*SETUP, *before):
+            assert call(tmp_path, *step) == "", step
+    with daemon(tmp_path, fault) as process:
+        assert call(tmp_path, *dying) is None
+        assert process.wait(30) == -9
+    with daemon(tmp_path):
+        assert qubes(tmp_path) == states
+        assert inventory(tmp_path) == TPL | files
+        assert call(tmp_path, "admin.vm.Create.AppVM", "dom0", "name=work label=blue") == ""
+        assert inventory(tmp_path) == TPL | files | WORK
+
+
+def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
+    with daemon(tmp_path):
+        second = subprocess.run([sys.executable, DAEMON, str(tmp_path)], capture_output=True, timeout=30, check=False)
+        assert second.returncode != 0
+        assert b"another qubesd" in second.stderr
+        assert qubes(tmp_path) == {}
+
+
+def test_lesson_39_a_disposable_leaves_nothing_when_qubesd_dies(tmp_path: Path) -> None:
+    with daemon(tmp_path) as process:
+        for step in (*SETUP, ("admin.vm.property.Set+template_for_dispvms", "old", "True")):
+            assert call(tmp_path, *step) == ""
+        before = inventory(tmp_path)
+        name = call(tmp_path, "admin.vm.CreateDisposable", "old")
+        assert isinstance(name, str)
+        process.kill()
+        process.wait(30)
+    with daemon(tmp_path):
+        assert qubes(tmp_path) == {"old": "Halted"}
+        assert inventory(tmp_path) == before
+        assert call(tmp_path, "admin.vm.Remove", "old") == ""
