@@ -10,11 +10,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from cloison.guest import vmexec
 from cloison.wire.qrexec import Command
 
 SERVICE_PATH = "/run/qubes-rpc:/usr/local/etc/qubes-rpc:/etc/qubes-rpc"
 ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+VMEXEC = "/etc/qubes-rpc/qubes.VMExec"
 NAME_MAX = 255
 FAILED, NOT_FOUND = 125, 127
 
@@ -109,11 +111,22 @@ def start(command: Command, *, quiet: bool = False) -> Started:
     user = lookup(command.user)
     if command.service:
         program = find_service(command.service, command.argument)
-        argv = [program, command.argument] if command.argument else [program]
+        argv = _service_argv(program, command.argument)
+        program = argv[0] if program == VMEXEC else program
     else:
         program = user.shell
         argv = ["-" + os.path.basename(program), "-c", command.command]
     return _spawn(program, argv, user, environment(user, command), quiet)
+
+
+def _service_argv(program: str, argument: str | None) -> list[str]:
+    """A service's words. Our own qubes.VMExec is done here: starting Python for it costs a quarter of a second under emulation."""
+    if program != VMEXEC:
+        return [program, argument] if argument else [program]
+    try:
+        return [os.fsdecode(word) for word in vmexec.decode(argument or "")]
+    except ValueError as error:
+        raise CannotStart(FAILED, str(error)) from None
 
 
 def _spawn(program: str, argv: Sequence[str], user: User, env: Mapping[str, str], quiet: bool) -> Started:

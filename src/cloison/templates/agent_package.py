@@ -14,7 +14,7 @@ from cloison.templates.contain import Tools
 
 NAME = "cloison-agent"
 # What the guest's part imports (contract in pyproject.toml), as files or folders of the package `cloison`.
-SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "guest")
+SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "guest")
 _NOT_CODE = ("files", "services", "__pycache__")
 _EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "usr/bin/", "usr/lib/qubes/")
 _SECRET = ("etc/sudoers.d/",)

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from cloison.errors import CloisonError, MachineError, PeerError
 from cloison.hypervisor.base import MachineSpec
@@ -33,13 +34,17 @@ async def make(paths: Paths, launch: Launch, control: socket.socket) -> None:
     os.mkdir(work, 0o700)
     task = asyncio.current_task()
     if task is not None:
-        watch_hangup(control, lambda: task.cancel() and None)   # nobody wants it any more
+        watch_hangup(control, partial(_cancel, task))   # nobody wants it any more
     try:
         tell(made=await _make(paths, launch, work, lambda text: tell(progress=text)))
     except (CloisonError, OSError) as error:
         tell(error=str(error))
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _cancel(task: asyncio.Task[object]) -> None:
+    task.cancel()
 
 
 async def _make(paths: Paths, launch: Launch, work: str, say: Callable[[str], None]) -> str:

@@ -45,10 +45,12 @@ def ingredients(launch: Launch) -> dict[str, object]:
     """Everything a warm image depends on; two launches with equal ingredients may share one."""
     root = next(disk for disk in launch.disks if disk.role == "root")
     shape = argv.shape(argv.Settings(
-        name="shape", uuid="", memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator, fd_monitor=0, fd_channel=0,
-        drives=tuple(argv.Drive(disk.role, 0 if disk.role in ("root", "private") else disk.size) for disk in launch.disks)))
+        name="shape", uuid="", memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator, fd_monitor=0,
+        fd_channel=0, drives=tuple(
+            argv.Drive(disk.role, 0 if disk.role in ("root", "private") else disk.size) for disk in launch.disks)))
     return {
-        "format": FORMAT, "commit": root.commit, "qemu": qemu_version(), "shape": shape, "cpu": _cpu() if launch.accelerator == "kvm" else "max",
+        "format": FORMAT, "commit": root.commit, "qemu": qemu_version(), "shape": shape,
+        "cpu": _cpu() if launch.accelerator == "kvm" else "max",
         "root": [_identity(layer.path) for layer in root.layers], "kernelopts": launch.kernelopts,
         "boot": [_identity(path) for path in (launch.kernel.vmlinuz, launch.kernel.initramfs, launch.kernel.modules)],
     }
