@@ -24,16 +24,16 @@ class Listener:
 
 class EventBus:
     def __init__(self) -> None:
-        self._listeners: set[Listener] = set()
+        self.listeners: set[Listener] = set()
 
     def add(self, listener: Listener) -> Callable[[], None]:
         """Returns what ends it."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
+        self.listeners.add(listener)
+        return lambda: self.listeners.discard(listener)
 
     def publish(self, events: Iterable[Event]) -> None:
-        for event in events if self._listeners else ():
-            for listener in tuple(self._listeners):
+        for event in events if self.listeners else ():
+            for listener in tuple(self.listeners):
                 if (listener.subject is None or listener.subject == event.subject) and listener.allows(event):
                     self._send(listener, event)
 
@@ -42,4 +42,4 @@ class EventBus:
             listener.send(event.subject, event.name, event.pairs)
         except ConnectionError as error:
             log.info("a listener to events is gone: %s", error)
-            self._listeners.discard(listener)
+            self.listeners.discard(listener)

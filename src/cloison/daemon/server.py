@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 for the type checker: Unix sockets give no other
+        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self._server.admit(self)
 

@@ -1,0 +1,82 @@
+"""Texts that come from outside: firewall rules and devices, hostile and honest."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloison.errors import BadRequest, BadValue, CloisonError
+from cloison.model import addresses, devices, firewall
+
+
+@pytest.mark.parametrize(("given_rule", "canonical"), [
+    ("action=accept dsthost=10.0.0.0/8 proto=tcp dstports=80-90 comment=a b c",
+     "action=accept dst4=10.0.0.0/8 proto=tcp dstports=80-90 comment=a b c"),
+    ("action=accept proto=icmp icmptype=8 expire=4000000000", "action=accept expire=4000000000 proto=icmp icmptype=8"),
+    ("action=drop dsthost=10.1.2.3", "action=drop dst4=10.1.2.3/32"),
+    ("action=drop dst6=fd00::1", "action=drop dst6=fd00::1/128"),
+    ("action=accept specialtarget=dns", "action=accept specialtarget=dns"),
+    ("dstname=example.org action=accept proto=udp dstports=53", "action=accept dsthost=example.org proto=udp dstports=53-53"),
+])
+def test_rules_are_canonical(given_rule: str, canonical: str) -> None:
+    assert firewall.parse_rule(given_rule).text() == canonical
+    assert firewall.parse_rule(canonical).text() == canonical
+
+
+@pytest.mark.parametrize("rule", [
+    "", "accept", "action=maybe", "action=accept action=drop", "action=accept dstports=80",
+    "action=accept proto=tcp dstports=90-80",
+    "action=accept proto=tcp dstports=65536", "action=accept proto=tcp icmptype=8", "action=accept dst4=fd00::1",
+    "action=accept dsthost=10.0.0.256", "action=accept dsthost=a;b", "action=accept comment=$(x)", "action=accept expire=-1",
+    "action=accept specialtarget=all", "action=accept proto=icmp icmptype=256", "action=accept dsthost=a dst4=1.2.3.4",
+])
+def test_malformed_rules_are_refused(rule: str) -> None:
+    with pytest.raises(BadValue):
+        firewall.parse_rule(rule)
+
+
+@given(st.binary(max_size=200))
+def test_firewall_parser_is_total(untrusted: bytes) -> None:
+    try:
+        rules = firewall.parse_rules(untrusted)
+    except CloisonError:
+        return
+    assert firewall.parse_rules(firewall.to_text(rules).encode()) == rules
+
+
+@given(st.binary(max_size=200))
+def test_device_parser_is_total(untrusted: bytes) -> None:
+    try:
+        pairs = devices.deserialise(untrusted)
+    except BadRequest:
+        return
+    assert all("\n" not in key + value for key, value in pairs.items())
+
+
+@given(st.dictionaries(st.text("abc_", min_size=1, max_size=5), st.text("abc '\"=", max_size=8), max_size=4))
+def test_device_pairs_survive(pairs: dict[str, str]) -> None:
+    if not any(value.endswith("\\") for value in pairs.values()):
+        assert devices.deserialise(devices.serialise(pairs).encode()) == pairs
+
+
+VECTORS = json.loads((Path(__file__).parents[1] / "conformance" / "data" / "device-vectors.json").read_text())["serialization"]
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector["what"] for vector in VECTORS])
+def test_recorded_device_texts(vector: dict[str, str]) -> None:
+    pairs = devices.deserialise(vector["serialized"].encode())
+    device = devices.Device(pairs["devclass"], pairs["backend_domain"], pairs["port_id"], pairs["device_id"])
+    assert (device.argument, str(device), device.head) == (vector["qarg"], vector["str"], vector["repr"])
+    assert devices.parse_argument(device.devclass, device.argument) == device
+    assert devices.serialise(pairs) == vector["serialized"]
+
+
+@pytest.mark.parametrize(("number", "disposable", "address"), [
+    (3, False, "10.137.0.3"), (254, False, "10.137.0.254"), (255, False, "10.137.1.1"), (9999, False, "10.137.39.93"),
+    (1000, True, "10.138.3.238"),
+])
+def test_addresses(number: int, disposable: bool, address: str) -> None:
+    assert addresses.ip(number, disposable=disposable) == address
