@@ -111,7 +111,7 @@ def _command(*, bare: bool) -> list[str]:
     return [sys.executable, "-P", "-m", "cloison.daemon", *(["--bare"] if bare else [])]
 
 
-def _spawn(command: Sequence[str], log: str) -> int:
+def _spawn(command: list[str], log: str) -> int:
     """Start it in a session of its own, so that no terminal ends it; its output goes to the log. The process id."""
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     return os.posix_spawn(

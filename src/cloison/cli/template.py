@@ -104,12 +104,12 @@ def register(connection: Connection, name: str, built: Built, *, exists: bool) -
     for key, value in FEATURES.items():
         connection.call(name, "admin.vm.feature.Set", key, value.encode())
     for key, value in (("default_template", name), ("default_kernel", built.kernel)):
-        if not get_property(connection, DOM0, key).text:
+        if not get_property(connection, None, key).text:
             connection.call(DOM0, "admin.property.Set", key, value.encode())
 
 
 def _list(connection: Connection) -> int:
-    default = get_property(connection, DOM0, "default_template").text
+    default = get_property(connection, None, "default_template").text
     for name, qube in sorted(list_qubes(connection).items()):
         if qube.klass == TEMPLATE:
             used = int(volume_info(connection, name, "root").get("usage", "0"))

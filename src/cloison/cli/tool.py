@@ -1,7 +1,7 @@
 """What all command-line tools share: the parser, the run, and how failures are told.
 
 A tool is a parser and one function; `main` connects them, prints one sentence and a hint for what went wrong, and makes the
-exit status: 0 done, 1 failed, 2 wrong usage or no such qube, 130 interrupted, 141 nobody reads the output; tools may add their own.
+exit status: 0 done, 1 failed, 2 wrong usage or no such qube, 130 interrupted, 141 nobody reads the output; tools add their own.
 What is printed on a terminal here can't drive it: control characters become `_`.
 """
 from __future__ import annotations

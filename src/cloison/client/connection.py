@@ -174,10 +174,10 @@ def server_error(failure: Failure) -> CloisonError:
     """The exception to raise for what qubesd answered."""
     if failure.class_name == CloisonError.wire:
         return CloisonError(failure.message)
-    for known in vars(errors).values():
-        if isinstance(known, type) and issubclass(known, CloisonError) and known.wire == failure.class_name:
-            return known(failure.message)
-    return ServerError(failure.class_name, failure.message)
+    classes = (value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, CloisonError))
+    # The later of two with one name: BadRequest, not PeerError, which is about a peer of ours.
+    known = {kind.wire: kind for kind in classes}.get(failure.class_name)
+    return known(failure.message) if known else ServerError(failure.class_name, failure.message)
 
 
 def connect(path: str) -> socket.socket:

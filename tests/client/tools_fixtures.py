@@ -1,0 +1,28 @@
+"""A fake qubesd, and fake wardens for qubes `work` and `disp1`, in an installation of their own."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fake_qubesd import FakeQubesd, FakeWarden, listening
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CLOISON_ROOT", str(tmp_path))
+    monkeypatch.delenv("DISPLAY", raising=False)
+    return tmp_path
+
+@pytest.fixture
+def qubesd(root: Path) -> Iterator[FakeQubesd]:
+    fake = FakeQubesd(root)
+    with listening(fake.run / "qubesd.sock", fake.serve), listening(fake.run / "qubesd.internal.sock", fake.serve):
+        yield fake
+
+@pytest.fixture
+def warden(qubesd: FakeQubesd) -> Iterator[FakeWarden]:
+    fake = FakeWarden()
+    folder = qubesd.run / "qubes"
+    with listening(folder / "qrexec.work", fake.serve), listening(folder / "qrexec.disp1", fake.serve):
+        yield fake
