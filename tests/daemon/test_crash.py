@@ -71,7 +71,7 @@ SETUP = (
 TPL = {"vm-templates/tpl/root", "vm-templates/tpl/private"}
 OLD, WORK = {"appvms/old/private"}, {"appvms/work/private"}
 
-# fault point, calls before it, the call that dies, may the qubes afterwards be, files that go with it
+# fault point, calls before it, the call that dies, what the qubes are afterwards, files that go with it
 CASES = (
     ("create:after-store", (), ("admin.vm.Create.AppVM", "dom0", "name=work label=blue"), {"old": "Halted"}, OLD),
     ("create:after-volumes", (), ("admin.vm.Create.AppVM", "dom0", "name=work label=blue"), {"old": "Halted"}, OLD),
@@ -91,11 +91,11 @@ def qubes(root: Path) -> dict[str, str]:
     return {word[0]: word[2].removeprefix("state=") for word in words if word[0] not in ("dom0", "tpl")}
 
 
-@pytest.mark.parametrize(("fault", "before", "dying", "states", "files"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_lesson_38_killed_at_each_step(
-    tmp_path: Path, fault: str, before: tuple[tuple[str, str, str], ...], dying: tuple[str, str, str], states: dict[str, str],
-    files: set[str],
+    tmp_path: Path, case: tuple[str, tuple[tuple[str, str, str], ...], tuple[str, str, str], dict[str, str], set[str]]
 ) -> None:
+    fault, before, dying, states, files = case
     with daemon(tmp_path):
         for step in (*SETUP, *before):
             assert call(tmp_path, *step) == "", step

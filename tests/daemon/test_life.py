@@ -9,11 +9,12 @@ import pytest
 
 from cloison.daemon.app import App
 from cloison.daemon.fake import ask, fake_app
-from cloison.daemon.fake_pool import FakePool
+from cloison.daemon.fake_pool import LedgerPool
 from cloison.daemon.fake_wardens import FakeWardens
 
 COMPUTED = ["property-reset:xid", "property-reset:stubdom_xid", "property-reset:start_time"]
-START = ["domain-pre-spawn", *COMPUTED, "domain-spawn", "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused", "domain-start"]
+START = ["domain-pre-spawn", *COMPUTED, "domain-spawn", "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused",
+         "domain-start"]
 STOP = ["domain-stopped", *COMPUTED, "domain-shutdown"]
 
 
@@ -31,9 +32,9 @@ class Life:
         return self.app.parts.wardens
 
     @property
-    def pool(self) -> FakePool:
+    def pool(self) -> LedgerPool:
         pool = self.app.pool("varlibqubes")
-        assert isinstance(pool, FakePool)
+        assert isinstance(pool, LedgerPool)
         return pool
 
     async def ok(self, method: str, dest: str = "dom0", argument: str = "", payload: str = "", source: str = "dom0") -> str:
@@ -365,7 +366,8 @@ def test_pools_labels_firewall_devices_notes(tmp_path: Path) -> None:
         assigned = "device_id='*' port_id='sda' devclass='block' backend_domain='dom0' mode='auto-attach' _read-only='yes'"
         await life.ok("admin.vm.device.block.Assign", "work", "dom0+sda+_", "mode='auto-attach' _read-only='yes'")
         assert await life.ok("admin.vm.device.block.Assigned", "work") == f"dom0+sda:* {assigned}\n"
-        assert await life.fails("admin.vm.device.block.Assign", "work", "dom0+sda+_", "mode='auto-attach'") == "DeviceAlreadyAssigned"
+        twice = await life.fails("admin.vm.device.block.Assign", "work", "dom0+sda+_", "mode='auto-attach'")
+        assert twice == "DeviceAlreadyAssigned"
         await life.ok("admin.vm.device.block.Unassign", "work", "dom0+sda+_")
         await life.ok("admin.vm.notes.Set", "work", "", "a\x1b[31mb\n")
         assert await life.ok("admin.vm.notes.Get", "work") == "a_[31mb\n"

@@ -124,7 +124,7 @@ def test_events_until_the_caller_hangs_up(tmp_path: Path) -> None:
         assert (event.subject, event.event, event.pairs) == ("dom0", "domain-tag-add:new", (("tag", "new"),))
         writer.close()
         while app.events.listeners:
-            await asyncio.sleep(0)
+            await request(path, b"admin.label.Index+red dom0 name dom0\0")
 
     served(tmp_path, scenario)
 
@@ -138,7 +138,7 @@ def test_a_listener_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: p
         writer.write_eof()
         await reader.readexactly(10)
         while not app.events.listeners:
-            await asyncio.sleep(0)
+            await request(path, b"admin.label.Index+red dom0 name dom0\0")
         for _ in range(40000):
             if not app.events.listeners:
                 break

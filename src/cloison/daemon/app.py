@@ -87,7 +87,16 @@ class App(Qubesd):
 
     # -- making qubes ------------------------------------------------------------------------------------------------
 
+    def choose_kernel(self) -> None:
+        """The newest installed kernel is the default until somebody chooses one."""
+        if "default_kernel" not in self.system.values:
+            versions = self.parts.kernels.versions()
+            if versions:
+                with self.transaction():
+                    self.system.store_value("default_kernel", versions[-1])
+
     async def create(self, order: NewQube, source: Qube) -> Qube:
+        self.choose_kernel()
         dispid = self._free_dispid() if order.klass == "DispVM" else None
         return await self._make(Birth(
             order.klass, order.name, order.label, self.parts.host.new_uuid(), CREATING, template=order.template, dispid=dispid,
@@ -237,6 +246,7 @@ class App(Qubesd):
         return "".join(secrets.choice(_TOKEN) for _ in range(32))
 
     async def seal_root(self, qube: Qube, path: str) -> None:
+        self.choose_kernel()
         await self.volumes.seal_root(qube, path)
 
     def status(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A pool that keeps the states of volumes as small text files: what the daemon does to a pool, without images.
 
-On disk, so that a test may kill the daemon and look at what is left.
+Unlike `storage.fake` it is on disk: a test may kill the daemon and look at what is left, and what the next one finds.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cloison.storage.base import Kind, Pool, VolumeConfig
 from cloison.wire.warden import DiskSource, Layer
 
 
-class FakePool(Pool):
+class LedgerPool(Pool):
     driver = "qcow2"
 
     def __init__(self, name: str, folder: str) -> None:

@@ -40,12 +40,15 @@ class FakeWardens(Wardens):
 
     async def adopt(self) -> list[Adopted]:
         if self._folder is not None:
-            os.makedirs(self._folder, exist_ok=True)
-            for name in sorted(name for name in os.listdir(self._folder) if name.endswith(".warden")):
-                with open(os.path.join(self._folder, name), encoding="ascii") as file:
-                    uuid, qube, xid, state = json.load(file)
-                self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state))
+            self._read_folder(self._folder)
         return list(self._running.values())
+
+    def _read_folder(self, folder: str) -> None:
+        os.makedirs(folder, exist_ok=True)
+        for name in sorted(name for name in os.listdir(folder) if name.endswith(".warden")):
+            with open(os.path.join(folder, name), encoding="ascii") as file:
+                uuid, qube, xid, state = json.load(file)
+            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state))
 
     async def start(self, launch: Launch, lease: socket.socket | None = None) -> None:
         await asyncio.sleep(0)

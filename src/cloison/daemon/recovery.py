@@ -33,7 +33,7 @@ async def bring_up(app: App) -> None:
     for qube in list(system.qubes.values()):
         if qube.kind.machine and qube.is_halted:
             await _mend(app, qube)
-    _choose_kernel(app)
+    app.choose_kernel()
 
 
 def furnish(system: System, paths: Paths) -> None:
@@ -61,14 +61,6 @@ def _break_network_loops(system: System) -> None:
         if qube.get_or_none("netvm") == qube.name or any(netvm.netvm is qube for netvm in qube.netvms()):
             log.error("the netvm of %s is part of a loop; it is set to none", qube.name)
             qube.values["netvm"] = None
-
-
-def _choose_kernel(app: App) -> None:
-    """The newest installed kernel is the default until somebody chooses one."""
-    versions = app.parts.kernels.versions()
-    if "default_kernel" not in app.system.values and versions:
-        with app.transaction():
-            app.system.store_value("default_kernel", versions[-1])
 
 
 async def _mend(app: App, qube: Qube) -> None:

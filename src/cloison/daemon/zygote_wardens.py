@@ -311,7 +311,7 @@ class ZygoteWardens(Wardens):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            self._send({"do": "make", "launch": launch_to_json(dataclasses.replace(launch, identity={}))}, [theirs.fileno()])
+            self._send({"do": "make", "launch": launch_to_json(dataclasses.replace(launch, identity={}, xid=1))}, [theirs.fileno()])
         lines = Lines()
         loop = asyncio.get_running_loop()
         error = "its maker ended"

@@ -82,6 +82,8 @@ def _keep_quietly(qube: Qube) -> None:
 
 
 def _volumes(system: System, birth: Birth, template: Qube | None) -> list[volumes.Volume]:
+    if not system.kinds[birth.klass].machine:
+        return []
     pools = {name: birth.pools.get(name) or _pool(system, birth, name) for name in _VOLUMES}
     for name in {*birth.pools.values(), *([birth.pool] if birth.pool else [])}:
         system.pool(name)
