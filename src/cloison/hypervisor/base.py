@@ -78,6 +78,10 @@ class Machine(abc.ABC):
         """Stop it for good and write its device state; RAM stays in its file."""
 
     @abc.abstractmethod
+    async def announce_size(self, role: str, size: int) -> None:
+        """Tell the guest how many bytes a disk has: one restored from a snapshot, or one that has grown."""
+
+    @abc.abstractmethod
     async def console(self) -> bytes:
         """The last of what the guest wrote on its serial console: untrusted."""
 

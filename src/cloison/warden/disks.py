@@ -28,7 +28,7 @@ def open_for_making(launch: Launch, root_overlay: str) -> tuple[Disk, ...]:
                 opened.append(fd)
                 create_overlay_fd(fd, source.size)
                 files.append(DiskFile(fd, "qcow2", read_only=False))
-            disks.append(Disk(source.role, source.size, tuple(files)))
+            disks.append(Disk(source.role, warm.MADE_SIZES.get(source.role, source.size), tuple(files)))
         return tuple(disks)
     return _guarded(make)
 

@@ -78,6 +78,10 @@ class Warden:
         faults.point("warden:spawned")
         self._port = Port(self._stream.fileno(), HOST, on_control=self._report, on_open=self._opened, on_end=self._port_ended)
         self._port.control(agent.become(self._identity()))
+        if launch.warm is not None:
+            for disk in launch.disks:
+                if warm.MADE_SIZES.get(disk.role, disk.size) != disk.size:
+                    await self._machine.announce_size(disk.role, disk.size)
         served = Served(launch.xid, launch.name, launch.uuid, launch.default_user)
         self._daemon = Daemon(self._port, served, self._paths.qubes, self._violation)
         self._daemon.connect()

@@ -107,6 +107,9 @@ class QemuMachine(Machine):
                 if status in ("failed", "cancelled"):
                     raise MachineError("QEMU could not save the machine's state")
 
+    async def announce_size(self, role: str, size: int) -> None:
+        await self._execute("block_resize", {"node-name": role, "size": size})
+
     async def console(self) -> bytes:
         try:
             text = await asyncio.wait_for(

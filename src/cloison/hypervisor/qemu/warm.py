@@ -30,6 +30,8 @@ from cloison.wire.warden import Launch, Layer
 
 RAM, STATE, DISK, MANIFEST = "ram", "state", "disk.qcow2", "manifest.json"
 FORMAT = 1                       # of this folder and of the agent's protocol; another number is another key
+# What a guest in the making believes of the disks that each qube brings along; a clone with others is told at its start.
+MADE_SIZES = {"private": 2 << 30, "volatile": 10 << 30}
 _COPY = 1 << 22
 _F_ADD_SEALS = 1033
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8   # no more seals, no shrinking, no growing, no writing
@@ -47,7 +49,7 @@ def ingredients(launch: Launch) -> dict[str, object]:
     shape = argv.shape(argv.Settings(
         name="shape", uuid="", memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator, fd_monitor=0,
         fd_channel=0, drives=tuple(
-            argv.Drive(disk.role, 0 if disk.role in ("root", "private") else disk.size) for disk in launch.disks)))
+            argv.Drive(disk.role, MADE_SIZES.get(disk.role, 0)) for disk in launch.disks)))
     return {
         "format": FORMAT, "commit": root.commit, "qemu": qemu_version(), "shape": shape,
         "cpu": _cpu() if launch.accelerator == "kvm" else "max",
