@@ -158,6 +158,53 @@ def test_start_that_fails_is_undone(tmp_path: Path) -> None:
     live(tmp_path, scenario)
 
 
+def test_a_machine_that_ends_before_its_start_returns_is_halted(tmp_path: Path) -> None:
+    async def scenario(life: Life) -> None:
+        life.wardens.faint.add("work")
+        await life.ok("admin.vm.Start", "work")
+        await life.app.stopped(life.app.system.qube("work"))
+        assert await life.state("work") == "Halted"
+        life.wardens.faint.clear()
+        await life.ok("admin.vm.Start", "work")
+        assert await life.state("work") == "Running"
+
+    live(tmp_path, scenario)
+
+
+def test_starts_of_one_qube_at_once_are_one_start(tmp_path: Path) -> None:
+    async def scenario(life: Life) -> None:
+        await asyncio.gather(*(life.ok("admin.vm.Start", "work") for _ in range(5)))
+        assert len(life.wardens.launches) == 1
+        await asyncio.gather(*(life.ok("admin.vm.Create.AppVM", payload=f"name=q{n} label=red") for n in range(10)))
+        qids = [qube.qid for qube in life.app.system.qubes.values()]
+        assert len(set(qids)) == len(qids) == 13
+
+    live(tmp_path, scenario)
+
+
+def test_what_a_management_qube_makes_carries_its_tags(tmp_path: Path) -> None:
+    async def scenario(life: Life) -> None:
+        await life.ok("admin.vm.feature.Set", "work", "tag-created-vm-with", "mine ../x created-by-dom0")
+        await life.ok("admin.vm.Create.AppVM", payload="name=made label=red", source="work")
+        assert await life.ok("admin.vm.tag.List", "made") == "audiovm-dom0\ncreated-by-work\nguivm-dom0\nmine\n"
+
+    live(tmp_path, scenario)
+
+
+def test_a_template_that_saved_its_root_forgets_its_warm_image(tmp_path: Path) -> None:
+    async def scenario(life: Life) -> None:
+        await life.ok("admin.vm.Start", "tpl")
+        assert life.wardens.launches[0].warm is None
+        outdated = await life.ok("admin.vm.volume.Info", "work", "root")
+        await life.ok("admin.vm.Start", "work")
+        await life.ok("admin.vm.Shutdown", "tpl", "wait")
+        assert "is_outdated=False" in outdated
+        assert "is_outdated=True" in await life.ok("admin.vm.volume.Info", "work", "root")
+        assert await life.ok("admin.vm.volume.ListSnapshots", "tpl", "root") == "1\n"
+
+    live(tmp_path, scenario)
+
+
 def test_pause_kill_and_power_off_inside(tmp_path: Path) -> None:
     async def scenario(life: Life) -> None:
         for method, failure in (("Pause", "QubesVMNotRunningError"), ("Unpause", "QubesVMNotPausedError"),

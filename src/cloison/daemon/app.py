@@ -24,6 +24,7 @@ from cloison.errors import CloisonError, StorageError
 from cloison.model import creation
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
+from cloison.model.features import TAG
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
@@ -34,6 +35,12 @@ log = logging.getLogger(__name__)
 MAX_TOKENS = 256
 _TOKEN = string.ascii_letters + string.digits
 _DISPID_REST = 7 * 24 * 3600        # s until a disposable's number is given again
+
+
+def _wanted_tags(source: Qube) -> list[str]:
+    """Tags that a management qube's creations get. What is not a tag is passed over: the feature is free text."""
+    words = source.features.get("tag-created-vm-with", "").split()
+    return [word for word in words if TAG.fullmatch(word) and not word.startswith("created-by-")]
 
 
 class App(Qubesd):
@@ -100,7 +107,7 @@ class App(Qubesd):
         dispid = self._free_dispid() if order.klass == "DispVM" else None
         return await self._make(Birth(
             order.klass, order.name, order.label, self.parts.host.new_uuid(), CREATING, template=order.template, dispid=dispid,
-            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}",),
+            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}", *_wanted_tags(source)),
         ))
 
     async def create_disposable(self, template: Qube, source: Qube) -> Qube:

@@ -25,12 +25,15 @@ def _ignore(_uuid: str, _event: str, _detail: dict[str, Any]) -> None:
 
 
 class FakeWardens(Wardens):
-    """`refuse`: names of qubes whose machine fails to start; `deaf`: those that ignore a shutdown request."""
+    """`refuse`: names of qubes whose machine fails to start; `deaf`: those that ignore a shutdown request; `faint`: those
+    whose machine ends the moment it runs.
+    """
 
     def __init__(self, folder: str | None = None) -> None:
         self.on_event = _ignore
         self.refuse: set[str] = set()
         self.deaf: set[str] = set()
+        self.faint: set[str] = set()
         self.launches: list[Launch] = []
         self.qdb: dict[str, dict[str, str]] = {}
         self._folder = folder
@@ -62,6 +65,8 @@ class FakeWardens(Wardens):
         self.on_event(launch.uuid, "running", {})
         if lease is not None:
             self._watch(launch.uuid, lease.dup())
+        if launch.name in self.faint:
+            self.stop(launch.uuid)
 
     def _watch(self, uuid: str, lease: socket.socket) -> None:
         epoll = select.epoll()

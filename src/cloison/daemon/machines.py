@@ -38,6 +38,7 @@ class Machines:
         self._wardens = parts.wardens
         self._wardens.on_event = self.on_event
         self._starting: set[str] = set()                        # uuids whose start is under way
+        self._ended_early: set[str] = set()                     # of these: machines that ended before their start returned
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,12 +82,17 @@ class Machines:
                 return COLD
             self._starting.add(qube.uuid)
             try:
-                return await self._run(qube, steps, lease)
+                how = await self._run(qube, steps, lease)
             except Exception as error:
                 await self._undo(qube, error)
                 raise
             finally:
                 self._starting.discard(qube.uuid)
+                ended = qube.uuid in self._ended_early
+                self._ended_early.discard(qube.uuid)
+            if ended:
+                self.on_event(qube.uuid, "stopped", {})
+            return how
 
     async def _run(self, qube: Qube, steps: list[lifecycle.Step], lease: socket.socket | None) -> str:
         self._emit(qube, "domain-pre-start", start_guid=True, mem_required=None)
@@ -152,11 +158,18 @@ class Machines:
             return
         if event == "halting" and qube.is_running:
             self._set_power(qube, PowerState.HALTING)
-        elif event in ("stopped", "failed") and uuid not in self._starting and not qube.is_halted:
-            if event == "failed":
-                log.error("the machine of %s has failed: %s", qube.name, detail.get("error", "no reason given"))
-            if uuid not in self._stopping:
-                self._stopping[uuid] = self._spawn(self._finish_stop(qube))
+        elif event == "running" and qube.power is PowerState.TRANSIENT and uuid not in self._starting:
+            self._set_power(qube, PowerState.RUNNING, "domain-start", start_guid=True)
+        elif event in ("stopped", "failed"):
+            self._ended(qube, event, detail)
+
+    def _ended(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
+        if event == "failed":
+            log.error("the machine of %s has failed: %s", qube.name, detail.get("error", "no reason given"))
+        if qube.uuid in self._starting:
+            self._ended_early.add(qube.uuid)
+        elif not qube.is_halted and qube.uuid not in self._stopping:
+            self._stopping[qube.uuid] = self._spawn(self._finish_stop(qube))
 
     async def _finish_stop(self, qube: Qube) -> None:
         """Volumes are committed or dropped, the qube is halted, a disposable is gone."""

@@ -5,6 +5,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,12 @@ def _parts(paths: Paths, accelerator: str) -> Parts:
                  kernels, accelerator, timezone())
 
 
+def _allow_many_connections() -> None:
+    """Each caller and each listener to events takes descriptors; the usual soft limit is far below what is allowed."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="qubesd", description="Keeps the qubes and serves the Admin API.")
     parser.add_argument("--bare", action="store_true", help="start no qube by itself")
@@ -40,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     os.umask(0o077)
+    _allow_many_connections()
     try:
         paths = Paths.from_environment()
         paths.ensure()

@@ -7,7 +7,7 @@ from cloison.errors import BadRequest, BadTag, BadValue, NotPermitted
 
 MAX_NAME = 256
 _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
-_TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
+TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _PERSIST = re.compile(r"((file|dir):[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[0-7]{1,4}:)?/[^\0]*")
 RESERVED = frozenset(("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"))
 
@@ -28,7 +28,7 @@ def check_value(untrusted: bytes) -> str:
 
 def check_tag(untrusted: str) -> str:
     """Raises BadTag."""
-    if not _TAG.fullmatch(untrusted):
+    if not TAG.fullmatch(untrusted):
         raise BadTag(f"{untrusted[:60]!r} is not a tag: use letters, digits, '_', '-'")
     return untrusted
 

@@ -83,9 +83,12 @@ def _report(call: Call, qube: Qube, before: dict[str, int], interval: int) -> tu
 
 
 def system_info(call: Call) -> str:
-    """The facts every policy decision needs."""
-    system = call.system
-    return json.dumps({"domains": {qube.name: _facts(qube) for qube in system.sorted_qubes()}})
+    """The facts every policy decision needs, kept until something changes."""
+    text = call.qubesd.cache.get("system_info")
+    if text is None:
+        text = json.dumps({"domains": {qube.name: _facts(qube) for qube in call.system.sorted_qubes()}})
+        call.qubesd.cache["system_info"] = text
+    return text
 
 
 def _facts(qube: Qube) -> dict[str, object]:
