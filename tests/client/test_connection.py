@@ -125,4 +125,5 @@ def test_a_disposable_of_another_qubesd_is_killed(qubesd: FakeQubesd) -> None:
     with Disposable(Connection(), "work") as disposable:
         assert qubesd.qubes[disposable.name]["state"] == "Running"
     assert [(dest, method) for dest, method, _, _ in qubesd.calls] == [
-        ("work", "cloison.Disposable"), ("work", "admin.vm.CreateDisposable"), ("disp1", "admin.vm.Start"), ("disp1", "admin.vm.Kill")]
+        ("work", "cloison.Disposable"), ("work", "admin.vm.CreateDisposable"),
+        ("disp1", "admin.vm.Start"), ("disp1", "admin.vm.Kill")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from cloison.values import InvalidValue, QubeName
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 USAGE = 2
-_WILDCARDS = "*?["
+_PATTERN = re.compile(r"[A-Za-z0-9_.\]!-]*[*?\[][A-Za-z0-9_.*?\[\]!-]*")   # what names may hold, and a wildcard
 
 Run = Callable[[argparse.Namespace, Connection], int | None]
 
@@ -58,8 +59,10 @@ class Parser(argparse.ArgumentParser):
         self._many = qubes in ("*", "+")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # Names may stand before, after and between options.
-        parsed = self.parse_intermixed_args(args, namespace) if self._many else super().parse_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        # Names may stand before, after and between options; what stands after "--" is all names.
+        mixed = self._many and "--" not in words
+        parsed = self.parse_intermixed_args(words, namespace) if mixed else super().parse_args(words, namespace)
         if getattr(parsed, "exclude", None) and not parsed.all_qubes:
             self.error("--exclude can only be used with --all")
         if self._needs_qubes and bool(parsed.names) == parsed.all_qubes:
@@ -146,7 +149,7 @@ def chosen(args: argparse.Namespace, connection: Connection, *, with_dom0: bool 
 
 
 def _is_pattern(text: str) -> bool:
-    return any(character in _WILDCARDS for character in text)
+    return bool(_PATTERN.fullmatch(text))
 
 
 def _expand(names: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -293,7 +293,8 @@ def _request(path: str, qube: str, request: bytes, far_end: socket.socket) -> No
             # The descriptor travels with the request's first byte.
             descriptor = array.array("i", [far_end.fileno()])
             sent = sock.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)])
-            sock.sendall(request[sent:])
+            if sent < len(request):      # after a short call the daemon has hung up by now: sending nothing would fail
+                sock.sendall(request[sent:])
             _await_port(sock, qube)
         except (OSError, PeerError) as error:
             raise QrexecError(f"the qrexec daemon of {qube} did not take the call: {error}") from error
