@@ -1,0 +1,159 @@
+"""cloison doctor: each failing state, made with fake programs on PATH and fake /proc, /sys and /etc."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cloison.cli import doctor, main
+from cloison.hypervisor.probe import Kvm, Verdict
+from cloison.runtime.paths import Paths
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    root = tmp_path / "host"
+    for name, text in {
+        "proc/meminfo": "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n",
+        "sys/devices/system/cpu/vulnerabilities/meltdown": "Mitigation: PTI\n",
+        "sys/devices/system/cpu/vulnerabilities/l1tf": "Not affected\n",
+        "sys/kernel/mm/ksm/run": "0\n",
+        "etc/subuid": "alice:100000:65536\n", "etc/subgid": "alice:100000:65536\n",
+    }.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def fake(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def examine(tmp_path: Path, host: Path, user: str = "root") -> dict[str, doctor.Check]:
+    paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path / "root")})
+    paths.ensure()
+    return {check.name: check for check in doctor.examine(paths, str(host), user)}
+
+
+def test_each_check_that_is_not_ok_has_advice(tmp_path: Path, host: Path) -> None:
+    checks = examine(tmp_path, host)
+    assert {"qemu", "bwrap", "mmdebstrap", "mke2fs", "sandbox", "subordinate ids", "kvm", "disk", "memory", "cpu", "ksm"} <= set(checks)
+    for check in checks.values():
+        assert (check.advice == "") == (check.status == "ok"), check
+        assert check.said.endswith(".") and "\n" not in check.said
+
+
+@pytest.mark.parametrize(("output", "status"), [
+    ("QEMU emulator version 7.2.0 (Debian)", "ok"), ("QEMU emulator version 10.0.2", "ok"), ("QEMU emulator version 7.1.9", "fail"),
+    ("QEMU emulator version 6.2.0", "fail"), ("what?", "fail"), ("", "fail"),
+])
+def test_qemu_version(tmp_path: Path, host: Path, programs: Path, output: str, status: str) -> None:
+    fake(programs, "qemu-system-x86_64", f"echo '{output}'")
+    assert examine(tmp_path, host)["qemu"].status == status
+
+
+def test_old_mke2fs(tmp_path: Path, host: Path, programs: Path) -> None:
+    fake(programs, "mke2fs", "echo 'mke2fs 1.46.5 (30-Dec-2021)' >&2")
+    check = examine(tmp_path, host)["mke2fs"]
+    assert check.status == "fail"
+    assert "1.46 is too old" in check.said
+
+
+def test_namespaces_forbidden(tmp_path: Path, host: Path, programs: Path) -> None:
+    fake(programs, "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
+    check = examine(tmp_path, host)["sandbox"]
+    assert check.status == "fail"
+    assert "No permissions to create new namespace" in check.said
+    assert "user namespaces" in check.advice
+
+
+def test_unshare_forbidden(tmp_path: Path, host: Path, programs: Path) -> None:
+    fake(programs, "unshare", "echo 'unshare: failed' >&2; exit 1")
+    assert examine(tmp_path, host)["subordinate ids"].status == "fail"
+
+
+def test_missing_program_names_its_package() -> None:
+    check = doctor._program("no-such-program", "some-package", "a test")
+    assert check.status == "fail"
+    assert check.advice == "sudo apt install some-package"
+
+
+@pytest.mark.parametrize(("file", "row", "status"), [
+    ("subuid", "alice:100000:65536", "ok"), ("subuid", "alice:100000:65535", "fail"), ("subgid", "", "fail"),
+    ("subgid", "bob:100000:65536", "fail"), ("subuid", "alice:x:y", "fail"), ("subuid", "alice", "fail"),
+])
+def test_subordinate_ids(tmp_path: Path, host: Path, programs: Path, file: str, row: str, status: str) -> None:
+    fake(programs, "newuidmap", "exit 0")
+    (host / "etc" / file).write_text(row + "\n")
+    check = examine(tmp_path, host, "alice")["subordinate ids"]
+    assert check.status == status
+    if status == "fail":
+        assert file in check.said
+        assert "usermod --add-subuids" in check.advice
+
+
+@pytest.mark.parametrize("kvm", list(Kvm))
+def test_kvm_verdicts(kvm: Kvm) -> None:
+    check = doctor._kvm(Verdict(kvm, "said"))
+    if kvm is Kvm.WORKS:
+        assert check.status == "ok"
+    else:
+        assert check.status == "warn"
+        assert "NO security boundary" in check.said
+        assert check.advice
+
+
+@pytest.mark.parametrize(("free", "status"), [(10 * GIB, "ok"), (10 * GIB - 1, "warn"), (4 * GIB, "warn"), (4 * GIB - 1, "fail"), (0, "fail")])
+def test_disk(free: int, status: str) -> None:
+    assert doctor._disk(free).status == status
+
+
+@pytest.mark.parametrize(("available", "status"), [("2097152", "ok"), ("2097151", "warn"), ("1048575", "fail")])
+def test_memory(tmp_path: Path, host: Path, available: str, status: str) -> None:
+    (host / "proc/meminfo").write_text(f"MemAvailable: {available} kB\n")
+    assert examine(tmp_path, host)["memory"].status == status
+
+
+def test_open_cpu_leaks_are_named(tmp_path: Path, host: Path) -> None:
+    assert examine(tmp_path, host)["cpu"].status == "ok"
+    (host / "sys/devices/system/cpu/vulnerabilities/mds").write_text("Vulnerable: Clear CPU buffers attempted, no microcode\n")
+    check = examine(tmp_path, host)["cpu"]
+    assert check.status == "warn"
+    assert "mds" in check.said and "meltdown" not in check.said
+
+
+def test_ksm_on(tmp_path: Path, host: Path) -> None:
+    (host / "sys/kernel/mm/ksm/run").write_text("1\n")
+    assert examine(tmp_path, host)["ksm"].status == "warn"
+
+
+def test_a_check_that_cannot_be_made_failed(tmp_path: Path, host: Path) -> None:
+    (host / "proc/meminfo").unlink()
+    check = examine(tmp_path, host)["memory"]
+    assert check.status == "fail"
+    assert "could not be looked at" in check.said
+
+
+def test_json_and_exit_status(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CLOISON_ROOT", str(tmp_path / "root"))
+    fake(programs, "qemu-system-x86_64", "echo 'version 6.0'")
+    assert main.main(["doctor", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert {"name", "status", "said", "advice"} == set(data[0])
+    assert data[0]["name"] == "qemu" and data[0]["status"] == "fail"
+    assert main.main(["doctor"]) == 1
+    assert capsys.readouterr().out.startswith("fail  qemu: ")

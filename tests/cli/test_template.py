@@ -1,0 +1,90 @@
+"""cloison template: what is refused before any work, and how an image becomes a qube."""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+from fake_qubesd import FakeQubesd, Refused
+
+from cloison.cli import main, template
+from cloison.client.connection import Connection
+from cloison.errors import CloisonError
+from cloison.templates.build import Built
+from cloison.wire import admin
+
+BUILT = Built("/somewhere/root.img", "6.1.0-9-cloud-amd64", 10 << 30)
+
+
+def changes(qubesd: FakeQubesd) -> list[tuple[str, str, str, bytes]]:
+    return [call for call in qubesd.calls if call[1].rpartition(".")[2] not in ("List", "Get", "GetAll")]
+
+
+@pytest.fixture
+def sealing(qubesd: FakeQubesd) -> FakeQubesd:
+    qubesd.answers["internal.cloison.SealRoot"] = lambda *_: admin.ok(b"")
+    qubesd.qubes["dom0"] |= {"default_template": "", "default_kernel": ""}
+    return qubesd
+
+
+def test_a_new_template_is_made_sealed_and_default(sealing: FakeQubesd) -> None:
+    template.register(Connection(), "d13", BUILT, exists=False)
+    assert changes(sealing) == [
+        ("dom0", "admin.vm.Create.TemplateVM", "", b"name=d13 label=black"),
+        ("d13", "internal.cloison.SealRoot", "", b"/somewhere/root.img"),
+        *(("d13", "admin.vm.feature.Set", name, value.encode()) for name, value in template.FEATURES.items()),
+        ("dom0", "admin.property.Set", "default_template", b"d13"),
+        ("dom0", "admin.property.Set", "default_kernel", b"6.1.0-9-cloud-amd64"),
+    ]
+
+
+def test_defaults_that_are_set_stay(sealing: FakeQubesd) -> None:
+    sealing.qubes["dom0"] |= {"default_template": "debian-12", "default_kernel": "5"}
+    template.register(Connection(), "debian-12", BUILT, exists=True)
+    assert not any(method.startswith(("admin.property.Set", "admin.vm.Create")) for _, method, _, _ in sealing.calls)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_failed_seal_leaves_what_was(sealing: FakeQubesd, exists: bool) -> None:
+    def refuse(*_: object) -> bytes:
+        raise Refused("StoragePoolException", "no room")
+    sealing.answers["internal.cloison.SealRoot"] = refuse
+    before = set(sealing.qubes)
+    with pytest.raises(CloisonError, match="no room"):
+        template.register(Connection(), "debian-12" if exists else "d13", BUILT, exists=exists)
+    assert set(sealing.qubes) == before
+
+
+@pytest.mark.parametrize("words", [
+    ["a,b"], ["../x"], ['x"y'], ["x\ny"], ["a=b"], ["d", "--suite", "a b"], ["d", "--include", "x;y"], ["d", "--size", "1M"],
+    ["d", "--mirror", "/etc"], ["work"],
+])
+def test_refused_before_any_work(qubesd: FakeQubesd, root: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main.main(["template", "build", *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("cloison: error: ")
+    assert changes(qubesd) == []
+    assert not os.path.exists(root / "data" / "vm-kernels")
+
+
+def test_no_qubesd_no_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["template", "build", "d"]) == 1
+    assert "cloison up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "size"), [("10G", 10 << 30), ("10GiB", 10 << 30), ("4096M", 4 << 30), ("1T", 1 << 40), ("4294967296", 4 << 30)])
+def test_sizes(text: str, size: int) -> None:
+    assert template.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "0", "-1G", "1.5G", "2T", "9" * 11, "10 G", "10Q"])
+def test_refused_sizes(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        template.parse_size(text)
+
+
+def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with template.progress("d") as report:
+        report(5, "working")
+    assert capsys.readouterr().err == "d:   5 % working\n"
