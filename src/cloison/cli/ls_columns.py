@@ -119,7 +119,7 @@ def _used(name: str) -> Callable[[Facts, Qube], str | None]:
     def percent(facts: Facts, qube: Qube) -> str | None:
         info = facts.volumes(qube.name).get(name, {})
         size = int(info.get("size", "0"))
-        return f"{int(info['usage']) * 100 // size}%" if size else None
+        return f"{int(info['usage']) * 100 // size}%" if size else "0"
     return percent
 
 

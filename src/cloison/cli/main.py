@@ -208,6 +208,7 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
         return 3
     except ValueError as error:
         raise CloisonError("qubesd's status could not be read") from error
+    facts.pop("qubes", None)             # the listing has more
     running = [qube for qube in qubes if qube.running]
     if args.json:
         print(json.dumps({"running": True, **facts, "qubes": {qube.name: qube.state for qube in qubes}}))
