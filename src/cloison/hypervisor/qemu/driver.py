@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Awaitable
 from typing import Any, TypeVar, cast
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
@@ -39,6 +39,7 @@ class QemuMachine(Machine):
         self._gone: asyncio.Future[int] | None = None
         self._qmp = QMPClient("qube")
         self._connecting: asyncio.Task[None] | None = None
+        self._loaded: asyncio.Task[None] | None = None
         self._state = MachineState.MADE
         self._errors = b""
 
@@ -99,15 +100,12 @@ class QemuMachine(Machine):
         await self._execute("getfd", {"fdname": "state"})
         with self._qmp.listener("MIGRATION") as events:
             await self._execute("migrate", {"uri": "fd:state"})
-            async for event in events:
-                status = cast("dict[str, str]", event["data"])["status"]
-                if status == "completed":
-                    self._state = MachineState.PAUSED
-                    return
-                if status in ("failed", "cancelled"):
-                    raise MachineError("QEMU could not save the machine's state")
+            await self._unless_gone(_migrated(events))
+        self._state = MachineState.PAUSED
 
     async def announce_size(self, role: str, size: int) -> None:
+        if self._loaded is not None:
+            await self._unless_gone(asyncio.shield(self._loaded))   # until then QEMU keeps its hands off the disks
         await self._execute("block_resize", {"node-name": role, "size": size})
 
     async def console(self) -> bytes:
@@ -138,6 +136,10 @@ class QemuMachine(Machine):
 
     async def _load(self, state_fd: int) -> None:
         """Take up a warm image's device state; the guest runs on when QEMU has read it."""
+        events = EventListener("MIGRATION")
+        self._qmp.register_listener(events)
+        self._loaded = asyncio.create_task(_migrated(events))
+        self._loaded.add_done_callback(_retrieved)
         await self._execute("migrate-incoming", {"uri": f"fd:{state_fd}"})
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -226,6 +228,16 @@ def _read_available(fd: int) -> bytes:
         return os.read(fd, 65536)
     except BlockingIOError:
         return b""
+
+
+async def _migrated(events: EventListener) -> None:
+    """Until saving or loading is done. Raises MachineError when it failed."""
+    async for event in events:
+        status = cast("dict[str, str]", event["data"])["status"]
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            raise MachineError("QEMU could not save or load the machine's state")
 
 
 def _retrieved(task: asyncio.Task[None]) -> None:
