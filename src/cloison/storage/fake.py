@@ -60,7 +60,8 @@ class FakePool(Pool):
         state = self._committed(volume)
         if volume.kind is not Kind.ORIGIN:
             layer = Layer(_last(state), "raw")
-            return DiskSource(volume.name, state.size, (layer,), writable=volume.kind is Kind.SNAPSHOT)
+            snapshot = volume.kind is Kind.SNAPSHOT
+            return DiskSource(volume.name, state.size, (layer,), writable=snapshot, commit=self.commit_id(volume))
         if state.importing:
             raise PoolError(f"can't start volume {volume.vid}", "an import into it is running")
         if state.dirty is None:
@@ -136,7 +137,10 @@ class FakePool(Pool):
         state.size = checked_size(size)
 
     def export_begin(self, volume: VolumeConfig) -> str:
-        return self._copy(volume.vid, _last(self._committed(volume)))
+        state = self._committed(volume)
+        path = self._copy(volume.vid, _last(state))
+        os.truncate(path, state.size)
+        return path
 
     def export_end(self, volume: VolumeConfig, path: str) -> None:
         state = self._committed(volume)

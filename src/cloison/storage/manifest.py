@@ -49,6 +49,11 @@ class Manifest:
     dirty: int | None = None
     commits: tuple[Commit, ...] = ()
 
+    @property
+    def commit_id(self) -> str:
+        """Names the present commit, among all volumes that ever were."""
+        return f"{self.serial}-{self.current}"
+
     def commit(self, number: int) -> Commit:
         return next(commit for commit in self.commits if commit.id == number)
 

@@ -95,7 +95,9 @@ class Qcow2Pool(Pool):
         if volume.kind is not Kind.ORIGIN:
             with explained(f"can't start volume {volume.vid}"):
                 found = files.existing()
-                return DiskSource(volume.name, found.size, files.layers(found), writable=volume.kind is Kind.SNAPSHOT)
+                return DiskSource(
+                    volume.name, found.size, files.layers(found), writable=volume.kind is Kind.SNAPSHOT, commit=found.commit_id,
+                )
         self._merge(files, limit=DEEPEST)
         with files.changing("start"):
             files.refuse_import()
@@ -233,8 +235,7 @@ class Qcow2Pool(Pool):
         return [str(number) for number in self._files(volume.vid).existing().revisions]
 
     def commit_id(self, volume: VolumeConfig) -> str:
-        found = self._committed(volume).existing()
-        return f"{found.serial}-{found.current}"
+        return self._committed(volume).existing().commit_id
 
     def size(self, volume: VolumeConfig) -> int:
         if volume.kind is Kind.VOLATILE:

@@ -1,0 +1,356 @@
+"""What every pool must do: a class that each driver's test file inherits, giving it a `pool` fixture.
+
+Disks are read and written by the real qemu-io over the `DiskSource`, as a warden's QEMU would.
+"""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cloison.errors import StorageError
+from cloison.storage.base import MAX_SIZE, Kind, Pool, VolumeConfig
+from cloison.storage.flatten import graph
+from cloison.storage.qcow2_image import create_overlay
+from cloison.wire.warden import DiskSource, Layer
+
+MIB = 1 << 20
+TEMPLATE = VolumeConfig("vm-templates/debian-12/root", "root", Kind.ORIGIN, 16 * MIB)
+ROOT = VolumeConfig("appvms/work/root", "root", Kind.SNAPSHOT, 16 * MIB, source=TEMPLATE.vid)
+DATA = VolumeConfig("appvms/work/data", "data", Kind.ORIGIN, 8 * MIB)
+PRIVATE = VolumeConfig("appvms/work/private", "private", Kind.ORIGIN, 8 * MIB)
+VOLATILE = VolumeConfig("appvms/work/volatile", "volatile", Kind.VOLATILE, 8 * MIB)
+
+
+def qemu_io(layers: tuple[Layer, ...], *commands: str, read_only: bool = False) -> str:
+    """Run qemu-io commands on a chain, bottom first; its output."""
+    argv = ["qemu-io", *(["-r"] if read_only else []), "json:" + json.dumps(graph(layers))]
+    for command in commands:
+        argv += ["-c", command]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 or "Pattern verification failed" in done.stdout, done.stdout + done.stderr
+    return done.stdout
+
+
+def write(source: DiskSource, pattern: int, offset: int = 0, scratch: Path | None = None) -> None:
+    """4 KiB of a byte, through the disk that the guest would get; through a temporary overlay in `scratch` if it has none."""
+    top = source.top
+    if top is None and scratch is not None:
+        path = scratch / "overlay"
+        path.unlink(missing_ok=True)
+        create_overlay(str(path), source.size)
+        top = Layer(str(path), "qcow2")
+    assert top is not None
+    assert "wrote 4096" in qemu_io((*source.layers, top), f"write -P {pattern} {offset} 4k", "flush")
+
+
+def shows(source: DiskSource, pattern: int, offset: int = 0) -> bool:
+    """Whether 4 KiB at the offset hold that byte only."""
+    layers = source.layers + ((source.top,) if source.top else ())
+    return "Pattern verification failed" not in qemu_io(layers, f"read -P {pattern} {offset} 4k", read_only=True)
+
+
+def session(pool: Pool, volume: VolumeConfig, pattern: int, offset: int = 0) -> None:
+    """Start, write, stop."""
+    write(pool.start(volume), pattern, offset)
+    pool.stop(volume)
+
+
+def exported(pool: Pool, volume: VolumeConfig) -> bytes:
+    """The committed state."""
+    path = pool.export_begin(volume)
+    try:
+        return Path(path).read_bytes()
+    finally:
+        pool.export_end(volume, path)
+
+
+def raw_file(folder: Path, pattern: int, size: int = MIB) -> str:
+    path = folder / "import.raw"
+    path.write_bytes(bytes([pattern]) * size)
+    return str(path)
+
+
+class PoolContract:
+    """Inherit, and define the fixture `pool`: a new, empty pool after `setup`."""
+
+    def test_create_makes_an_empty_volume_once(self, pool: Pool) -> None:
+        pool.create(DATA)
+        first = pool.commit_id(DATA)
+        assert exported(pool, DATA) == bytes(DATA.size)
+        assert (pool.revisions(DATA), pool.is_dirty(DATA), pool.size(DATA)) == ([], False, DATA.size)
+        session(pool, DATA, 1)
+        pool.create(DATA)
+        assert exported(pool, DATA)[:1] == b"\x01"
+        assert pool.commit_id(DATA) != first
+
+    def test_what_is_written_is_kept_at_stop_and_seen_at_the_next_start(self, pool: Pool) -> None:
+        pool.create(DATA)
+        source = pool.start(DATA)
+        assert source.role == "data" and source.writable and source.size == DATA.size and source.top is not None
+        write(source, 0x41)
+        assert pool.is_dirty(DATA)
+        assert exported(pool, DATA)[:1] == b"\0", "until stop the committed state is that from before the start"
+        pool.stop(DATA)
+        assert not pool.is_dirty(DATA)
+        assert shows(pool.start(DATA), 0x41)
+
+    def test_start_again_goes_on_with_the_dirty_overlay(self, pool: Pool) -> None:
+        pool.create(DATA)
+        source = pool.start(DATA)
+        write(source, 0x42)
+        assert pool.start(DATA) == source
+        assert shows(pool.start(DATA), 0x42)
+
+    def test_discard_drops_the_session(self, pool: Pool) -> None:
+        pool.create(DATA)
+        before = pool.commit_id(DATA)
+        write(pool.start(DATA), 0x42)
+        pool.discard(DATA)
+        pool.discard(DATA)
+        assert pool.commit_id(DATA) == before and not pool.is_dirty(DATA)
+        assert shows(pool.start(DATA), 0)
+
+    def test_stop_of_a_volume_that_is_not_started_does_nothing(self, pool: Pool) -> None:
+        pool.stop(DATA)
+        pool.create(DATA)
+        before = pool.commit_id(DATA)
+        pool.stop(DATA)
+        assert pool.commit_id(DATA) == before
+
+    def test_a_snapshot_shows_the_source_as_committed_at_its_start_and_saves_nothing(self, pool: Pool, tmp_path: Path) -> None:
+        pool.create(TEMPLATE)
+        session(pool, TEMPLATE, 1)
+        started = pool.start(TEMPLATE)
+        write(started, 2)
+        source = pool.start(ROOT)
+        assert source.writable and source.top is None and source.size == TEMPLATE.size
+        assert source.commit == pool.commit_id(ROOT) == pool.commit_id(TEMPLATE)
+        assert shows(source, 1)
+        write(source, 3, scratch=tmp_path)
+        pool.stop(ROOT)
+        assert shows(pool.start(ROOT), 1)
+        before = pool.commit_id(ROOT)
+        pool.stop(TEMPLATE)
+        assert pool.commit_id(ROOT) != before, "now the running snapshot is outdated"
+        assert shows(pool.start(ROOT), 2)
+        assert not pool.is_dirty(ROOT) and pool.revisions(ROOT) == [] and pool.usage(ROOT) == 0
+
+    def test_a_running_snapshot_is_untouched_by_later_commits_of_its_source(self, pool: Pool) -> None:
+        pool.create(TEMPLATE)
+        session(pool, TEMPLATE, 1)
+        held = [os.open(layer.path, os.O_RDONLY) for layer in pool.start(ROOT).layers]
+        layers = tuple(Layer(f"/proc/{os.getpid()}/fd/{fd}", layer.format)
+                       for fd, layer in zip(held, pool.start(ROOT).layers, strict=True))
+        for pattern in range(2, 8):
+            session(pool, TEMPLATE, pattern)
+        pool.remove(TEMPLATE)
+        assert "Pattern verification failed" not in qemu_io(layers, "read -P 1 0 4k", read_only=True)
+        for fd in held:
+            os.close(fd)
+
+    def test_volatile_and_read_only_disks(self, pool: Pool) -> None:
+        assert pool.start(VOLATILE) == DiskSource("volatile", VOLATILE.size)
+        pool.create(TEMPLATE)
+        readonly = VolumeConfig("appvms/work/modules", "modules", Kind.READONLY, 0, source=TEMPLATE.vid)
+        assert not pool.start(readonly).writable and pool.start(readonly).top is None
+        for volume in (VOLATILE, readonly):
+            pool.create(volume)
+            pool.stop(volume)
+            pool.remove(volume)
+        assert pool.size(TEMPLATE) == TEMPLATE.size
+
+    def test_old_commits_are_kept_as_revisions_and_pruned(self, pool: Pool) -> None:
+        keep = VolumeConfig(DATA.vid, "data", Kind.ORIGIN, DATA.size, revisions_to_keep=2)
+        pool.create(keep)
+        for pattern in range(1, 5):
+            session(pool, keep, pattern)
+        assert len(pool.revisions(keep)) == 2
+        pool.revert(keep, pool.revisions(keep)[0])
+        assert exported(pool, keep)[:1] == b"\x02"
+        pool.revert(keep)
+        assert exported(pool, keep)[:1] == b"\x04", "the state before a revert is itself a revision"
+        none = VolumeConfig(DATA.vid, "data", Kind.ORIGIN, DATA.size, revisions_to_keep=-1)
+        session(pool, none, 9)
+        assert pool.revisions(none) == []
+        with pytest.raises(StorageError):
+            pool.revert(none)
+
+    @pytest.mark.parametrize("revision", ["", "0", "-1", "9", "1x", "../1", "1" * 40, "\N{ARABIC-INDIC DIGIT ONE}"])
+    def test_revert_refuses_what_is_no_revision(self, pool: Pool, revision: str) -> None:
+        pool.create(DATA)
+        session(pool, DATA, 1)
+        with pytest.raises(StorageError):
+            pool.revert(DATA, revision)
+        assert exported(pool, DATA)[:1] == b"\x01"
+
+    def test_import_file_makes_or_replaces_a_volume(self, pool: Pool, tmp_path: Path) -> None:
+        pool.import_file(DATA, raw_file(tmp_path, 7), format="raw")
+        assert (exported(pool, DATA), pool.size(DATA), pool.revisions(DATA)) == (b"\x07" * MIB, MIB, [])
+        pool.import_file(DATA, raw_file(tmp_path, 8, 2 * MIB), format="raw")
+        assert (exported(pool, DATA), pool.size(DATA)) == (b"\x08" * 2 * MIB, 2 * MIB)
+        assert not (tmp_path / "import.raw").exists()
+        pool.revert(DATA)
+        assert exported(pool, DATA)[:MIB] == b"\x07" * MIB
+
+    def test_import_in_two_steps(self, pool: Pool) -> None:
+        pool.create(DATA)
+        path = pool.import_begin(DATA, MIB)
+        assert os.stat(path).st_size == MIB
+        for refused in (pool.start, pool.clear, lambda volume: pool.import_begin(volume, MIB)):
+            with pytest.raises(StorageError):
+                refused(DATA)
+        with open(path, "r+b") as file:
+            file.write(b"\x05" * MIB)
+        pool.import_end(DATA, ok=True)
+        assert exported(pool, DATA) == b"\x05" * MIB and pool.size(DATA) == MIB
+        pool.import_begin(DATA, 4 * MIB)
+        pool.import_end(DATA, ok=False)
+        pool.import_end(DATA, ok=False)
+        assert exported(pool, DATA) == b"\x05" * MIB
+        with pytest.raises(StorageError):
+            pool.import_end(DATA, ok=True)
+
+    def test_setup_ends_an_import_that_nobody_finishes(self, pool: Pool) -> None:
+        pool.create(DATA)
+        path = pool.import_begin(DATA, MIB)
+        pool.setup()
+        assert not os.path.exists(path)
+        assert pool.start(DATA).size == DATA.size
+
+    def test_clear(self, pool: Pool) -> None:
+        pool.create(DATA)
+        session(pool, DATA, 1)
+        pool.clear(DATA)
+        assert exported(pool, DATA) == bytes(DATA.size)
+        pool.revert(DATA)
+        assert exported(pool, DATA)[:1] == b"\x01"
+
+    def test_a_clone_lives_on_its_own(self, pool: Pool) -> None:
+        copy = VolumeConfig("appvms/copy/data", "data", Kind.ORIGIN, 1)
+        pool.create(DATA)
+        for pattern in (1, 2, 3):
+            session(pool, DATA, pattern)
+        write(pool.start(DATA), 4)
+        pool.clone(copy, DATA)
+        assert pool.size(copy) == DATA.size and pool.commit_id(copy) != pool.commit_id(DATA)
+        pool.remove(DATA)
+        assert exported(pool, copy)[:1] == b"\x03"
+        session(pool, copy, 5)
+        assert exported(pool, copy)[:1] == b"\x05"
+        pool.create(DATA)
+        pool.clone(copy, DATA)
+        assert exported(pool, copy) == bytes(DATA.size)
+        pool.revert(copy)
+        assert exported(pool, copy)[:1] == b"\x05"
+        with pytest.raises(StorageError):
+            pool.clone(copy, copy)
+
+    def test_a_snapshot_can_be_cloned_and_exported_as_its_source(self, pool: Pool) -> None:
+        pool.create(TEMPLATE)
+        session(pool, TEMPLATE, 1)
+        standalone = VolumeConfig("appvms/alone/root", "root", Kind.ORIGIN, 1)
+        pool.clone(standalone, ROOT)
+        assert exported(pool, standalone) == exported(pool, ROOT)
+
+    def test_resize_grows_only(self, pool: Pool) -> None:
+        pool.create(DATA)
+        session(pool, DATA, 1)
+        pool.resize(DATA, 12 * MIB)
+        assert pool.size(DATA) == 12 * MIB
+        content = exported(pool, DATA)
+        assert len(content) == 12 * MIB and content[:1] == b"\x01"
+        session(pool, DATA, 2, offset=11 * MIB)
+        assert exported(pool, DATA)[11 * MIB] == 2
+        with pytest.raises(StorageError):
+            pool.resize(DATA, MIB)
+        write(pool.start(DATA), 3)
+        pool.resize(DATA, 14 * MIB)
+        source = pool.start(DATA)
+        assert source.size == 14 * MIB
+        write(source, 4, offset=13 * MIB)
+
+    @pytest.mark.parametrize("size", [-1, 0, MAX_SIZE + 1, 10**20])
+    def test_sizes_out_of_range_are_refused(self, pool: Pool, size: int) -> None:
+        pool.create(DATA)
+        other = VolumeConfig("appvms/other/data", "data", Kind.ORIGIN, size)
+        with pytest.raises(StorageError):
+            pool.create(other)
+        with pytest.raises(StorageError):
+            pool.resize(DATA, size)
+        with pytest.raises(StorageError):
+            pool.import_begin(DATA, size)
+        with pytest.raises(StorageError):
+            pool.start(VolumeConfig("appvms/work/volatile", "volatile", Kind.VOLATILE, size))
+        assert pool.start(DATA).size == DATA.size
+
+    def test_odd_sizes_become_whole_sectors(self, pool: Pool) -> None:
+        odd = VolumeConfig("appvms/odd/data", "data", Kind.ORIGIN, 1)
+        pool.create(odd)
+        assert pool.size(odd) == pool.start(odd).size == 512
+
+    def test_a_dirty_volume_is_not_changed_behind_its_qube(self, pool: Pool, tmp_path: Path) -> None:
+        pool.create(DATA)
+        pool.create(TEMPLATE)
+        session(pool, DATA, 1)
+        pool.start(DATA)
+        path = raw_file(tmp_path, 1)
+        for change in (
+            lambda: pool.import_file(DATA, path, format="raw"), lambda: pool.import_begin(DATA, MIB),
+            lambda: pool.clear(DATA), lambda: pool.revert(DATA), lambda: pool.clone(DATA, TEMPLATE),
+        ):
+            with pytest.raises(StorageError):
+                change()
+        assert os.path.exists(path)
+        assert pool.is_dirty(DATA)
+
+    def test_remove_takes_everything_and_is_idempotent(self, pool: Pool) -> None:
+        pool.create(DATA)
+        before = pool.commit_id(DATA)
+        session(pool, DATA, 1)
+        pool.start(DATA)
+        pool.remove(DATA)
+        pool.remove(DATA)
+        for use in (pool.start, pool.size, pool.commit_id, pool.revisions, pool.usage, pool.export_begin, pool.clear):
+            with pytest.raises(StorageError, match="does not exist"):
+                use(DATA)
+        assert not pool.is_dirty(DATA)
+        pool.create(DATA)
+        assert exported(pool, DATA) == bytes(DATA.size), "QSB-050: nothing of the old volume comes back"
+        assert pool.commit_id(DATA) != before
+
+    @pytest.mark.parametrize("vid", [
+        "", "work/private", "appvms/work", "appvms/../../etc/private", "/etc/passwd/x", "appvms/work/../x", "appvms/wo rk/private",
+        "appvms/work/pri\nvate", "appvms/work/private/", "other/work/private", "appvms/" + "a" * 32 + "/private",
+        "appvms/work/" + "a" * 33, "appvms/work/private.json", "appvms/.blank/private", "appvms//private", "appvms/a,b=c/private",
+    ])
+    def test_a_bad_volume_id_never_becomes_a_path(self, pool: Pool, vid: str) -> None:
+        bad = VolumeConfig(vid, "private", Kind.ORIGIN, MIB)
+        for use in (pool.create, pool.remove, pool.start, pool.size, pool.clear):
+            with pytest.raises(StorageError):
+                use(bad)
+        with pytest.raises(StorageError):
+            pool.start(VolumeConfig("appvms/work/root", "root", Kind.SNAPSHOT, MIB, source=vid))
+
+    def test_export_end_removes_nothing_else(self, pool: Pool, tmp_path: Path) -> None:
+        pool.create(DATA)
+        outside = tmp_path / "precious"
+        outside.write_bytes(b"x")
+        with pytest.raises(StorageError):
+            pool.export_end(DATA, str(outside))
+        assert outside.exists()
+        path = pool.export_begin(DATA)
+        pool.export_end(DATA, path)
+        pool.export_end(DATA, path)
+        assert not os.path.exists(path)
+
+    def test_usage_and_space(self, pool: Pool) -> None:
+        pool.create(DATA)
+        before = pool.usage(DATA)
+        session(pool, DATA, 1)
+        assert pool.usage(DATA) > before
+        size, used = pool.space()
+        assert 0 < used <= size
