@@ -255,6 +255,7 @@ class App(Qubesd):
     async def seal_root(self, qube: Qube, path: str) -> None:
         self.choose_kernel()
         await self.volumes.seal_root(qube, path)
+        self.machines.prepare(qube)
 
     def status(self) -> dict[str, Any]:
         running = [qube.name for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]

@@ -53,7 +53,7 @@ class FakeWardens(Wardens):
                 uuid, qube, xid, state = json.load(file)
             self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state))
 
-    async def start(self, launch: Launch, lease: socket.socket | None = None) -> None:
+    async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
         await asyncio.sleep(0)
         if launch.uuid in self._running:
             raise MachineError(f"{launch.name} runs already")
@@ -67,6 +67,7 @@ class FakeWardens(Wardens):
             self._watch(launch.uuid, lease.dup())
         if launch.name in self.faint:
             self.stop(launch.uuid)
+        return "warm" if launch.warm else "cold"
 
     def _watch(self, uuid: str, lease: socket.socket) -> None:
         epoll = select.epoll()

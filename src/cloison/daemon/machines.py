@@ -23,7 +23,7 @@ from cloison.model import features
 from cloison.model.domains import Qube
 from cloison.model.journal import Event
 from cloison.plan import lifecycle
-from cloison.plan.lifecycle import COLD, WARM, Do
+from cloison.plan.lifecycle import COLD, Do
 from cloison.runtime import faults
 from cloison.values import PowerState
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
@@ -42,6 +42,7 @@ class Machines:
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
         self._tasks: set[asyncio.Task[None]] = set()
+        self._preparing: set[asyncio.Task[None]] = set()        # warm images made ahead of the first start
         self._next_xid = 1
 
     def _emit(self, qube: Qube, *names: str, **pairs: object) -> None:
@@ -64,7 +65,9 @@ class Machines:
         return task
 
     async def close(self) -> None:
-        """Wait for stops that are being handled; touch no machine."""
+        """Wait for stops that are being handled; touch no machine. Warm images in the making are given up."""
+        for preparing in self._preparing:
+            preparing.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -108,21 +111,22 @@ class Machines:
             elif step.do is Do.MAKE_WARM:
                 warm = await self._wardens.ensure_warm(self._launch(qube, disks), lambda text: log.info("%s", text))
             else:
-                await self._boot(qube, disks, warm, lease)
-        return WARM if warm else COLD
+                return await self._boot(qube, disks, warm, lease)
+        return COLD
 
-    async def _boot(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None, lease: socket.socket | None) -> None:
+    async def _boot(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None, lease: socket.socket | None) -> str:
         with self._qubesd.transaction():
             qube.journal.emit(qube.name, "domain-pre-spawn", start_guid=True)
             qube.xid, qube.start_time, qube.power = self._new_xid(), self._parts.host.now(), PowerState.TRANSIENT
             for name in _COMPUTED:
                 qube.announce(name)
             qube.journal.emit(qube.name, "domain-spawn", start_guid=True)
-        await self._wardens.start(self._launch(qube, disks, warm), lease)
+        how = await self._wardens.start(self._launch(qube, disks, warm), lease)
         faults.point("start:after-machine")
         self._halted[qube.uuid] = asyncio.Event()
         self._set_power(qube, PowerState.RUNNING, "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused")
         self._emit(qube, "domain-start", start_guid=True)
+        return how
 
     async def _undo(self, qube: Qube, error: Exception) -> None:
         """After a start that failed: nothing of it runs; its volumes stop; the qube is halted as before."""
@@ -146,6 +150,20 @@ class Machines:
             base64.b64encode(secrets.token_bytes(64)).decode("ascii"), self._parts.timezone, self._parts.host.now(), warm,
         )
         return launch.build(qube, facts)
+
+    def prepare(self, template: Qube) -> None:
+        """In the background, make the warm image that qubes of this template will start from."""
+        task = asyncio.create_task(self._prepare(template))
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
+
+    async def _prepare(self, template: Qube) -> None:
+        """A failure is no one's yet: the first start tries again, and says so."""
+        try:
+            disks = await self._volumes.as_of_a_child(template)
+            await self._wardens.ensure_warm(self._launch(template, disks), lambda text: log.info("%s: %s", template.name, text))
+        except CloisonError as error:
+            log.warning("no warm image for %s yet: %s", template.name, error)
 
     # -- what wardens report ------------------------------------------------------------------------------------------
 
@@ -189,6 +207,8 @@ class Machines:
                 qube.journal.emit(qube.name, "domain-shutdown")
             if qube.get_or_none("auto_cleanup"):
                 await self._qubesd.discard(qube)
+            elif qube.klass == "TemplateVM":
+                self.prepare(qube)
         finally:
             self._stopping.pop(qube.uuid, None)
             event = self._halted.pop(qube.uuid, None)

@@ -127,6 +127,14 @@ class Volumes:
         except StorageError:
             return None
 
+    async def as_of_a_child(self, template: Qube) -> tuple[DiskSource, ...]:
+        """Disks of a qube that this template is the root of: what its warm image depends on, with no private content."""
+        root = template.volumes["root"]
+        child = VolumeConfig(f"{root.vid}-child", "root", Kind.SNAPSHOT, root.size, root.vid)
+        disk = await asyncio.to_thread(self.pool(root.pool).start, child)
+        others = (template.volumes[name] for name in ("private", "volatile"))
+        return (disk, *(DiskSource(volume.name, volume.size) for volume in others))
+
     def is_outdated(self, qube: Qube, volume: Volume) -> bool:
         taken = self._commits.get((qube.uuid, volume.name))
         return taken is not None and taken != self.pool(volume.pool).commit_id(self.config(volume))

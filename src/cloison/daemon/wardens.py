@@ -49,8 +49,8 @@ class Wardens(abc.ABC):
         """Find the wardens that run and listen to their events. Called once, before anything else."""
 
     @abc.abstractmethod
-    async def start(self, launch: Launch, lease: socket.socket | None = None) -> None:
-        """Start a machine; return when its agent has answered RUNNING.
+    async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
+        """Start a machine; return when its agent has answered RUNNING: `warm` or `cold`, as it went in the end.
 
         On error nothing of it runs and no event follows. `lease`: the warden gets a duplicate and kills the qube when its
         peer hangs up; the caller keeps and closes its own. From the moment the warden holds it the lease needs no qubesd.

@@ -211,18 +211,18 @@ class ZygoteWardens(Wardens):
 
     # -- what qubesd wants ---------------------------------------------------------------------------------------------------
 
-    async def start(self, launch: Launch, lease: socket.socket | None = None) -> None:
+    async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
         if launch.uuid in self._links:
             raise MachineError(f"{launch.name} runs already")
         try:
-            await self._start(launch, lease)
+            return await self._start(launch, lease)
         except MachineError as error:
             if launch.warm is None:
                 raise
             log.warning("%s: warm start failed (%s); starting cold", launch.name, error)
-            await self._start(dataclasses.replace(launch, warm=None), lease)
+            return await self._start(dataclasses.replace(launch, warm=None), lease)
 
-    async def _start(self, launch: Launch, lease: socket.socket | None) -> None:
+    async def _start(self, launch: Launch, lease: socket.socket | None) -> str:
         link = self._links[launch.uuid] = _Link(launch.uuid, self)
         ours, theirs = socket.socketpair()
         try:
@@ -242,6 +242,7 @@ class ZygoteWardens(Wardens):
         link.facts |= {"memory": launch.memory}
         link.announced = True
         self.on_event(launch.uuid, "running", {"start": str(link.facts.get("start"))})
+        return str(link.facts.get("start"))
 
     def _link(self, uuid: str) -> _Link:
         try:
