@@ -257,7 +257,8 @@ class App(Qubesd):
         await self.volumes.seal_root(qube, path)
         self.machines.prepare(qube)
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         running = [qube.name for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]
-        return {"qubes": running, "warm_images": self.parts.wardens.warm_images(), "accelerator": self.parts.accelerator,
+        return {"qubes": running, "warm_images": self.parts.wardens.warm_images(),
+                "accelerator": await asyncio.to_thread(self.parts.accelerator),
                 "version": cloison.__version__}

@@ -109,7 +109,7 @@ class Machines:
                 disks = await self._volumes.start(qube)
                 faults.point("start:after-storage")
             elif step.do is Do.MAKE_WARM:
-                warm = await self._wardens.ensure_warm(self._launch(qube, disks), lambda text: log.info("%s", text))
+                warm = await self._wardens.ensure_warm(await self._launch(qube, disks), lambda text: log.info("%s", text))
             else:
                 return await self._boot(qube, disks, warm, lease)
         return COLD
@@ -121,7 +121,7 @@ class Machines:
             for name in _COMPUTED:
                 qube.announce(name)
             qube.journal.emit(qube.name, "domain-spawn", start_guid=True)
-        how = await self._wardens.start(self._launch(qube, disks, warm), lease)
+        how = await self._wardens.start(await self._launch(qube, disks, warm), lease)
         faults.point("start:after-machine")
         self._halted[qube.uuid] = asyncio.Event()
         self._set_power(qube, PowerState.RUNNING, "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused")
@@ -143,10 +143,10 @@ class Machines:
         self._next_xid += 1
         return xid
 
-    def _launch(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None = None) -> Launch:
+    async def _launch(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None = None) -> Launch:
         kernel = self._parts.kernels.kernel(str(qube.get("kernel")))
         facts = launch.Facts(
-            (*disks, _modules_disk(kernel)), kernel, self._parts.accelerator,
+            (*disks, _modules_disk(kernel)), kernel, await asyncio.to_thread(self._parts.accelerator),
             base64.b64encode(secrets.token_bytes(64)).decode("ascii"), self._parts.timezone, self._parts.host.now(), warm,
         )
         return launch.build(qube, facts)
@@ -161,7 +161,8 @@ class Machines:
         """A failure is no one's yet: the first start tries again, and says so."""
         try:
             disks = await self._volumes.as_of_a_child(template)
-            await self._wardens.ensure_warm(self._launch(template, disks), lambda text: log.info("%s: %s", template.name, text))
+            launched = await self._launch(template, disks)
+            await self._wardens.ensure_warm(launched, lambda text: log.info("%s: %s", template.name, text))
         except CloisonError as error:
             log.warning("no warm image for %s yet: %s", template.name, error)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cloison.daemon.host import RealHost, timezone
 from cloison.daemon.parts import Parts
@@ -17,21 +17,35 @@ from cloison.daemon.store import Store
 from cloison.daemon.wardens import Wardens
 from cloison.daemon.wiring import DRIVERS
 from cloison.errors import CloisonError
+from cloison.hypervisor import probe
 from cloison.runtime.paths import Paths
 from cloison.storage.linux_kernel import KernelPool
 
 
-def _wardens(paths: Paths, accelerator: str) -> Wardens:
+def _wardens(paths: Paths) -> Wardens:
     """The one place that says what runs the machines."""
     from cloison.daemon.zygote_wardens import ZygoteWardens
 
-    return ZygoteWardens(paths, accelerator)
+    return ZygoteWardens(paths)
 
 
-def _parts(paths: Paths, accelerator: str) -> Parts:
+def _accelerator(paths: Paths, kernels: KernelPool, wanted: str | None) -> Callable[[], str]:
+    """KVM if it really runs guests, asked again only when there is another kernel to try it with."""
+    found: dict[tuple[str, ...], str] = {}
+
+    def choose() -> str:
+        versions = tuple(kernels.versions())
+        if versions not in found:
+            found[versions] = wanted or probe.accelerator(paths)
+        return found[versions]
+
+    return choose
+
+
+def _parts(paths: Paths, accelerator: str | None) -> Parts:
     kernels = KernelPool(paths.kernels)
-    return Parts(paths, RealHost(paths.kernels, kernels.versions), Store(paths.store), _wardens(paths, accelerator), DRIVERS,
-                 kernels, accelerator, timezone())
+    return Parts(paths, RealHost(paths.kernels, kernels.versions), Store(paths.store), _wardens(paths), DRIVERS,
+                 kernels, _accelerator(paths, kernels, accelerator), timezone())
 
 
 def _allow_many_connections() -> None:
@@ -43,7 +57,7 @@ def _allow_many_connections() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="qubesd", description="Keeps the qubes and serves the Admin API.")
     parser.add_argument("--bare", action="store_true", help="start no qube by itself")
-    parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg")
+    parser.add_argument("--accelerator", choices=("tcg", "kvm"), help="instead of KVM where it works")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     os.umask(0o077)

@@ -1,7 +1,7 @@
 """What the daemon is wired from; `main` puts it together, tests put in fakes."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,5 +31,5 @@ class Parts:
     wardens: Wardens
     drivers: Mapping[str, Driver]
     kernels: Kernels
-    accelerator: str = "tcg"
+    accelerator: Callable[[], str] = lambda: "tcg"   # kvm or tcg, for the next machine; may take seconds the first time
     timezone: str = ""

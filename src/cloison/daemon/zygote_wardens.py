@@ -106,12 +106,11 @@ class _Link:
 
 
 class ZygoteWardens(Wardens):
-    """See `Wardens`. `accelerator`: kvm or tcg, for every launch."""
+    """See `Wardens`."""
 
-    def __init__(self, paths: Paths, accelerator: str) -> None:
+    def __init__(self, paths: Paths) -> None:
         self.on_event = _ignore
         self.paths = paths
-        self._accelerator = accelerator
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._zygote: socket.socket | None = None

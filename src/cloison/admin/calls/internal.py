@@ -62,8 +62,8 @@ def features_request(_: Call) -> None:
 # -- Cloison's own -------------------------------------------------------------------------------------------------------
 
 
-def status(call: Call) -> str:
-    return json.dumps(call.qubesd.status())
+async def status(call: Call) -> str:
+    return json.dumps(await call.qubesd.status())
 
 
 async def seal_root(call: Call) -> None:

@@ -1,0 +1,57 @@
+# Everything a person types here. Two commands are enough: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# From the distribution; the versions of Debian 12 are the oldest supported.
+PACKAGES := qemu-system-x86 qemu-utils mmdebstrap bubblewrap uidmap squashfs-tools e2fsprogs kmod cpio busybox-static \
+	python3-venv ca-certificates
+
+.DEFAULT_GOAL := help
+.PHONY: help deps install demo doctor bench test lint unit boot slow clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+deps: ## install what is missing from Debian (asks sudo when not root)
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing from Debian:" $$missing; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+$(BIN)/.installed: pyproject.toml | deps
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(BIN)/.installed ## Cloison and its tools into .venv/bin
+
+demo: install ## build a template if needed; show the main job on real virtual machines
+	$(BIN)/cloison demo
+
+doctor: install ## what this machine has and lacks
+	$(BIN)/cloison doctor
+
+bench: install ## measure starts, calls, streams and memory, each against its floor
+	$(BIN)/cloison bench
+
+test: install lint ## lint, types, import contracts, and all tests, real virtual machines included
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+unit: install ## the tests that need no virtual machine
+	$(BIN)/python -m pytest -m "not boot" -n auto
+
+boot: install ## the tests with real virtual machines
+	$(BIN)/python -m pytest tests/boot -m "boot and not slow"
+
+slow: install ## the tests that take longer than CI has
+	$(BIN)/python -m pytest -m slow
+
+clean: ## remove what was installed and cached here; no qube is touched
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build src/*.egg-info
