@@ -73,7 +73,9 @@ def test_no_qubesd_no_work(root: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "cloison up" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "size"), [("10G", 10 << 30), ("10GiB", 10 << 30), ("4096M", 4 << 30), ("1T", 1 << 40), ("4294967296", 4 << 30)])
+@pytest.mark.parametrize(("text", "size"), [
+    ("10G", 10 << 30), ("10GiB", 10 << 30), ("4096M", 4 << 30), ("1T", 1 << 40), ("4294967296", 4 << 30),
+])
 def test_sizes(text: str, size: int) -> None:
     assert template.parse_size(text) == size
 

@@ -91,15 +91,18 @@ def test_a_flood_of_output_ends(kernel: Path, fake: Fake) -> None:
 def test_verdict_is_kept_until_the_kernel_changes(paths: Paths, kernel: Path, device: str, fake: Fake) -> None:
     fake(ENDS)
     first = probe.probe(paths, device=device)
-    fake_stat = os.stat(os.path.join(os.path.dirname(device), "programs", "qemu-system-x86_64"))
+    qemu = os.path.join(os.path.dirname(device), "programs", "qemu-system-x86_64")
+    before = os.stat(qemu)
     fake(RUNS)
-    os.utime(os.path.join(os.path.dirname(device), "programs", "qemu-system-x86_64"), ns=(fake_stat.st_atime_ns, fake_stat.st_mtime_ns))
+    os.utime(qemu, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert probe.probe(paths, device=device) == first
     os.utime(kernel / "vmlinuz", ns=(1, 1))
     assert probe.probe(paths, device=device).kvm is Kvm.WORKS
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"key": 1}', '{"key": "K", "kvm": "perhaps", "detail": "", "seconds": 0}', "9" * 5000])
+@pytest.mark.parametrize("text", [
+    "", "[]", "{", '{"key": 1}', '{"key": "K", "kvm": "perhaps", "detail": "", "seconds": 0}', "9" * 5000,
+])
 def test_a_spoilt_cache_is_probed_again(paths: Paths, kernel: Path, device: str, fake: Fake, text: str) -> None:
     fake(RUNS)
     Path(paths.data, "kvm-probe.json").write_text(text.replace("K", probe._key(str(kernel))))

@@ -44,7 +44,8 @@ def test_control_fields(repository: Path) -> None:
 
 
 def test_index_describes_the_package(repository: Path) -> None:
-    fields = dict(line.split(": ", 1) for line in (repository / "Packages").read_text().splitlines() if not line.startswith(" "))
+    lines = (repository / "Packages").read_text().splitlines()
+    fields = dict(line.split(": ", 1) for line in lines if not line.startswith(" "))
     data = package(repository).read_bytes()
     assert (repository / fields["Filename"]).resolve() == package(repository).resolve()
     assert int(fields["Size"]) == len(data)
@@ -52,7 +53,8 @@ def test_index_describes_the_package(repository: Path) -> None:
 
 
 def test_everything_is_roots(repository: Path) -> None:
-    listing = subprocess.run(["dpkg-deb", "--contents", str(package(repository))], capture_output=True, text=True, check=True).stdout
+    command = ["dpkg-deb", "--contents", str(package(repository))]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in listing.splitlines()} == {"root/root"}
 
 

@@ -16,7 +16,8 @@ from cloison.values import InvalidValue
 
 @pytest.mark.parametrize("fields", [
     {"name": "a,b"}, {"name": "../x"}, {"name": 'x"y'}, {"name": ""}, {"name": "x" * 32}, {"suite": "--help"}, {"suite": "a/b"},
-    {"suite": ""}, {"suite": "x" * 33}, {"include": ("a b",)}, {"include": ("--x",)}, {"include": ("vim,nano",)}, {"include": ("x",) * 201},
+    {"suite": ""}, {"suite": "x" * 33}, {"include": ("a b",)}, {"include": ("--x",)}, {"include": ("vim,nano",)},
+    {"include": ("x2",) * 201},
     {"size": 0}, {"size": 2 * GIB - (1 << 20)}, {"size": 2 * GIB + 1}, {"size": 1024 * GIB + (1 << 20)}, {"mirror": "/etc/passwd"},
     {"mirror": "-"}, {"mirror": "http://x y"}, {"mirror": "http://" + "x" * 300}, {"kernel": "linux image"},
 ])

@@ -8,12 +8,13 @@ import pytest
 
 from cloison.templates import initramfs
 
-DEP = """\
-kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio_ring.ko
-kernel/drivers/virtio/virtio_ring.ko:
-kernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio_pci_modern_dev.ko kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
-kernel/drivers/virtio/virtio_pci_modern_dev.ko:
-kernel/drivers/block/virtio_blk.ko: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
+DRIVERS = "kernel/drivers/virtio"
+DEP = f"""\
+{DRIVERS}/virtio.ko: {DRIVERS}/virtio_ring.ko
+{DRIVERS}/virtio_ring.ko:
+{DRIVERS}/virtio_pci.ko: {DRIVERS}/virtio_pci_modern_dev.ko {DRIVERS}/virtio.ko {DRIVERS}/virtio_ring.ko
+{DRIVERS}/virtio_pci_modern_dev.ko:
+kernel/drivers/block/virtio_blk.ko: {DRIVERS}/virtio.ko {DRIVERS}/virtio_ring.ko
 kernel/fs/squashfs/squashfs.ko:
 kernel/lib/lz-x.ko:
 """
@@ -55,9 +56,10 @@ def test_archive_holds_what_init_needs(tmp_path: Path) -> None:
     make_modules(tmp_path)
     archive = initramfs.build(b"#busybox", str(tmp_path))
     assert archive == initramfs.build(b"#busybox", str(tmp_path))
-    listed = subprocess.run(["cpio", "--list", "--quiet"], input=archive, capture_output=True, check=True).stdout.decode().split()
-    assert listed == [
-        "bin", "dev", "proc", "sys", "modules", "newroot", "bin/busybox", "init", "modules/00-virtio_ring.ko", "modules/01-virtio.ko",
+    listed = subprocess.run(["cpio", "--list", "--quiet"], input=archive, capture_output=True, check=True).stdout
+    assert listed.decode().split() == [
+        "bin", "dev", "proc", "sys", "modules", "newroot", "bin/busybox", "init",
+        "modules/00-virtio_ring.ko", "modules/01-virtio.ko",
         "modules/02-virtio_pci_modern_dev.ko", "modules/03-virtio_pci.ko", "modules/04-virtio_blk.ko", "modules/05-squashfs.ko",
     ]
 

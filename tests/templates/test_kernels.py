@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloison.runtime.paths import Paths
-from cloison.templates import kernels
+from cloison.templates import initramfs, kernels
 from cloison.templates.contain import ToolFailed, Tools
 
 RELEASE = "6.1.0-9-cloud-amd64"
@@ -31,7 +31,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree = tmp_path / "package"
     modules = tree / "lib/modules" / RELEASE
     modules.mkdir(parents=True)
-    (modules / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in ("virtio_pci", "virtio_blk", "ext4", "squashfs")))
+    (modules / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in initramfs.NEEDED))
     (modules / "modules.order").write_text("")
     (tree / "boot").mkdir()
     (tree / f"boot/vmlinuz-{RELEASE}").write_bytes(b"kernel")

@@ -16,7 +16,8 @@ HOSTS = "private host facts"
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     root = tmp_path / "tree"
-    for folder in ("etc/apt/sources.list.d", "etc/ssh", "var/lib/apt/lists/partial", "var/log/apt", "dev", "tmp", "run", "var/lib/systemd"):
+    for folder in ("etc/apt/sources.list.d", "etc/ssh", "var/lib/apt/lists/partial", "var/log/apt", "var/lib/systemd",
+                   "dev", "tmp", "run"):
         (root / folder).mkdir(parents=True)
     for name in ("etc/hostname", "etc/hosts", "etc/machine-id", "var/log/apt/term.log", "etc/ssh/ssh_host_rsa_key",
                  "var/lib/systemd/random-seed", "var/lib/apt/lists/index", "etc/apt/sources.list.d/0000local.list", "tmp/x"):

@@ -55,7 +55,8 @@ from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
 with work_folder(Paths.from_environment()) as folder:
     tools = Tools(folder + "/log")
-    tools.run(["sh", "-c", "mkfifo held; echo started; exec tail -f /dev/null > held"], folder=folder, on_line=lambda line: print(line, flush=True))
+    hold = ["sh", "-c", "mkfifo held; echo started; exec tail -f /dev/null > held"]
+    tools.run(hold, folder=folder, on_line=lambda line: print(line, flush=True))
 """
 
 
@@ -105,7 +106,8 @@ def test_missing_program(tmp_path: Path) -> None:
 
 
 def test_tools_are_root_in_a_pid_namespace_of_their_own(tmp_path: Path) -> None:
-    output = subprocess.run([*contained(), "sh", "-c", "id -u; echo $$; ls /proc"], capture_output=True, text=True, check=True).stdout
+    command = [*contained(), "sh", "-c", "id -u; echo $$; ls /proc"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     uid, pid, *processes = output.split()
     assert (uid, pid) == ("0", "1")
     assert len([name for name in processes if name.isdecimal()]) <= 2
