@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import cloison
-from cloison.hypervisor import probe, sandbox
+from cloison.hypervisor import probe
 
 pytestmark = pytest.mark.boot
 
@@ -26,6 +26,7 @@ BUILD = """
 import os, sys
 from cloison.runtime.paths import Paths
 from cloison.templates.build import GIB, BuildRequest, build
+from cloison.runtime.programs import find
 from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
 paths = Paths.from_environment()
@@ -84,7 +85,7 @@ def test_built_and_booted(place: Path, user: str) -> None:
     assert [name for name in os.listdir(root / "data/tmp") if not name.startswith(".")] == []
     kernel = root / "data/vm-kernels" / version
     assert probe.run_guest(str(kernel), "tcg", DEADLINE).kvm is probe.Kvm.WORKS
-    subprocess.run([sandbox.find("e2fsck"), "-f", "-n", str(root / "data/root.img")], check=True, capture_output=True)
+    subprocess.run([find("e2fsck"), "-f", "-n", str(root / "data/root.img")], check=True, capture_output=True)
     assert boot(kernel, root / "data/root.img"), "the agent's unit was not started"
 
 
@@ -92,7 +93,7 @@ def boot(kernel: Path, image: Path) -> bool:
     """Whether systemd starts the agent's unit. The image is changed by nothing: QEMU throws its writes away."""
     disks = [("root", image), ("modules", kernel / "modules.img")]
     argv = [
-        sandbox.find(probe.QEMU), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-snapshot",
+        find(probe.QEMU), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-snapshot",
         "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "512M", "-smp", "2",
         "-kernel", str(kernel / "vmlinuz"), "-initrd", str(kernel / "initramfs"),
         "-append", "console=ttyS0 quiet systemd.show_status=1", "-serial", "stdio", "-device", "virtio-serial-pci",

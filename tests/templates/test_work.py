@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cloison.runtime.paths import Paths
-from cloison.templates.contain import ProgramMissing, ToolFailed, Tools, contained
+from cloison.runtime.programs import ProgramMissing
+from cloison.templates.contain import ToolFailed, Tools, contained
 from cloison.templates.work import remove_tree, work_folder
 
 

@@ -20,7 +20,8 @@ from cloison.cli import tool
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe
 from cloison.runtime.paths import Paths
-from cloison.templates.contain import contained, find
+from cloison.runtime.programs import find
+from cloison.templates.contain import contained
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 1 << 30

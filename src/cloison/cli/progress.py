@@ -5,7 +5,7 @@ import sys
 import time
 
 from cloison.cli import tool
-from cloison.client.connection import Pending
+from cloison.client.connection import Pending, Stream
 from cloison.client.connection import wait as wait_for
 
 PATIENCE = 2.0                           # seconds of silence; a warm start takes less
@@ -13,7 +13,7 @@ _STEP = 0.5
 _WARM = "making its warm start image, once for each version of its template"
 
 
-def wait(call: Pending, what: str, *, quiet: bool = False) -> None:
+def wait(call: Pending | Stream, what: str, *, quiet: bool = False) -> None:
     """Until the call has something to read. Prints only on a terminal."""
     if quiet or not tool.is_terminal(sys.stderr) or wait_for(call, PATIENCE):
         return

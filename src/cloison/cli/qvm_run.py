@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from cloison.cli import tool
+from cloison.cli import progress, tool
 from cloison.client import qrexec
 from cloison.client.connection import Connection
 from cloison.client.disposables import Disposable
@@ -162,7 +162,8 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     with _coloured(args) as output:
         if args.dispvm is not None:
             base = args.dispvm if args.dispvm == DOM0 else tool.qube_name(args.dispvm)
-            with Disposable(connection, base) as disposable:
+            quiet = tool.verbosity(args) < 1
+            with Disposable(connection, base, lambda lease: progress.wait(lease, "disposable", quiet=quiet)) as disposable:
                 return _run_in(connection, args, job, output, [disposable.name], verbose=verbose)
         if args.all_qubes:
             names = _running(connection, [tool.qube_name(text) for text in args.exclude])
@@ -190,7 +191,9 @@ def _make_ready(connection: Connection, qube: Qube, *, autostart: bool, verbose:
         if verbose:
             tool.fail(PROG, f"qube '{qube.name}' is {'paused' if qube.state == 'Paused' else 'not started'}")
         return False
-    connection.call(qube.name, "admin.vm.Unpause" if qube.state == "Paused" else "admin.vm.Start")
+    call = connection.begin(qube.name, "admin.vm.Unpause" if qube.state == "Paused" else "admin.vm.Start")
+    progress.wait(call, f"starting {qube.name}", quiet=not verbose)
+    call.result()
     return True
 
 

@@ -153,7 +153,7 @@ def _outcome(pending: Pending) -> bytes | CloisonError:
         return error
 
 
-def wait(pending: Pending, seconds: float) -> bool:
+def wait(pending: Pending | Stream, seconds: float) -> bool:
     """Whether something came within that time."""
     poll = select.poll()
     poll.register(pending, select.POLLIN)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from types import TracebackType
 
 from cloison.client.connection import Connection, NoDaemon, Stream
@@ -13,9 +14,13 @@ from cloison.values import QubeName
 class Disposable:
     """A running disposable. Leaving the context, and this process's death, end it; nobody waits for that."""
 
-    def __init__(self, connection: Connection, base: str = DOM0) -> None:
-        """`base`: the disposable template, or dom0 for the default one. Raises CloisonError if it can't be had."""
+    def __init__(self, connection: Connection, base: str = DOM0, while_waiting: Callable[[Stream], None] = lambda _: None) -> None:
+        """`base`: the disposable template, or dom0 for the default one. Raises CloisonError if it can't be had.
+
+        `while_waiting` is called with what becomes readable when the disposable is ready: the place for progress.
+        """
         self._connection = connection
+        self._while_waiting = while_waiting
         self._lease: Stream | None = None
         try:
             self.name = self._with_lease(base)
@@ -25,6 +30,7 @@ class Disposable:
     def _with_lease(self, base: str) -> str:
         lease = self._connection.stream(base, "cloison.Disposable")
         try:
+            self._while_waiting(lease)
             for event in lease:
                 if event.event == "disposable-ready":
                     self._lease = lease

@@ -20,6 +20,7 @@ from cloison.errors import HostError
 from cloison.hypervisor import sandbox
 from cloison.runtime.files import write_atomic
 from cloison.runtime.paths import Paths
+from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
 DEVICE = "/dev/kvm"
@@ -77,9 +78,9 @@ def probe(paths: Paths, *, device: str = DEVICE) -> Verdict:
 
 def run_guest(folder: str, accel: str, seconds: float) -> Verdict:
     """Boot `folder`/vmlinuz and initramfs in the sandbox until it says that user space runs. Raises OSError, HostError."""
-    program = sandbox.find(QEMU)
+    program = os.path.realpath(find(QEMU))
     command = sandbox.wrap(
-        _command(program, accel), libs=sandbox.libraries(program), bwrap=sandbox.find("bwrap"),
+        _command(program, accel), libs=sandbox.libraries(program), bwrap=find("bwrap"),
         files={program: program, **{f"/boot/{name}": os.path.join(folder, name) for name in ("vmlinuz", "initramfs")}},
         devices=[DEVICE] if accel == "kvm" else [],
     )
@@ -139,7 +140,7 @@ def _newest_kernel(paths: Paths) -> str | None:
 
 def _key(folder: str) -> str:
     """Names everything a verdict depends on. Raises OSError, HostError."""
-    qemu = sandbox.find(QEMU)
+    qemu = os.path.realpath(find(QEMU))
     kernel = os.stat(os.path.join(folder, "vmlinuz"))
     facts = [
         os.uname().release, _first("/proc/sys/kernel/random/boot_id", ""), _first("/proc/cpuinfo", "model name"),

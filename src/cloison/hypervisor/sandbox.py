@@ -7,33 +7,13 @@ by name, and nothing else: no home, no other process, no socket but the descript
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-
-from cloison.errors import HostError
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 FIRMWARE = ("/usr/share/qemu", "/usr/share/seabios")
 # Accelerators and device models that Debian's QEMU loads at run time, beside its own libraries.
 MODULES = "/usr/lib/x86_64-linux-gnu/qemu"
-
-
-class ProgramMissing(HostError):
-    """A program of the distribution that Cloison runs is not installed."""
-
-    def __init__(self, program: str) -> None:
-        super().__init__(f"{program} is not installed")
-        self.hint = "Run `cloison doctor`: it names every missing package."
-
-
-def find(program: str) -> str:
-    """Full path of a program. Raises ProgramMissing."""
-    path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-    if path is None:
-        raise ProgramMissing(program)
-    return os.path.realpath(path)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ they die with us by the kernel's doing (pdeathsig), a kill -9 included.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -15,15 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from cloison.errors import HostError
+from cloison.runtime.programs import find
 
 LAST_LINES = 12
 MAX_LINE = 4096      # bytes of one line of a tool's output that are looked at
-
-
-class ProgramMissing(HostError):
-    """A program of the distribution is not installed."""
-
-    hint = "Run `cloison doctor`: it names every missing package."
 
 
 class ToolFailed(HostError):
@@ -33,14 +27,6 @@ class ToolFailed(HostError):
         super().__init__(f"{tool} failed with status {status}")
         self.lines = tuple(lines)
         self.hint = "\n".join((*self.lines, f"All it said is in {log}"))
-
-
-def find(program: str) -> str:
-    """Full path; an ordinary user's PATH often lacks /usr/sbin, where half of these live. Raises ProgramMissing."""
-    path = shutil.which(program, path=os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin")
-    if path is None:
-        raise ProgramMissing(f"{program} is not installed")
-    return path
 
 
 def contained() -> list[str]:

@@ -14,7 +14,8 @@ import subprocess
 from collections.abc import Iterator
 
 from cloison.runtime.paths import Paths
-from cloison.templates.contain import contained, find
+from cloison.runtime.programs import find
+from cloison.templates.contain import contained
 
 PREFIX = "template-"
 _LOCK = "lock"

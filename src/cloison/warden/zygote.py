@@ -28,6 +28,7 @@ from cloison.hypervisor import sandbox
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QEMU
 from cloison.runtime.paths import Paths
+from cloison.runtime.programs import find
 from cloison.warden.main import Warden
 from cloison.warden.maker import make
 from cloison.wire.warden import Launch, encode, launch_from_json
@@ -116,7 +117,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # children are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C in a terminal is qubesd's business
-    sandbox.libraries(sandbox.find(QEMU))           # once here, not in every warden
+    sandbox.libraries(os.path.realpath(find(QEMU)))           # once here, not in every warden
     gc.collect()
     gc.freeze()                                     # so that a child's collections don't copy our pages
     Zygote(requests, paths).serve()

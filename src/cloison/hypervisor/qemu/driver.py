@@ -22,6 +22,7 @@ from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import argv
+from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
 # Shared RAM stays in its file; and say how saving and loading go.
@@ -146,7 +147,7 @@ class QemuMachine(Machine):
 
     def _argv(self, monitor: int, channel: int) -> list[str]:
         spec = self._spec
-        program = sandbox.find(QEMU)
+        program = os.path.realpath(find(QEMU))
         settings = argv.Settings(
             name="qube", uuid=spec.uuid, memory=spec.memory, vcpus=spec.vcpus, accelerator=spec.accelerator,
             drives=tuple(argv.Drive(disk.role, disk.size, tuple(
@@ -164,7 +165,7 @@ class QemuMachine(Machine):
         files = {program: program}
         if spec.state_fd is None and spec.kernel:
             files |= {"/boot/vmlinuz": spec.kernel, "/boot/initramfs": spec.initramfs}
-        return sandbox.wrap(command, files=files, libs=sandbox.libraries(program), bwrap=sandbox.find("bwrap"),
+        return sandbox.wrap(command, files=files, libs=sandbox.libraries(program), bwrap=find("bwrap"),
                             devices=["/dev/kvm"] if spec.accelerator == "kvm" else [])
 
     def _watch(self, errors: int) -> None:

@@ -22,10 +22,10 @@ import subprocess
 from collections.abc import Sequence
 
 from cloison.errors import MachineError
-from cloison.hypervisor import sandbox
 from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.driver import QEMU
 from cloison.runtime import faults, files
+from cloison.runtime.programs import find
 from cloison.wire.warden import Launch, Layer
 
 RAM, STATE, DISK, MANIFEST = "ram", "state", "disk.qcow2", "manifest.json"
@@ -69,7 +69,7 @@ def _identity(path: str) -> list[object]:
 
 def qemu_version() -> str:
     """First line of `qemu --version`; asked once for each binary."""
-    program = sandbox.find(QEMU)
+    program = os.path.realpath(find(QEMU))
     stamp = f"{program} {os.stat(program).st_mtime_ns}"
     if stamp not in _versions:
         output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
