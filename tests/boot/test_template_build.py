@@ -14,6 +14,7 @@ import pytest
 
 import cloison
 from cloison.hypervisor import probe
+from cloison.runtime.programs import find
 
 pytestmark = pytest.mark.boot
 
@@ -26,7 +27,6 @@ BUILD = """
 import os, sys
 from cloison.runtime.paths import Paths
 from cloison.templates.build import GIB, BuildRequest, build
-from cloison.runtime.programs import find
 from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
 paths = Paths.from_environment()

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_bench:
         _title("What it costs here")
         _do("cloison", "bench", "--quick")
-    tool.say(f"\nDone in {time.monotonic() - begun:.0f} s. Try next: qvm-run -p work bash; qvm-run --dispvm -p bash; cloison status")
+    tool.say(f"\nDone in {time.monotonic() - begun:.0f} s. Next: qvm-run -p work bash; qvm-run --dispvm -p bash; cloison status")
     return 0
 
 
