@@ -5,13 +5,18 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.port import Port
 
 READ = 1 << 16
 
 
 class Relay:
-    """A Handler. It owns the socket; it ends when either side does, after handing on what that side had sent."""
+    """A Handler. It owns the socket; it ends when either side does, after handing on what that side had sent.
+
+    Only a stream that hangs up while the channel takes no more ends at once: else a program that never reads its input would
+    hold the channel for a caller that is gone.
+    """
 
     def __init__(self, port: Port, channel: int, stream: socket.socket, on_end: Callable[[], None]) -> None:
         stream.setblocking(False)
@@ -23,6 +28,7 @@ class Relay:
         self._writing = False
         self._peer_closed = False
         self._ended = False
+        self._unwatch: Callable[[], None] | None = None    # set while the channel takes no more
         self._loop.add_reader(stream, self._readable)
 
     def data(self, untrusted: bytes) -> None:
@@ -75,6 +81,7 @@ class Relay:
         if sent < len(data):
             self._to_channel = memoryview(data)[sent:]
             self._loop.remove_reader(self._stream)
+            self._unwatch = watch_hangup(self._stream, self._hung_up)
 
     def writable(self) -> None:
         if self._ended:
@@ -82,7 +89,16 @@ class Relay:
         if self._to_channel:
             self._to_channel = self._to_channel[self._port.send(self._channel, self._to_channel):]
         if not self._to_channel:
+            self._stop_watch()
             self._loop.add_reader(self._stream, self._readable)
+
+    def _hung_up(self) -> None:
+        self._end(tell_channel=True)
+
+    def _stop_watch(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
 
     def closed(self) -> None:
         """The other side sends no more: what it sent still goes to the socket."""
@@ -94,6 +110,7 @@ class Relay:
         if self._ended:
             return
         self._ended = True
+        self._stop_watch()
         self._loop.remove_reader(self._stream)
         self._loop.remove_writer(self._stream)
         self._stream.close()

@@ -29,6 +29,7 @@ MAX_BODY: Final = 32768 - HEADER.size    # one write of a guest's virtio port
 WINDOW: Final = 256 * 1024
 MAX_CHANNELS: Final = 600                # 256 data ports, their successors while they close, and the fixed ones
 HIGH_WATER: Final = 1024 * 1024          # bytes waiting for the transport above which no channel may add more
+MAX_QUEUED: Final = 2 * HIGH_WATER       # with CREDIT, CLOSE and CONTROL; a peer that causes so many and reads none is hostile
 MAX_NUMBER: Final = 0xFFFFFFFF
 
 HOST: Final = 0
@@ -144,7 +145,7 @@ class Mux:
     def consumed(self, channel: int, count: int) -> None:
         """`count` bytes of this channel have left; credit is returned in lumps of half a window."""
         state = self._channels.get(channel)
-        if state is None or state.closed_there:
+        if state is None or state.closed_here or state.closed_there:
             return
         state.taken += count
         if state.taken * 2 >= WINDOW:
@@ -201,6 +202,8 @@ class Mux:
             self._frame(kind, channel, buffer[position:position + length], events)
             position += length
         self._buffer = buffer[position:] if position < end else b""
+        if self._queued > MAX_QUEUED:
+            raise PeerError("mux answers are not read", self._queued)
         return events
 
     def _frame(self, kind: int, channel: int, untrusted: bytes, events: list[Event]) -> None:

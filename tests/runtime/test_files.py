@@ -1,0 +1,67 @@
+"""Atomic writes: the old content or the new one after a fault at any step, and nothing left over."""
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from cloison.runtime import files
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"y" * 100_000])
+def test_new_and_replaced(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "file"
+    files.write_atomic(str(path), data)
+    files.write_atomic(str(path), data + b"!", mode=0o640)
+    assert path.read_bytes() == data + b"!" and stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_private_unless_said_otherwise(tmp_path: Path) -> None:
+    files.write_atomic(str(tmp_path / "file"), b"secret")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("old")
+    (tmp_path / "file").symlink_to(tmp_path / "precious")
+    files.write_atomic(str(tmp_path / "file"), b"new")
+    assert (tmp_path / "precious").read_text() == "old" and not (tmp_path / "file").is_symlink()
+
+
+def test_disk_full_leaves_the_old_content(tmp_path: Path) -> None:
+    if os.fork() == 0:
+        os._exit(_with_limit(str(tmp_path)))
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    assert (tmp_path / "file").read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def _with_limit(folder: str) -> int:
+    """In a child: files of at most 100 bytes can be written. 0 when the write failed as a full disk does."""
+    import resource
+    import signal
+
+    files.write_atomic(f"{folder}/file", b"old")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    try:
+        files.write_atomic(f"{folder}/file", bytes(5000))
+    except OSError as error:
+        return 0 if error.errno == errno.EFBIG else 1
+    return 2
+
+
+def test_target_that_can_not_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write_atomic(str(tmp_path / "folder"), b"x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_rename(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    files.rename(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert os.listdir(tmp_path) == ["b"]

@@ -1,0 +1,52 @@
+"""The lock that tells whether anything of a qube lives: held by inheritance, let go by the kernel."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cloison.runtime import life
+
+UUID = "00000000-0000-4000-8000-000000000001"
+
+
+def test_taken_once(tmp_path: Path) -> None:
+    fd = life.take(str(tmp_path), UUID)
+    with pytest.raises(BlockingIOError):
+        life.take(str(tmp_path), UUID)
+    os.close(fd)
+    os.close(life.take(str(tmp_path), UUID))
+
+
+def test_unknown_qube_is_gone_already(tmp_path: Path) -> None:
+    life.wait_gone(str(tmp_path), UUID)
+    life.drop(str(tmp_path), UUID)
+    assert life.known(str(tmp_path)) == []
+
+
+def test_waits_for_the_last_holder_and_sees_a_kill(tmp_path: Path) -> None:
+    fd = life.take(str(tmp_path), UUID)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[fd])
+    os.close(fd)
+    gone = threading.Thread(target=life.wait_gone, args=(str(tmp_path), UUID))
+    gone.start()
+    assert gone.is_alive() and life.known(str(tmp_path)) == [UUID]
+    child.send_signal(signal.SIGKILL)
+    gone.join(60)
+    assert not gone.is_alive() and child.wait() == -signal.SIGKILL
+    assert child.stdin is not None
+    child.stdin.close()
+    life.drop(str(tmp_path), UUID)
+    assert life.known(str(tmp_path)) == []
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / f"life.{UUID}").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        life.take(str(tmp_path), UUID)

@@ -1,0 +1,52 @@
+"""Where things are, from the environment alone; and a folder for sockets that is ours or refused."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cloison.runtime.paths import Paths, UnsafeRunDirectory
+
+
+@pytest.mark.parametrize(("environ", "run", "data", "config"), [
+    ({"CLOISON_ROOT": "/r"}, "/r/run", "/r/data", "/r/config"),
+    ({"CLOISON_ROOT": "/r/", "XDG_RUNTIME_DIR": "/x"}, "/r/run", "/r/data", "/r/config"),
+    ({"HOME": "/h", "XDG_RUNTIME_DIR": "/x"}, "/x/cloison", "/h/.local/share/cloison", "/h/.config/cloison"),
+    ({"HOME": "/h", "XDG_RUNTIME_DIR": "/x", "XDG_DATA_HOME": "/d", "XDG_CONFIG_HOME": "/c"}, "/x/cloison", "/d/cloison", "/c/cloison"),
+    ({"HOME": "/h"}, f"/tmp/cloison-{os.getuid()}", "/h/.local/share/cloison", "/h/.config/cloison"),
+])
+def test_from_environment(environ: dict[str, str], run: str, data: str, config: str) -> None:
+    paths = Paths.from_environment(environ)
+    assert (paths.run, paths.data, paths.config) == (run, data, config)
+
+
+def test_names_below() -> None:
+    paths = Paths("/run", "/data", "/config")
+    assert paths.socket("qubesd.sock") == "/run/qubesd.sock" and paths.qubes == "/run/qubes"
+    assert (paths.store, paths.pool, paths.kernels) == ("/data/store.sqlite", "/data/pools/qcow2", "/data/vm-kernels")
+    assert (paths.warm, paths.tmp, paths.log) == ("/data/warm", "/data/tmp", "/data/log")
+
+
+def test_ensure_makes_private_folders_twice(tmp_path: Path) -> None:
+    paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path / "root")})
+    paths.ensure()
+    paths.ensure()
+    assert os.stat(paths.run).st_mode & 0o777 == 0o700 and os.path.isdir(paths.qubes) and os.path.isdir(paths.log)
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
+def test_a_run_folder_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
+    paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path)})
+    os.mkdir(paths.run)
+    os.chmod(paths.run, mode)
+    with pytest.raises(UnsafeRunDirectory, match="this user alone"):
+        paths.ensure()
+
+
+def test_a_run_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path)})
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink(tmp_path / "elsewhere", paths.run)
+    with pytest.raises(UnsafeRunDirectory):
+        paths.ensure()

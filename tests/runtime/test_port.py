@@ -1,0 +1,189 @@
+"""A multiplexer on a socket: who hears what, back-pressure, and ends of every kind."""
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from tests.runtime.ports import Hostile, Recorder, Side, Wire
+
+from cloison.runtime.port import Outbox
+from cloison.wire.mux import CLOSE, CONTROL, HEADER, HOST, MAX_BODY, MAX_QUEUED, OPEN, WINDOW, Address
+
+ADDRESS = Address(0, 7, 600)
+MEGABYTE = 1 << 20
+
+
+def test_control_open_data_and_close_arrive_in_order() -> None:
+    async def run() -> None:
+        with Wire() as (host, guest):
+            made: dict[int, Recorder] = {}
+            guest.record_all(made)
+            host.port.control(b"hello")
+            ours = host.recorder(ADDRESS)
+            ours.send(b"question")
+            await guest.until(lambda: 600 in made)
+            await made[600].until(lambda: made[600].got == b"question")
+            assert guest.controls == [b"hello"] and guest.opened == [(2, ADDRESS)]
+            made[600].send(b"answer")
+            made[600].port.close(made[600].channel)
+            await ours.until(lambda: ours.ended)
+            assert ours.got == b"answer"
+            assert not made[600].ended, "who closes is not told"
+
+    asyncio.run(run())
+
+
+def test_an_unwanted_channel_is_closed_at_once() -> None:
+    async def run() -> None:
+        with Wire() as (host, guest):
+            refused = guest.recorder(ADDRESS)
+            refused.send(b"into nothing")
+            await refused.until(lambda: refused.ended)
+            assert host.opened == [(1, ADDRESS)]
+
+    asyncio.run(run())
+
+
+def test_megabytes_both_ways_on_many_channels() -> None:
+    async def run() -> None:
+        with Wire() as (host, guest):
+            made: dict[int, Recorder] = {}
+            guest.record_all(made)
+            ours = {port: host.recorder(Address(7, 0, port)) for port in range(600, 640)}
+            await guest.until(lambda: len(made) == 40)
+            for port in ours:
+                ours[port].send(bytes([port % 251]) * MEGABYTE)
+                made[port].send(bytes([port % 241]) * MEGABYTE)
+            for port in ours:
+                await made[port].until(lambda port=port: len(made[port].got) == MEGABYTE)
+                await ours[port].until(lambda port=port: len(ours[port].got) == MEGABYTE)
+                assert made[port].got == bytes([port % 251]) * MEGABYTE and ours[port].got == bytes([port % 241]) * MEGABYTE
+
+    asyncio.run(run())
+
+
+def test_a_stuck_handler_holds_one_window_and_stops_nobody() -> None:
+    async def run() -> None:
+        with Wire() as (host, guest):
+            made: dict[int, Recorder] = {}
+            guest.record_all(made)
+            stuck, other = host.recorder(Address(7, 0, 600)), host.recorder(Address(7, 0, 601))
+            await guest.until(lambda: len(made) == 2)
+            made[600].stuck = True
+            stuck.send(bytes(10 * MEGABYTE))
+            other.send(bytes(10 * MEGABYTE))
+            await made[601].until(lambda: len(made[601].got) == 10 * MEGABYTE)
+            assert len(made[600].got) == WINDOW and len(stuck.to_send) == 10 * MEGABYTE - WINDOW
+            made[600].stuck = False
+            made[600].port.consumed(made[600].channel, WINDOW)
+            await made[600].until(lambda: len(made[600].got) == 10 * MEGABYTE)
+
+    asyncio.run(run())
+
+
+def test_a_transport_that_is_full_takes_only_so_much_and_goes_on_later() -> None:
+    """The other end reads nothing: what piles up here is bounded, however many channels want to send."""
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        side = Side(ours, HOST)
+        senders = [side.recorder(Address(7, 0, port)) for port in range(100)]
+        for sender in senders:
+            sender.send(bytes(WINDOW))
+        waiting = sum(len(sender.to_send) for sender in senders)
+        assert waiting > 100 * WINDOW - 4 * MEGABYTE
+        reader = Hostile(theirs)
+        await reader.until(lambda: len(reader.got) > 100 * WINDOW)
+        assert not any(sender.to_send for sender in senders)
+        side.port.end("over")
+        ours.close()
+        reader.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("poison", [
+    HEADER.pack(9, 0, 0, 0), HEADER.pack(CONTROL, 1, 0, 0), HEADER.pack(CLOSE, 0, 0, 5), HEADER.pack(OPEN, 0, 12, 2) + bytes(12),
+])
+def test_a_peer_that_breaks_the_protocol_ends_the_port(poison: bytes) -> None:
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        side = Side(ours, HOST)
+        ear = side.recorder(ADDRESS)
+        with theirs:
+            theirs.sendall(poison + HEADER.pack(CONTROL, 0, 2, 0) + b"hi")
+            await side.until(lambda: bool(side.reasons))
+            assert "broke the protocol" in side.reasons[0] and len(side.reasons) == 1
+            assert ear.ended and side.controls == []
+            side.port.end("again")
+            assert len(side.reasons) == 1
+        ours.close()
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_never_reads_its_answers_ends_the_port() -> None:
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        side = Side(ours, HOST)
+
+        def answer(_channel: int, _address: Address) -> None:
+            side.port.control(bytes(MAX_BODY))
+
+        side.accept = answer
+        with theirs:
+            for number in range(MAX_QUEUED // MAX_BODY * 2):
+                theirs.sendall(HEADER.pack(OPEN, 0, 12, 2 * number + 1) + bytes(12))
+                await side.until(lambda number=number: bool(side.reasons) or len(side.opened) > number)
+                if side.reasons:
+                    break
+        assert "not read" in side.reasons[0]
+        ours.close()
+
+    asyncio.run(run())
+
+
+def test_hang_up_ends_the_port_and_tells_every_handler() -> None:
+    async def run() -> None:
+        with Wire() as (host, guest):
+            ears = [host.recorder(Address(7, 0, port)) for port in range(5)]
+            guest.stream.shutdown(socket.SHUT_RDWR)
+            await host.until(lambda: bool(host.reasons))
+            assert all(ear.ended for ear in ears)
+            assert len(host.reasons) == 1
+            host.port.control(b"to nobody")
+            assert ears[0].port.send(ears[0].channel, b"x") == 1
+
+    asyncio.run(run())
+
+
+def test_write_failure_ends_the_port() -> None:
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        side = Side(ours, HOST)
+        theirs.close()
+        side.port.control(b"x")
+        assert len(side.reasons) == 1
+        ours.close()
+
+    asyncio.run(run())
+
+
+def test_outbox_keeps_what_the_channel_does_not_take() -> None:
+    async def run() -> None:
+        with Wire() as (host, guest):
+            made: dict[int, Recorder] = {}
+            guest.record_all(made, stuck=True)
+            ear = host.recorder(ADDRESS)
+            outbox = Outbox(host.port, ear.channel)
+            outbox.put(bytes(WINDOW))
+            assert len(outbox) == 0 and outbox.flush()
+            outbox.put(b"rest")
+            assert len(outbox) == 4 and not outbox.flush()
+            await guest.until(lambda: 600 in made)
+            await made[600].until(lambda: len(made[600].got) == WINDOW)
+            made[600].port.consumed(made[600].channel, WINDOW)
+            await ear.until(outbox.flush)
+            await made[600].until(lambda: made[600].got.endswith(b"rest"))
+
+    asyncio.run(run())
