@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 
-from cloison.guest import identity, volumes
+from cloison.guest import background, identity, volumes
 from cloison.guest.qrexec import ControlChannel
 from cloison.guest.qubesdb import QubesDb
 from cloison.runtime.port import Handler, Port
@@ -18,6 +18,7 @@ from cloison.wire import qdb, qrexec
 from cloison.wire.mux import GUEST, Address
 
 PORT = "/dev/virtio-ports/org.cloison.mux"
+SYSTEMCTL = "/usr/bin/systemctl"
 SETTLE_SECONDS = 1.0
 
 
@@ -57,7 +58,7 @@ class Agent:
 
     def _shutdown(self, _: dict[str, object]) -> None:
         self._port.control(orders.report("halting"))
-        os.posix_spawn("/usr/bin/systemctl", ["systemctl", "poweroff", "--no-wall"], os.environ)
+        background.spawn([SYSTEMCTL, "poweroff", "--no-wall"])
 
     def _ping(self, _: dict[str, object]) -> None:
         self._port.control(orders.report("pong"))
@@ -70,6 +71,8 @@ class Agent:
         except OSError as error:
             print(f"no swap: {error}", file=sys.stderr)
         volumes.run_rc_local()
+        # The journal was opened under the id that this guest had as nobody; journalctl looks for its own.
+        background.spawn([SYSTEMCTL, "--no-block", "restart", "systemd-journald"])
 
     def _opened(self, channel: int, address: Address) -> Handler | None:
         """A channel that the host opens, as vchan client."""

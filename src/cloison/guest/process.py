@@ -74,7 +74,12 @@ def lookup(name: str) -> User:
     return user
 
 
-def find_service(service: str, argument: str | None, path: str = SERVICE_PATH) -> str:
+def service_path() -> str:
+    """Folders of services, the first one first."""
+    return os.environ.get("QREXEC_SERVICE_PATH", SERVICE_PATH)
+
+
+def find_service(service: str, argument: str | None, path: str) -> str:
     """The executable of a service: SERVICE+ARGUMENT in all folders first, then SERVICE. Raises CannotStart."""
     full = f"{service}+{argument or ''}"
     names = [service] if len(full) > NAME_MAX or "/" in full else [full, service]
@@ -94,8 +99,8 @@ def find_service(service: str, argument: str | None, path: str = SERVICE_PATH) -
 
 
 def environment(user: User, command: Command) -> dict[str, str]:
-    """What the program sees; nothing is inherited but the locale."""
-    env = {key: value for key, value in os.environ.items() if key == "LANG" or key.startswith("LC_")}
+    """What the program sees; nothing is inherited but the locale and where services are."""
+    env = {key: value for key, value in os.environ.items() if key in ("LANG", "QREXEC_SERVICE_PATH") or key.startswith("LC_")}
     env |= {"HOME": user.home, "SHELL": user.shell, "USER": user.name, "LOGNAME": user.name,
             "PATH": USER_PATH if user.uid else ROOT_PATH, "QREXEC_AGENT_PID": str(os.getpid())}
     if command.service:
@@ -107,10 +112,15 @@ def environment(user: User, command: Command) -> dict[str, str]:
 
 
 def start(command: Command, *, quiet: bool = False) -> Started:
-    """Start a parsed command line. `quiet`: stdin and stdout are /dev/null (JUST_EXEC). Raises CannotStart."""
+    """Start a parsed command line. `quiet`: stdin and stdout are /dev/null (JUST_EXEC). Raises CannotStart.
+
+    An agent that isn't root (in tests) runs programs of its own user only.
+    """
     user = lookup(command.user)
+    if os.getuid() not in (0, user.uid):
+        raise CannotStart(FAILED, f"the agent is not root and can't become {user.name!r}")
     if command.service:
-        program = find_service(command.service, command.argument)
+        program = find_service(command.service, command.argument, service_path())
         argv = _service_argv(program, command.argument)
         program = argv[0] if program == VMEXEC else program
     else:

@@ -1,7 +1,6 @@
 """The qube's own disks: private on /rw, home and bind-dirs over the root, volatile as swap (reference/storage.md 3, 5)."""
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import glob
 import os
@@ -10,7 +9,7 @@ import shutil
 import struct
 import time
 
-from cloison.guest import libc
+from cloison.guest import background, libc
 
 SWAP_BYTES = 1 << 30
 SIZE_SECONDS = 10.0
@@ -98,16 +97,7 @@ def _write_new(path: str, text: str) -> None:
 def run_rc_local() -> None:
     """Start the user's own start-up script, if it is executable; it runs beside everything else."""
     if os.access(RC_LOCAL_PATH, os.X_OK):
-        pid = os.posix_spawn(RC_LOCAL_PATH, [RC_LOCAL_PATH], os.environ, setsid=True)
-        loop = asyncio.get_running_loop()
-        pidfd = os.pidfd_open(pid)
-
-        def reap() -> None:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            os.waitpid(pid, 0)
-
-        loop.add_reader(pidfd, reap)
+        background.spawn([RC_LOCAL_PATH])
 
 
 def copy_tree(source: str, target: str) -> None:
