@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 
-from cloison.guest import background, identity, volumes
+from cloison.guest import background, identity, qubesdb, volumes
 from cloison.guest.qrexec import ControlChannel
 from cloison.guest.qubesdb import QubesDb
 from cloison.runtime.port import Handler, Port
 from cloison.wire import agent as orders
 from cloison.wire import qdb, qrexec
+from cloison.wire.agent import Identity
 from cloison.wire.mux import GUEST, Address
 
 PORT = "/dev/virtio-ports/org.cloison.mux"
@@ -22,11 +24,41 @@ SYSTEMCTL = "/usr/bin/systemctl"
 SETTLE_SECONDS = 1.0
 
 
+class System:
+    """What the orders do to the guest that the agent runs in. A test gives another one: it has a host to lose."""
+
+    qubesdb_socket = qubesdb.SOCKET
+
+    def become(self, who: Identity) -> None:
+        """Raises OSError or ValueError."""
+        identity.become(who)
+
+    def set_clock(self, now: int) -> None:
+        identity.set_clock(now)
+
+    def rehearse(self) -> None:
+        identity.rehearse()
+
+    def power_off(self) -> None:
+        background.spawn([SYSTEMCTL, "poweroff", "--no-wall"])
+
+    def settle(self) -> None:
+        """What a start need not wait for."""
+        try:
+            volumes.enable_swap()
+        except OSError as error:
+            print(f"no swap: {error}", file=sys.stderr)
+        volumes.run_rc_local()
+        # The journal was opened under the id that this guest had as nobody; journalctl looks for its own.
+        background.spawn([SYSTEMCTL, "--no-block", "restart", "systemd-journald"])
+
+
 class Agent:
     """One guest's agent. Before `become` it is nobody and opens no service to anyone."""
 
-    def __init__(self, fd: int) -> None:
-        self._port = Port(fd, GUEST, on_control=self._order, on_open=self._opened, on_end=sys.exit)
+    def __init__(self, fd: int, system: System, on_end: Callable[[str], None]) -> None:
+        self._system = system
+        self._port = Port(fd, GUEST, on_control=self._order, on_open=self._opened, on_end=on_end)
         self._control = ControlChannel(self._port)
         self._qubesdb = QubesDb(self._port)
         self._orders = {
@@ -40,7 +72,7 @@ class Agent:
     def _become(self, fields: dict[str, object]) -> None:
         who = orders.identity(fields)
         try:
-            identity.become(who)
+            self._system.become(who)
         except (OSError, ValueError) as error:
             self._port.control(orders.report("failed", str(error)))
             return
@@ -50,29 +82,22 @@ class Agent:
         asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle)
 
     def _time(self, fields: dict[str, object]) -> None:
-        identity.set_clock(int(str(fields["time"])))
+        self._system.set_clock(int(str(fields["time"])))
 
     def _seal(self, _: dict[str, object]) -> None:
-        identity.rehearse()
+        self._system.rehearse()
         self._port.control(orders.report("sealed"))
 
     def _shutdown(self, _: dict[str, object]) -> None:
         self._port.control(orders.report("halting"))
-        background.spawn([SYSTEMCTL, "poweroff", "--no-wall"])
+        self._system.power_off()
 
     def _ping(self, _: dict[str, object]) -> None:
         self._port.control(orders.report("pong"))
 
     def _settle(self) -> None:
-        """What a start need not wait for."""
-        self._qubesdb.serve()
-        try:
-            volumes.enable_swap()
-        except OSError as error:
-            print(f"no swap: {error}", file=sys.stderr)
-        volumes.run_rc_local()
-        # The journal was opened under the id that this guest had as nobody; journalctl looks for its own.
-        background.spawn([SYSTEMCTL, "--no-block", "restart", "systemd-journald"])
+        self._qubesdb.serve(self._system.qubesdb_socket)
+        self._system.settle()
 
     def _opened(self, channel: int, address: Address) -> Handler | None:
         """A channel that the host opens, as vchan client."""
@@ -85,5 +110,5 @@ class Agent:
 
 async def main() -> None:
     fd = os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    Agent(fd)
+    Agent(fd, System(), on_end=sys.exit)
     await asyncio.get_running_loop().create_future()

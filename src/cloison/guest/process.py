@@ -1,6 +1,7 @@
 """Programs that the host's calls start: as which user, with which environment, found where (reference/qrexec.md 9.3, 10)."""
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -140,28 +141,30 @@ def _service_argv(program: str, argument: str | None) -> list[str]:
 
 
 def _spawn(program: str, argv: Sequence[str], user: User, env: Mapping[str, str], quiet: bool) -> Started:
-    stdin, child_stdin = socket.socketpair()
-    stdout, child_stdout = socket.socketpair()
-    stderr, child_stderr = os.pipe2(os.O_CLOEXEC)
     home = user.home if os.path.isdir(user.home) else "/"
     as_root = os.getuid() == 0
-    try:
-        process = subprocess.Popen(
-            argv, executable=program, env=env, cwd=home, start_new_session=True,
-            stdin=subprocess.DEVNULL if quiet else child_stdin.fileno(),
-            stdout=subprocess.DEVNULL if quiet else child_stdout.fileno(),
-            stderr=subprocess.DEVNULL if quiet else child_stderr,
-            user=user.uid if as_root else None, group=user.gid if as_root else None,
-            extra_groups=user.groups if as_root else None,
-        )
-    except OSError as error:
-        for end in (stdin, stdout):
-            end.close()
-        os.close(stderr)
-        status = NOT_FOUND if isinstance(error, FileNotFoundError) else FAILED
-        raise CannotStart(status, f"{program}: {error.strerror}") from None
-    finally:
-        child_stdin.close()
-        child_stdout.close()
-        os.close(child_stderr)
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        try:
+            stdin, child_stdin = _socketpair(ours, theirs)
+            stdout, child_stdout = _socketpair(ours, theirs)
+            stderr, child_stderr = os.pipe2(os.O_CLOEXEC)
+            ours.callback(os.close, stderr)
+            theirs.callback(os.close, child_stderr)
+            process = subprocess.Popen(
+                argv, executable=program, env=env, cwd=home, start_new_session=True,
+                stdin=subprocess.DEVNULL if quiet else child_stdin.fileno(),
+                stdout=subprocess.DEVNULL if quiet else child_stdout.fileno(),
+                stderr=subprocess.DEVNULL if quiet else child_stderr,
+                user=user.uid if as_root else None, group=user.gid if as_root else None,
+                extra_groups=user.groups if as_root else None,
+            )
+        except OSError as error:
+            status = NOT_FOUND if isinstance(error, FileNotFoundError) else FAILED
+            raise CannotStart(status, f"{program}: {error.strerror}") from None
+        ours.pop_all()
     return Started(process, stdin, stdout, stderr)
+
+
+def _socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    one, other = socket.socketpair()
+    return ours.enter_context(one), theirs.enter_context(other)

@@ -62,15 +62,15 @@ class QubesDb:
 
     # -- programs in the qube ------------------------------------------------------------------------------------------
 
-    def serve(self) -> None:
+    def serve(self, path: str) -> None:
         """Open the local socket. Reading is for everyone, as upstream's is."""
         if self._server is not None:
             return
-        if os.path.lexists(SOCKET):
-            os.unlink(SOCKET)
+        if os.path.lexists(path):
+            os.unlink(path)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._server.bind(SOCKET)
-        os.chmod(SOCKET, 0o666)  # noqa: S103 every program of the qube may read it, as upstream
+        self._server.bind(path)
+        os.chmod(path, 0o666)  # noqa: S103 every program of the qube may read it, as upstream
         self._server.listen(MAX_CLIENTS)
         asyncio.get_running_loop().add_reader(self._server, self._accept, self._server)
 

@@ -213,7 +213,7 @@ class _Client:
         if self._requested:
             raise PeerError("a second request")
         self._requested = True
-        stream = socket.socket(fileno=self._fds.pop(0)) if self._fds else None
+        stream = self._take_stream()
         try:
             answer = self._daemon.request(self, message, stream)
         except PeerError:
@@ -221,6 +221,17 @@ class _Client:
                 stream.close()
             raise
         self._answer(answer)
+
+    def _take_stream(self) -> socket.socket | None:
+        """The caller's end of the data channel. Raises PeerError when it sent something else than a socket."""
+        if not self._fds:
+            return None
+        try:
+            stream = socket.socket(fileno=self._fds[0])
+        except OSError as error:
+            raise PeerError("the data channel must be a socket", error.strerror) from error
+        del self._fds[0]
+        return stream
 
     def _answer(self, data: bytes) -> None:
         """Some twenty bytes into an empty socket buffer: it takes them at once, or the caller is gone."""
