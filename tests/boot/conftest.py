@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.boot.place import Place, await_ends, copy_parts, furnish, is_up
 
 SOURCE = "CLOISON_TEST_TEMPLATE_ROOT"

@@ -168,11 +168,11 @@ class Place:
     def mounts(self) -> list[str]:
         return [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.root) in line]
 
-    def process(self, word: str, qube: str = "") -> int:
-        """The one process of this place with that word in its command line or name (`warden NAME`, `qemu-system`, `zygote`)."""
+    def process(self, pattern: str, qube: str = "") -> int:
+        """The one process of this place whose `name: command line` begins so; with `qube`, of that qube."""
         held = str(Path(self.paths.qubes, f"life.{self.qubes()[qube].uuid}")) if qube else ""
-        found = [pid for pid, command in self.processes().items() if word in command and (not held or _holds(pid, held))]
-        assert len(found) == 1, (word, qube, self.processes())
+        found = [pid for pid, command in self.processes().items() if re.match(pattern, command) and (not held or _holds(pid, held))]
+        assert len(found) == 1, (pattern, qube, self.processes())
         return found[0]
 
 
@@ -239,13 +239,13 @@ def await_ends(pids: Collection[int]) -> None:
 
 
 def _command(proc: str) -> str:
-    """Name and command line; empty for a process that is gone or only waits to be reaped."""
+    """Name and beginning of the command line; empty for a process that is gone or only waits to be reaped."""
     try:
         name = Path(proc, "comm").read_text().strip()
         command = Path(proc, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
-    return f"{name}: {command}" if command else ""
+    return f"{name}: {command[:100]}" if command else ""
 
 
 def _holds(pid: int, path: str) -> bool:

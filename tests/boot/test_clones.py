@@ -1,0 +1,97 @@
+"""Two qubes restored from one warm image agree on nothing that must differ (decision: restored state is a security matter)."""
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from tests.boot.place import LIMIT, Place
+
+pytestmark = pytest.mark.boot
+
+# The very first program of a clone. The initial sequence number of a connection is a secret hash of its four-tuple plus a clock
+# of 64 ns ticks; the same four-tuple in both clones, and the clock taken off, leaves the hash: equal secrets would show.
+PROBE = r"""
+import json, os, socket, struct, time, uuid
+first = os.getrandom(32).hex()
+urandom = open('/dev/urandom', 'rb').read(32).hex()
+
+def isn(port):
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    packets.bind(('lo', 0))
+    packets.settimeout(10)
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(('127.0.0.1', port))
+    server.listen(1)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.bind(('127.0.0.1', port + 1))
+    before = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    client.connect(('127.0.0.1', port))
+    after = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    while True:
+        frame = packets.recv(2048)
+        source, target, number = struct.unpack_from('!HHI', frame, 34)
+        if frame[23] == 6 and (source, target) == (port + 1, port) and frame[47] & 0x12 == 2:
+            break
+    # What the clock added is between these two, modulo 2**32: so is the secret part.
+    return [(number - (stamp >> 6)) % (1 << 32) for stamp in (after, before)]
+
+print(json.dumps({
+    'getrandom': first, 'urandom': urandom, 'uuid4': str(uuid.uuid4()),
+    'kernel uuid': open('/proc/sys/kernel/random/uuid').read().strip(),
+    'boot id': open('/proc/sys/kernel/random/boot_id').read().strip(),
+    'machine-id': open('/etc/machine-id').read().strip(),
+    'hostname': socket.gethostname(),
+    'isn': [isn(41000), isn(42000)],
+    'time': time.time(),
+}))
+"""
+
+
+def test_two_clones_agree_on_nothing(cloison: Place) -> None:
+    words = ["qvm-run", "-p", "--user", "root", "--dispvm", "--", "python3", "-"]
+    cloison.ok(words, PROBE.encode())              # the warm image is there now
+    first, second = cloison.popen(words), cloison.popen(words)
+    answers = []
+    for process in (first, second):
+        assert process.stdin is not None
+        process.stdin.write(PROBE.encode())
+        process.stdin.flush()
+    for process in (first, second):
+        output, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, errors.decode()
+        answers.append(json.loads(output))
+    one, two = answers
+    assert one["hostname"].startswith("disp")
+    for key in ("getrandom", "urandom", "uuid4", "kernel uuid", "boot id", "machine-id", "hostname"):
+        assert one[key] != two[key], key
+    for mine, other in zip(one["isn"], two["isn"], strict=True):
+        assert not overlap(mine, other), (mine, other)
+
+
+def overlap(one: list[int], two: list[int]) -> bool:
+    """Whether two ranges of numbers modulo 2**32 have one in common."""
+    def within(number: int, limits: list[int]) -> bool:
+        return (number - limits[0]) % (1 << 32) <= (limits[1] - limits[0]) % (1 << 32)
+
+    return within(one[0], two) or within(two[0], one)
+
+
+def test_a_clone_knows_what_time_it_is(cloison: Place) -> None:
+    """Its snapshot is minutes old or months; what the tools need to get the answer is taken off on both sides."""
+    before = time.time()
+    untrusted = float(cloison.ok(["qvm-run", "-p", "--dispvm", "--", "date", "+%s.%N"]))
+    assert before - 0.2 <= untrusted <= time.time() + 0.2
+
+
+def test_a_paused_qube_learns_the_time_when_it_goes_on(cloison: Place) -> None:
+    cloison.create("sleeper")
+    cloison.ok(["qvm-start", "sleeper"])
+    cloison.ok(["qvm-pause", "sleeper"])
+    cloison.ok(["qvm-run", "-p", "--dispvm", "--", "true"])      # some seconds' worth of other work
+    cloison.ok(["qvm-unpause", "sleeper"])
+    before = time.time()
+    assert before - 0.2 <= float(cloison.sh("sleeper", "date +%s.%N")) <= time.time() + 0.2
+    cloison.remove("sleeper")
