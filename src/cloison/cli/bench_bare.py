@@ -27,7 +27,7 @@ from cloison.runtime.programs import find
 from cloison.storage.images import make_blank
 from cloison.storage.qcow2_image import create_overlay_fd
 from cloison.wire import agent, qrexec
-from cloison.wire.mux import HOST, Address, Control, Data, Event, Mux, Opened
+from cloison.wire.mux import HOST, Address, Control, Data, Event, Mux, Opened, Writable
 
 PATIENCE = 300.0                        # seconds until a machine that says nothing is given up
 _XID = 1
@@ -96,6 +96,12 @@ class Bare:
     def identity(self) -> float:
         """Seconds from the spawn until the guest has become a qube with a private volume."""
         return self._ask(_Become(), warm_start=True)
+
+    def stream(self, command: str, stdin: int) -> float:
+        """Seconds from a command's first output byte to its end, while it is sent `stdin` bytes of zeros."""
+        question = _Stream(command, stdin)
+        self._ask(question, warm_start=True)
+        return question.ended - question.begun
 
     def _ask(self, question: _Question, *, warm_start: bool) -> float:
         with ExitStack() as stack:
@@ -182,6 +188,9 @@ def _converse(channel: socket.socket, monitor: socket.socket, pid: int, question
     try:
         while True:
             channel.sendall(mux.take_output())
+            for event in mux.drained():
+                question.answered(mux, event)
+            channel.sendall(mux.take_output())
             ready = {fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)}
             if channel.fileno() in ready:
                 for event in mux.receive(channel.recv(1 << 16)):
@@ -230,27 +239,63 @@ class _Become:
         return True
 
 
-class _Run:
-    """Run a command: answered with the first byte it puts out."""
+class _Call:
+    """One call of a program, right with the agent; `message` gets what the program's side says."""
 
     def __init__(self, command: str) -> None:
-        self._command = command
+        self.command = command
+        self.channel = 0
         self._decoder = qrexec.Decoder(qrexec.FROM_SERVICE)
-        self._channel = 0
 
     def begin(self, mux: Mux) -> None:
-        request = qrexec.exec_command(qrexec.EXEC_CMDLINE, 0, _PORT, f"user:{self._command}")
+        request = qrexec.exec_command(qrexec.EXEC_CMDLINE, 0, _PORT, f"user:{self.command}")
         mux.send(mux.open(Address(_XID, 0, qrexec.CONTROL_PORT)), qrexec.hello(qrexec.VERSION) + request)
 
     def answered(self, mux: Mux, event: Event) -> bool:
         if isinstance(event, Opened) and event.address.port == _PORT:
-            self._channel = event.channel
+            self.channel = event.channel
             mux.send(event.channel, qrexec.hello(qrexec.VERSION))
-        elif isinstance(event, Data) and event.channel == self._channel:
+        elif isinstance(event, Data) and event.channel == self.channel:
             self._decoder.feed(event.untrusted)
+            mux.consumed(event.channel, len(event.untrusted))
             while (message := self._decoder.next_message()) is not None:
-                if isinstance(message, qrexec.Data) and message.kind == qrexec.STDOUT:
+                if self.message(mux, message):
                     return True
-                if isinstance(message, qrexec.Exit):
-                    raise MachineError(f"{self._command!r} in a bare guest put nothing out and ended with {message.status}")
         return False
+
+    def message(self, mux: Mux, message: qrexec.Message) -> bool:
+        """True ends the conversation."""
+        return isinstance(message, qrexec.Exit)
+
+
+class _Run(_Call):
+    """Run a command: answered with the first byte it puts out."""
+
+    def message(self, mux: Mux, message: qrexec.Message) -> bool:
+        if isinstance(message, qrexec.Exit):
+            raise MachineError(f"{self.command!r} in a bare guest put nothing out and ended with {message.status}")
+        return isinstance(message, qrexec.Data) and message.kind == qrexec.STDOUT
+
+
+class _Stream(_Call):
+    """Send zeros to a command, from its first output byte on, and read all it puts out, to its end."""
+
+    def __init__(self, command: str, stdin: int) -> None:
+        super().__init__(command)
+        self._unsent = memoryview(b"".join(qrexec.data(qrexec.STDIN, bytes(stdin))) + qrexec.end_of_stream(qrexec.STDIN))
+        self.begun = self.ended = 0.0
+
+    def answered(self, mux: Mux, event: Event) -> bool:
+        if isinstance(event, Writable) and event.channel == self.channel:
+            self._send(mux)
+        return super().answered(mux, event)
+
+    def message(self, mux: Mux, message: qrexec.Message) -> bool:
+        if not self.begun and isinstance(message, qrexec.Data) and message.kind == qrexec.STDOUT:
+            self.begun = time.perf_counter()
+            self._send(mux)
+        self.ended = time.perf_counter()
+        return super().message(mux, message)
+
+    def _send(self, mux: Mux) -> None:
+        self._unsent = self._unsent[mux.send(self.channel, self._unsent):]

@@ -1,0 +1,144 @@
+"""The bench's own qubes, and tools run against the clock.
+
+All its qubes carry a tag; they are killed and removed at the end, and what a killed bench left is removed by the next one. A lock
+keeps two of them from running at once: they would measure each other.
+"""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from cloison.client.connection import Connection
+from cloison.client.create import Creation, clone, create
+from cloison.client.domains import get_property, lines, list_qubes
+from cloison.errors import CloisonError, HostError
+from cloison.runtime.paths import Paths
+
+TAG = "cloison-bench"
+LABEL = "gray"
+MAX_ERRORS = 1 << 16                    # bytes of a tool's errors that are read
+
+
+class ToolFailed(CloisonError):
+    """A tool that is being measured ended with a failure."""
+
+
+class Timed(NamedTuple):
+    """Seconds since a tool was spawned, and what it put out."""
+
+    first: float                    # the first byte of its output
+    last: float                     # the end of its output: the program in the qube has ended
+    exit: float
+    output: bytes
+
+
+@contextlib.contextmanager
+def alone(paths: Paths) -> Iterator[None]:
+    """Hold the lock. Raises HostError if another bench does."""
+    fd = os.open(os.path.join(paths.run, "bench.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise HostError("another bench is running") from None
+    finally:
+        os.close(fd)
+
+
+class Qubes:
+    """Makes throw-away qubes of one template; the context's end removes all that were ever made."""
+
+    def __init__(self, connection: Connection, template: str) -> None:
+        self.connection, self.template = connection, template
+
+    def __enter__(self) -> Qubes:
+        self.sweep()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove every qube with the tag; one that can't be is told and left. Disposable templates go after their disposables."""
+        for qube in reversed(list_qubes(self.connection).values()):
+            if qube.klass != "AdminVM" and TAG in lines(self.connection.call(qube.name, "admin.vm.tag.List")):
+                with contextlib.suppress(CloisonError):
+                    self.kill(qube.name)
+                try:
+                    self.connection.call(qube.name, "admin.vm.Remove")
+                except CloisonError as error:
+                    print(f"bench: {qube.name} is left: {error}", file=sys.stderr)
+
+    def app(self, name: str, *, disposables: bool = False) -> str:
+        """A halted AppVM; `disposables`: others can be made of it. Its name."""
+        create(self.connection, Creation(self._fresh(name), "AppVM", LABEL, self.template))
+        self._tag(name)
+        if disposables:
+            self.connection.call(name, "admin.vm.property.Set", "template_for_dispvms", b"True")
+        return name
+
+    def standalone(self, name: str) -> str:
+        """A halted StandaloneVM with the template's root: it always starts cold. Its name."""
+        clone(self.connection, self.template, Creation(self._fresh(name), "StandaloneVM", LABEL), skip_volumes=("private",))
+        self._tag(name)
+        return name
+
+    def kill(self, name: str) -> None:
+        """Returns when it is halted."""
+        self.connection.call(name, "admin.vm.Kill")
+
+    def _fresh(self, name: str) -> str:
+        if name in list_qubes(self.connection):
+            raise CloisonError(f"a qube {name} exists that the bench did not make")
+        return name
+
+    def _tag(self, name: str) -> None:
+        self.connection.call(name, "admin.vm.tag.Set", TAG)
+
+
+def choose_template(connection: Connection) -> str:
+    """The default template, else the only one. Raises HostError."""
+    chosen = get_property(connection, None, "default_template").value
+    templates = [qube.name for qube in list_qubes(connection).values() if qube.klass == "TemplateVM"]
+    if chosen or len(templates) == 1:
+        return chosen or templates[0]
+    error = HostError("there is no default template to make qubes of" if templates else "there is no template to make qubes of")
+    error.hint = "cloison template build debian-12"
+    raise error
+
+
+def tool_command(name: str, *words: str) -> list[str]:
+    """The argv of one of our tools: the installed one beside this Python, or its module."""
+    installed = os.path.join(os.path.dirname(sys.executable), name)
+    if os.access(installed, os.X_OK):
+        return [installed, *words]
+    code = f"import sys; from cloison.cli.{name.replace('-', '_')} import main; sys.exit(main())"
+    return [sys.executable, "-P", "-c", code, *words]
+
+
+def timed(command: Sequence[str], stdin: int = subprocess.DEVNULL, keep: int = 1 << 16, env: dict[str, str] | None = None) -> Timed:
+    """Run a tool. `keep`: bytes of its output that are kept. Raises ToolFailed for another exit status than 0."""
+    begun = time.perf_counter()
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=env) as process:
+        assert process.stdout is not None and process.stderr is not None
+        output = process.stdout.read(keep) or b""
+        first = time.perf_counter() - begun
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            while os.splice(process.stdout.fileno(), null, 1 << 20):
+                pass
+        finally:
+            os.close(null)
+        last = time.perf_counter() - begun
+        status = process.wait()
+        end = time.perf_counter() - begun
+        if status:
+            said = (process.stderr.read(MAX_ERRORS) or b"").decode(errors="replace").strip()
+            raise ToolFailed(f"{os.path.basename(command[0])} ended with {status}: {said[-500:]}")
+        return Timed(first, last, end, output)
