@@ -1,0 +1,150 @@
+"""QEMU's command line: golden files, values that try to become options, and the shape that warm images depend on."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloison.hypervisor.qemu.argv import Drive, Node, Ram, Settings, command, shape
+
+UUID = "00000000-0000-4000-8000-000000000001"
+ROOT = Drive("root", 10 << 30, (Node(20, "raw", True), Node(21, "qcow2", False)))
+PRIVATE = Drive("private", 2 << 30, (Node(22, "qcow2", True), Node(23, "qcow2", False)))
+VOLATILE = Drive("volatile", 10 << 30, (Node(24, "qcow2", False),))
+MODULES = Drive("modules", 100 << 20, (Node(25, "raw", True),))
+COLD = Settings(
+    name="work", uuid=UUID, memory=400, vcpus=2, accelerator="tcg", drives=(ROOT, PRIVATE, VOLATILE, MODULES), fd_monitor=10,
+    fd_channel=11, kernel="/boot/vmlinuz", initramfs="/boot/initramfs", kernelopts="apparmor=1")
+CASES = {
+    "cold": COLD,
+    "warm": dataclasses.replace(
+        COLD, kernel=None, initramfs=None, incoming=True, ram=Ram("/proc/self/fd/30"),
+        drives=(dataclasses.replace(ROOT, nodes=(Node(20, "raw", True), Node(26, "qcow2", True), Node(21, "qcow2", False))),
+                PRIVATE, VOLATILE, MODULES)),
+    "making": dataclasses.replace(
+        COLD, ram=Ram("/proc/self/fd/30", shared=True), drives=(ROOT, Drive("private", 2 << 30), Drive("volatile", 10 << 30), MODULES)),
+    "kvm": dataclasses.replace(COLD, accelerator="kvm"),
+    "no-private": dataclasses.replace(COLD, drives=(ROOT, VOLATILE, MODULES), kernelopts=""),
+    "shape": COLD,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str, golden: Callable[[str, str], None]) -> None:
+    argv = shape(CASES[name]) if name == "shape" else command(CASES[name])
+    golden(f"qemu/{name}.txt", "".join(f"{word}\n" for word in argv))
+
+
+# -- hostile values ---------------------------------------------------------------------------------------------------------
+
+WITH_VALUE = {
+    "-name", "-uuid", "-machine", "-accel", "-cpu", "-smp", "-rtc", "-m", "-object", "-kernel", "-initrd", "-append", "-incoming",
+    "-device", "-blockdev", "-chardev", "-mon", "-netdev", "-sandbox",
+}
+ALONE = {"-nodefaults", "-no-user-config", "-nographic", "-no-reboot"}
+AS_JSON = {"-object", "-device", "-blockdev"}
+CORPUS = [
+    "a,b", "a=b", 'a"b', "a\nb", "-chardev file,path=/etc/passwd", ",id=x,path=/etc/passwd", '"},{"driver":"file"', "\\", "../../etc",
+    "/x,readonly=off", "-", "--", "on,spawn=allow", "%s%n", "é\u202e", "$(id)", "'", "", " ", "\t", "-S\n-monitor\nstdio",
+]
+
+
+def options(argv: list[str]) -> list[tuple[str, str]]:
+    """(option, value) as QEMU reads them. Fails for a word that is no known option."""
+    words, found = iter(argv[1:]), []
+    for word in words:
+        assert word in ALONE or word in WITH_VALUE, word
+        found.append((word, next(words) if word in WITH_VALUE else ""))
+    return found
+
+
+def structure(value: object) -> object:
+    """JSON with every text and number replaced by its type: what no hostile value may change."""
+    if isinstance(value, dict):
+        return {key: structure(inner) for key, inner in value.items()}
+    return type(value).__name__
+
+
+def check_contained(hostile: str) -> None:
+    """The same options in the same order with the same structure, and the hostile text only in places of its own."""
+    tame = dataclasses.replace(COLD, ram=Ram("/proc/self/fd/30"))
+    evil = dataclasses.replace(
+        tame, name=hostile, uuid=hostile, kernel=hostile, initramfs=hostile, kernelopts=hostile, ram=Ram(hostile))
+    for (option, value), (evil_option, evil_value) in zip(options(command(tame)), options(command(evil)), strict=True):
+        assert option == evil_option
+        if option in AS_JSON:
+            assert structure(json.loads(value)) == structure(json.loads(evil_value))
+        elif option == "-append":
+            assert evil_value.endswith(hostile.strip()) or not hostile.strip()
+        elif option in ("-kernel", "-initrd", "-uuid"):
+            assert evil_value == hostile
+        else:
+            assert value == evil_value
+
+
+@pytest.mark.parametrize("hostile", CORPUS)
+def test_qsb_066_no_value_becomes_an_option(hostile: str) -> None:
+    check_contained(hostile)
+
+
+@given(st.text(st.sampled_from('abc,=\"\n\\-/{}[]: é\0')))
+def test_qsb_066_nor_does_any_other_text(hostile: str) -> None:
+    check_contained(hostile)
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({"accelerator": "hax"}, "accelerator"), ({"accelerator": "tcg,thread=multi"}, "accelerator"), ({"accelerator": ""}, "accelerator"),
+    ({"drives": (Drive("root,id=x", 1),)}, "role"), ({"drives": (Drive("", 1),)}, "role"),
+])
+def test_words_outside_the_lists_are_refused(change: dict[str, str], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        command(dataclasses.replace(COLD, **change))    # type: ignore[arg-type]
+
+
+def test_every_denial_of_the_sandbox_is_asked_for() -> None:
+    for settings in CASES.values():
+        assert command(settings)[-2:] == ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+
+
+def test_every_disk_graph_is_stated_and_never_probed() -> None:
+    nodes = [json.loads(value) for option, value in options(command(CASES["warm"])) if option == "-blockdev"]
+    by_name = {node["node-name"]: node for node in nodes}
+    for node in nodes:
+        assert node["driver"] in ("raw", "qcow2", "file")
+        if node["driver"] == "qcow2":
+            assert node["backing"] is None or node["backing"] in by_name
+        if node["driver"] == "file":
+            assert node["filename"].startswith("/dev/fdset/") and node["auto-read-only"] is False
+    assert by_name["root"]["backing"] == "root-1" and by_name["root-1"]["backing"] == "root-0"
+    assert [name for name, node in by_name.items() if not node["read-only"] and node["driver"] != "file"] == ["root", "private", "volatile"]
+
+
+def test_no_network_but_a_hub_without_a_wire() -> None:
+    for settings in CASES.values():
+        found = options(command(settings))
+        assert [value for option, value in found if option == "-netdev"] == ["hubport,id=net0,hubid=0"]
+
+
+# -- shape ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [
+    {"name": "other"}, {"uuid": "00000000-0000-4000-8000-000000000002"}, {"fd_monitor": 99, "fd_channel": 98}, {"ram": Ram("/x", True)},
+    {"incoming": True}, {"kernel": "/k", "initramfs": "/i"}, {"kernelopts": "quiet"},
+    {"drives": tuple(Drive(drive.role, drive.size) for drive in COLD.drives)},
+    {"drives": (dataclasses.replace(ROOT, size=20 << 30), PRIVATE, VOLATILE, MODULES)},
+])
+def test_shape_ignores(change: dict[str, str]) -> None:
+    assert shape(dataclasses.replace(COLD, **change)) == shape(COLD)     # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [
+    {"memory": 401}, {"vcpus": 3}, {"accelerator": "kvm"}, {"drives": (ROOT, VOLATILE, MODULES)},
+    {"drives": (ROOT, PRIVATE, dataclasses.replace(VOLATILE, size=1 << 30), MODULES)},
+])
+def test_shape_depends_on(change: dict[str, str]) -> None:
+    assert shape(dataclasses.replace(COLD, **change)) != shape(COLD)     # type: ignore[arg-type]
