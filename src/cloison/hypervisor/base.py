@@ -53,8 +53,9 @@ class MachineSpec:
 
 
 class Machine(abc.ABC):
-    """Promises: `start` returns a stream to the guest's agent port; `wait` returns when nothing of the machine is left;
-    `kill` always works and needs no guest's consent; every method but `start` may be called at any time and twice.
+    """Promises: `start` returns a stream to the guest's agent port; `wait` returns when the machine can change nothing any more
+    (its last process may be a moment behind: who minds that waits for the lock on `life_fd`); `kill` always works and needs no
+    guest's consent; every method but `start` may be called at any time and twice.
 
     Raises MachineError with a sentence, and the console's last lines where there are any.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import os
 import signal
 import socket
@@ -41,6 +42,7 @@ class QemuMachine(Machine):
         self._qmp = QMPClient("qube")
         self._connecting: asyncio.Task[None] | None = None
         self._loaded: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._state = MachineState.MADE
         self._errors = b""
 
@@ -53,35 +55,41 @@ class QemuMachine(Machine):
         return self._process.pid if self._process else None
 
     async def start(self) -> socket.socket:
-        monitor, qemu_monitor = socket.socketpair()
-        channel, qemu_channel = socket.socketpair()
-        for end in (channel, qemu_channel):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PORT_BUFFER)
-        errors, qemu_errors = os.pipe()
-        handed = [qemu_monitor.fileno(), qemu_channel.fileno(), *_files(self._spec)]
-        try:
-            self._process = subprocess.Popen(
-                self._argv(qemu_monitor.fileno(), qemu_channel.fileno()),
-                pass_fds=handed if self._spec.life_fd is None else [*handed, self._spec.life_fd],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=qemu_errors, restore_signals=True,
-            )
-        except OSError as error:
-            raise MachineError(f"can't start QEMU: {error.strerror}") from error
-        finally:
-            qemu_monitor.close()
-            qemu_channel.close()
-            os.close(qemu_errors)
+        with contextlib.ExitStack() as ours:
+            monitor, channel = self._spawn(ours)
+            self._connecting = asyncio.create_task(self._connect(monitor))
+            self._connecting.add_done_callback(_retrieved)
+            if self._spec.state_fd is not None:
+                await self._load(self._spec.state_fd)
+            ours.pop_all()
+        return channel
+
+    def _spawn(self, ours: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+        """Start the process: our ends of its monitor and of the agent's port, which `ours` closes if something fails."""
+        with contextlib.ExitStack() as theirs:
             for fd in _files(self._spec):
-                os.close(fd)
+                theirs.callback(os.close, fd)
+            monitor, qemu_monitor = _socketpair(ours, theirs)
+            channel, qemu_channel = _socketpair(ours, theirs)
+            for end in (channel, qemu_channel):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PORT_BUFFER)
+            errors, qemu_errors = os.pipe()
+            theirs.callback(os.close, qemu_errors)
+            handed = [qemu_monitor.fileno(), qemu_channel.fileno(), *_files(self._spec)]
+            try:
+                self._process = subprocess.Popen(
+                    self._argv(qemu_monitor.fileno(), qemu_channel.fileno()),
+                    pass_fds=handed if self._spec.life_fd is None else [*handed, self._spec.life_fd],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=qemu_errors, restore_signals=True,
+                )
+            except BaseException as error:
+                os.close(errors)
+                if isinstance(error, OSError):
+                    raise MachineError(f"can't start QEMU: {error.strerror}") from error
+                raise
         self._state = MachineState.RUNNING
         self._watch(errors)
-        monitor.setblocking(False)
-        channel.setblocking(False)
-        self._connecting = asyncio.create_task(self._connect(monitor))
-        self._connecting.add_done_callback(_retrieved)
-        if self._spec.state_fd is not None:
-            await self._load(self._spec.state_fd)
-        return channel
+        return monitor, channel
 
     async def pause(self) -> None:
         await self._execute("stop")
@@ -120,7 +128,10 @@ class QemuMachine(Machine):
     async def wait(self) -> int:
         if self._gone is None:
             raise MachineError("the machine was never started")
-        return await asyncio.shield(self._gone)
+        status = await asyncio.shield(self._gone)
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+        return status
 
     def kill(self) -> None:
         if self._process is not None and self._state is not MachineState.GONE:
@@ -190,9 +201,19 @@ class QemuMachine(Machine):
             os.close(errors)
             self._state = MachineState.GONE
             gone.set_result(process.wait())
+            self._closing = loop.create_task(self._hang_up())
 
         loop.add_reader(errors, read_errors)
         loop.add_reader(pidfd, ended)
+
+    async def _hang_up(self) -> None:
+        """Let go of the monitor; what it still has to say is that QEMU is gone."""
+        if self._loaded is not None:
+            self._loaded.cancel()
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting])
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self._qmp.disconnect()
 
     async def _connected(self) -> None:
         if self._connecting is None:
@@ -222,6 +243,13 @@ def _files(spec: MachineSpec) -> list[int]:
     """Descriptors that the machine takes over."""
     files = [file.fd for disk in spec.disks for file in disk.files]
     return [*files, *(fd for fd in (spec.ram_fd, spec.state_fd) if fd is not None)]
+
+
+def _socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Two ends, non-blocking on our side."""
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    return ours.enter_context(one), theirs.enter_context(other)
 
 
 def _read_available(fd: int) -> bytes:

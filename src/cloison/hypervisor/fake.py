@@ -1,0 +1,121 @@
+"""A machine without QEMU, for tests: a `boot` function plays the guest, at its own end of the agent port.
+
+It keeps every promise of `Machine` (tests/contracts/machine.py) and takes the descriptors it is given, as QEMU does.
+"""
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+from cloison.errors import MachineError
+from cloison.hypervisor.base import Machine, MachineSpec, MachineState
+
+SAVED = b"a fake machine's device state"
+Boot = Callable[["FakeMachine", socket.socket], None]
+
+
+def silent(_machine: FakeMachine, _port: socket.socket) -> None:
+    """A guest that never says anything."""
+
+
+class FakeMachine(Machine):
+    """`boot(machine, port)` is called when the machine starts; the port is closed when it ends."""
+
+    def __init__(self, spec: MachineSpec, boot: Boot = silent) -> None:
+        self.spec = spec
+        self.sizes: dict[str, int] = {}                       # as announced
+        self.on_power_button: Callable[[], None] = lambda: None
+        self._boot = boot
+        self._state = MachineState.MADE
+        self._gone: asyncio.Future[int] | None = None
+        self._guest: socket.socket | None = None
+        self._fds: list[int] = []
+        self._console = b""
+        self._error = ""
+
+    # -- for the guest ---------------------------------------------------------------------------------------------------
+
+    def end(self, status: int = 0, error: str = "") -> None:
+        """The machine's process ends: the guest powered off, or something broke."""
+        if self._gone is None or self._guest is None or self._state is MachineState.GONE:
+            return
+        self._state, self._error = MachineState.GONE, error
+        self._guest.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._gone.set_result(status)
+
+    def print(self, text: bytes) -> None:
+        """On the serial console."""
+        self._console += text
+
+    # -- Machine ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> MachineState:
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._gone is None else os.getpid()
+
+    @property
+    def error_text(self) -> str:
+        return self._error
+
+    async def start(self) -> socket.socket:
+        host, self._guest = socket.socketpair()
+        host.setblocking(False)
+        self._guest.setblocking(False)
+        spec = self.spec
+        self._fds = [file.fd for disk in spec.disks for file in disk.files]
+        self._fds += [fd for fd in (spec.ram_fd, spec.state_fd) if fd is not None]
+        if spec.life_fd is not None:
+            self._fds.append(os.dup(spec.life_fd))
+        self._gone = asyncio.get_running_loop().create_future()
+        self._state = MachineState.RUNNING
+        self._boot(self, self._guest)
+        return host
+
+    async def pause(self) -> None:
+        self._up()
+        self._state = MachineState.PAUSED
+
+    async def resume(self) -> None:
+        self._up()
+        self._state = MachineState.RUNNING
+
+    async def power_button(self) -> None:
+        self._up()
+        self.on_power_button()
+
+    async def save(self, state_fd: int) -> None:
+        self._up()
+        os.write(state_fd, SAVED)
+        self._state = MachineState.PAUSED
+
+    async def announce_size(self, role: str, size: int) -> None:
+        self._up()
+        if role not in (disk.role for disk in self.spec.disks):
+            raise MachineError(f"no disk {role!r}")
+        self.sizes[role] = size
+
+    async def console(self) -> bytes:
+        return self._console if self._state in (MachineState.RUNNING, MachineState.PAUSED) else b""
+
+    async def wait(self) -> int:
+        if self._gone is None:
+            raise MachineError("the machine was never started")
+        return await asyncio.shield(self._gone)
+
+    def kill(self) -> None:
+        self.end(-signal.SIGKILL)
+
+    def _up(self) -> None:
+        if self._state is MachineState.MADE:
+            raise MachineError("the machine was never started")
+        if self._state is MachineState.GONE:
+            raise MachineError(f"the machine ended: {self._error or 'no reason given'}")

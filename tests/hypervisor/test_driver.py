@@ -1,0 +1,132 @@
+"""A real QEMU in its sandbox, without a guest: the driver's promises, a save and a load, and how it ends."""
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.contracts.machine import MEMORY, MachineContract, Make, started, tiny
+
+from cloison.errors import HostError, MachineError
+from cloison.hypervisor.base import MachineSpec, MachineState
+from cloison.hypervisor.qemu import warm
+from cloison.hypervisor.qemu.driver import QemuMachine
+
+
+class TestQemuMachine(MachineContract):
+    @pytest.fixture
+    def make(self) -> Make:
+        return QemuMachine
+
+
+def saved(folder: Path) -> None:
+    """`ram` and `state` of a tiny machine, as a warm image has them."""
+    ram = os.open(folder / warm.RAM, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.ftruncate(ram, MEMORY << 20)
+    state = os.open(folder / warm.STATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    machine = QemuMachine(tiny(folder, ram_fd=ram, ram_shared=True))
+
+    async def work(_stream: socket.socket) -> None:
+        await machine.save(state)
+
+    started(machine, work)
+    os.close(state)
+
+
+def loaded(folder: Path) -> QemuMachine:
+    state = os.open(folder / warm.STATE, os.O_RDONLY | os.O_CLOEXEC)
+    return QemuMachine(tiny(folder, ram_fd=warm.load_ram(str(folder)), state_fd=state))
+
+
+def test_saved_machine_runs_again_more_than_once(tmp_path: Path) -> None:
+    saved(tmp_path)
+    before = (tmp_path / warm.RAM).read_bytes()
+    for _ in range(2):
+        machine = loaded(tmp_path)
+
+        async def work(_stream: socket.socket, machine: QemuMachine = machine) -> None:
+            await machine.announce_size("root", 2 << 20)
+            await machine.pause()
+            await machine.resume()
+            assert machine.state is MachineState.RUNNING
+
+        started(machine, work)
+    assert (tmp_path / warm.RAM).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+def test_damaged_state_is_an_error_and_not_a_guest(tmp_path: Path, damage: str) -> None:
+    saved(tmp_path)
+    path = tmp_path / warm.STATE
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[:len(data) // 2], "garbage": os.urandom(len(data)), "empty": b""}[damage])
+    machine = loaded(tmp_path)
+
+    async def work(_stream: socket.socket) -> None:
+        with pytest.raises(MachineError):
+            await machine.announce_size("root", 2 << 20)
+
+    started(machine, work)
+
+
+def test_settings_that_qemu_refuses(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    machine = QemuMachine(MachineSpec("not a uuid, but text", spec.memory, 1, "tcg", spec.disks))
+
+    async def work(_stream: socket.socket) -> None:
+        with pytest.raises(MachineError, match="QEMU"):
+            await machine.pause()
+        assert await machine.wait() == 1
+        assert "uuid" in machine.error_text.lower() and machine.error_text.isprintable()
+
+    started(machine, work)
+
+
+def test_program_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tiny(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    machine = QemuMachine(spec)
+    with pytest.raises(HostError, match="not installed"):
+        asyncio.run(machine.start())
+    assert len(os.listdir("/proc/self/fd")) == before - 1, "its disk is closed, and nothing else is left open"
+
+
+def test_killed_parent_takes_its_machine_along(tmp_path: Path) -> None:
+    """The machine holds the write end of a pipe: the pipe's end is the end of its last process."""
+    read, write = os.pipe()
+    parent = subprocess.Popen([sys.executable, __file__, str(tmp_path), str(write)], stdout=subprocess.PIPE, pass_fds=[write],
+                              env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])})
+    os.close(write)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"running\n"
+    assert not select.select([read], [], [], 0)[0]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    ready = select.select([read], [], [], 60)[0]
+    assert ready and os.read(read, 1) == b""
+    os.close(read)
+
+
+def be_a_parent(folder: str, life_fd: int) -> None:
+    """In a process of its own: a running machine, until somebody kills us."""
+    async def run() -> None:
+        machine = QemuMachine(tiny(Path(folder), life_fd=life_fd))
+        with await machine.start():
+            os.close(life_fd)
+            await machine.pause()
+            print("running", flush=True)
+            await machine.wait()
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    be_a_parent(sys.argv[1], int(sys.argv[2]))
