@@ -49,8 +49,6 @@ class System:
         except OSError as error:
             print(f"no swap: {error}", file=sys.stderr)
         volumes.run_rc_local()
-        # The journal was opened under the id that this guest had as nobody; journalctl looks for its own.
-        background.spawn([SYSTEMCTL, "--no-block", "restart", "systemd-journald"])
 
 
 class Agent:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 
 from cloison.guest import libc, process, volumes
@@ -16,6 +17,7 @@ from cloison.wire.agent import Identity
 from cloison.wire.qrexec import Command
 
 RUN = "/run/cloison"
+JOURNAL = "/run/log/journal"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CLOCK_TOLERANCE = 5_000_000
 NOBODY = "0" * 32
@@ -27,6 +29,7 @@ def become(identity: Identity) -> None:
     set_clock(identity.time)
     os.makedirs(RUN, exist_ok=True)
     _write("/etc/machine-id", identity.machine_id + "\n")
+    _journal(identity.machine_id)
     _boot_id(identity.boot_id)
     _names(identity.qubesdb.get("/name", "qube"))
     _timezone(identity.qubesdb.get("/qubes-timezone", ""))
@@ -64,6 +67,16 @@ def rehearse() -> None:
 def _write(path: str, text: str) -> None:
     with open(path, "w", encoding="ascii", errors="replace") as file:
         file.write(text)
+
+
+def _journal(machine_id: str) -> None:
+    """journald writes on under the id that this guest booted with; journalctl looks under its own. No restart: it costs memory."""
+    try:
+        folders = [name for name in os.listdir(JOURNAL) if len(name) == len(machine_id) and not os.path.islink(f"{JOURNAL}/{name}")]
+        if folders and machine_id not in folders:
+            os.symlink(folders[0], f"{JOURNAL}/{machine_id}")
+    except OSError as error:
+        print(f"journalctl will find nothing: {error}", file=sys.stderr)
 
 
 def _boot_id(boot_id: str) -> None:
