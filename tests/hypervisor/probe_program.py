@@ -18,7 +18,7 @@ def files():
 def writable():
     """Folders in which a file can be made."""
     found = []
-    for folder in ("/", "/usr", "/usr/lib", "/lib", "/bin", "/tmp", "/proc", "/proc/sys/kernel", "/boot", "/etc", "/home", "/var"):
+    for folder in ("/", "/usr", "/usr/lib", "/lib", "/bin", "/tmp", "/proc", "/proc/sys/kernel", "/boot", "/etc", "/home", "/var", "/dev", "/dev/shm"):
         try:
             os.close(os.open(folder + "/probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             found.append(folder)

@@ -41,7 +41,7 @@ def wrap(
         box += ["--ro-bind", outside, inside]
     for device in devices:
         box += ["--dev-bind", device, device]
-    return [*box, "--remount-ro", "/", "--chdir", "/", "--", *argv]
+    return [*box, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--", *argv]
 
 
 def _merged(path: str) -> str:

@@ -107,10 +107,12 @@ def finish(work: str, base: str, launch: Launch) -> str:
             os.close(fd)
     faults.point("warm:synced")
     files.write_atomic(os.path.join(work, MANIFEST), json.dumps(ingredients(launch), indent=1).encode())
-    target = os.path.join(base, key(launch))
-    if os.path.exists(target):
+    name = key(launch)
+    target = os.path.join(base, name)
+    if folder(base, name) is not None:
         shutil.rmtree(work)
         return target
+    drop(base, name)                 # what is left of one that was dropped when something died
     files.rename(work, target)
     return target
 
@@ -138,7 +140,7 @@ def _still_true(manifest: str) -> bool:
         with open(manifest, encoding="utf-8") as file:
             data = json.load(file)
         return data["format"] == FORMAT and all(_identity(entry[0]) == entry for entry in data["root"] + data["boot"])
-    except (OSError, ValueError, KeyError, MachineError):
+    except (OSError, ValueError, TypeError, LookupError, MachineError):
         return False
 
 
@@ -147,7 +149,7 @@ def commit(base: str, name: str) -> str:
     try:
         with open(os.path.join(base, name, MANIFEST), encoding="utf-8") as file:
             return str(json.load(file)["commit"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return ""
 
 
