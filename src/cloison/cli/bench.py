@@ -32,7 +32,7 @@ NOTES = (
     "Floor of qvm-start and of being a qube: bare QEMU until its agent has become a qube; and, of that, the agent's pong.",
     "Floor of a cold start: bare QEMU's boot of the same kernel and root to the agent's first answer.",
     "Floor of calls: fork, exec and wait for the same program as the same user by a program inside the qube (so many at once).",
-    "Floor of streams: the same program in bare QEMU, its bytes exchanged with the agent right through its port; here more is better.",
+    "Floor of streams: the same program in bare QEMU, the bytes straight through the agent's port. Here more is better.",
     "Floor of qvm-ls: python -I -S -c pass.",
     "Memory: proportional set size; what qubes share counts in equal parts.",
 )

@@ -95,7 +95,9 @@ class Qubes:
 
     def _fresh(self, name: str) -> str:
         if name in list_qubes(self.connection):
-            raise CloisonError(f"a qube {name} exists that the bench did not make")
+            error = HostError(f"a qube {name} exists that the bench did not make")
+            error.hint = "Remove it, or give it another name: the bench makes and removes one of that name."
+            raise error
         return name
 
     def _tag(self, name: str) -> None:

@@ -1,0 +1,293 @@
+"""cloison bench: its arithmetic, its conversations with a bare guest, its clock and its cleaning up. No qube runs here."""
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_qubesd import FakeQubesd, Refused
+
+from cloison.cli import bench_bare, bench_measures, bench_memory, bench_qubes, bench_report, main
+from cloison.cli.bench_bare import _Become, _Ping, _Question, _Run, _Stream
+from cloison.cli.bench_report import Figure, Target
+from cloison.client.connection import Connection
+from cloison.errors import HostError, MachineError
+from cloison.runtime.paths import Paths
+from cloison.wire import admin, agent, qrexec
+from cloison.wire.mux import GUEST, HOST, Address, Control, Data, Mux, Opened
+
+
+@pytest.fixture
+def paths(root: Path) -> Paths:
+    paths = Paths.from_environment()
+    paths.ensure()
+    return paths
+
+
+# -- the report
+
+
+@pytest.mark.parametrize(("samples", "floor", "target", "reached"), [
+    ([3.0, 1.0, 2.0], [1.0], None, None),
+    ([1.6], [1.0], Target(ratio=1.6), True),
+    ([1.7], [1.0], Target(ratio=1.6), False),
+    ([30.0], [10.0], Target(ratio=1.5, plus=15), True),
+    ([30.1], [10.0], Target(ratio=1.5, plus=15), False),
+    ([1.5], [1.0], Target(ratio=1.6, limit=1.4), False),
+    ([1.5], [1.0], Target(limit=1.5), True),
+    ([1.5], [], Target(limit=1.4), False),
+    ([1.5], [], Target(ratio=9.0), None),        # without its floor nothing can be said
+])
+def test_a_target_is_reached_or_not(
+    samples: list[float], floor: list[float], target: Target | None, reached: bool | None
+) -> None:
+    assert Figure("it", "s", samples, floor, target).reached is reached
+
+
+def test_the_median_is_compared_with_the_floor_s_median() -> None:
+    figure = Figure("it", "s", [9.0, 2.0, 3.0], [1.0, 100.0, 2.0])
+    assert (figure.median, figure.floor_median, figure.ratio) == (3.0, 2.0, 1.5)
+    assert Figure("it", "s", [1.0]).ratio is None
+
+
+def test_the_table_tells_figures_targets_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_report.show([
+        Figure("start", "s", [0.5], [0.25], Target(ratio=1.6, limit=1.0)), Figure("call", "ms", [20.0], [10.0], Target(1.5, 15)),
+        Figure("stream", "MB/s", [54.0]),
+    ], {"host_cpus": 2}, ["a note"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split("  ")[0] == "start" and "2.00" in lines[1] and "1.6 x floor, 1 s" in lines[1]
+    assert lines[1].endswith("MISSED")
+    assert "1.5 x floor + 15 ms" in lines[2] and lines[2].endswith("ok")
+    assert lines[3].split() == ["stream", "54.0", "MB/s"]
+    assert lines[5:] == ["host cpus 2", "- a note"]
+
+
+def test_json_has_every_sample() -> None:
+    figures = [Figure("start", "s", [0.5, 0.7], [0.25], Target(ratio=1.6))]
+    made = json.loads(json.dumps(bench_report.as_json(figures, {"runs": 2}, ["note"])))
+    assert made["facts"] == {"runs": 2} and made["notes"] == ["note"]
+    assert made["figures"] == [{
+        "name": "start", "unit": "s", "median": 0.6, "floor": 0.25, "ratio": 2.4, "reached": False, "samples": [0.5, 0.7],
+        "floor_samples": [0.25], "target": {"ratio": 1.6, "plus": 0.0, "limit": None}}]
+
+
+# -- conversations with a bare guest
+
+
+def converse(question: _Question, guest: Mux, host: Mux) -> bool:
+    """Hand over what the guest has said; whether that answered the question."""
+    return any([question.answered(host, event) for event in host.receive(guest.take_output())])
+
+
+def test_a_ping_is_answered_by_any_report() -> None:
+    host, guest = Mux(HOST), Mux(GUEST)
+    _Ping().begin(host)
+    assert guest.receive(host.take_output()) == [Control(agent.ping())]
+    guest.control(agent.report("pong"))
+    assert converse(_Ping(), guest, host)
+
+
+def test_become_is_answered_by_running_and_failed_is_an_error() -> None:
+    host, guest = Mux(HOST), Mux(GUEST)
+    _Become().begin(host)
+    [event] = guest.receive(host.take_output())
+    assert isinstance(event, Control)
+    do, fields = agent.parse_order(event.untrusted)
+    assert do == "become" and agent.identity(fields).qubesdb["/name"] == "bench"
+    guest.control(agent.report("running"))
+    assert converse(_Become(), guest, host)
+    guest.control(agent.report("failed", "no disk"))
+    with pytest.raises(MachineError, match="no disk"):
+        converse(_Become(), guest, host)
+
+
+def called(question: _Run | _Stream) -> tuple[Mux, Mux, int]:
+    """A host that has asked, and a guest that has taken up the call: its data channel."""
+    host, guest = Mux(HOST), Mux(GUEST)
+    question.begin(host)
+    opened, data = guest.receive(host.take_output())
+    assert isinstance(opened, Opened) and opened.address.port == qrexec.CONTROL_PORT
+    assert isinstance(data, Data)
+    decoder = qrexec.Decoder(qrexec.FROM_DAEMON)
+    decoder.feed(data.untrusted)
+    assert isinstance(decoder.next_message(), qrexec.Hello)
+    request = decoder.next_message()
+    assert isinstance(request, qrexec.Exec) and request.command == f"user:{question.command}"
+    channel = guest.open(Address(request.domain, 0, request.port))
+    guest.send(channel, qrexec.hello(qrexec.VERSION))
+    return host, guest, channel
+
+
+def test_a_run_is_answered_by_the_first_byte_of_output() -> None:
+    question = _Run("echo here")
+    host, guest, channel = called(question)
+    assert not converse(question, guest, host)
+    guest.send(channel, b"".join(qrexec.data(qrexec.STDERR, b"warning")))
+    assert not converse(question, guest, host)
+    guest.send(channel, b"".join(qrexec.data(qrexec.STDOUT, b"h")))
+    assert converse(question, guest, host)
+
+
+def test_a_run_that_ends_without_output_is_an_error() -> None:
+    question = _Run("false")
+    host, guest, channel = called(question)
+    guest.send(channel, qrexec.exit_code(1))
+    with pytest.raises(MachineError, match="ended with 1"):
+        converse(question, guest, host)
+
+
+def test_a_stream_sends_all_its_input_with_credit_and_ends_with_the_program() -> None:
+    size = 3_000_000
+    question = _Stream("cat", size)
+    host, guest, channel = called(question)
+    guest.send(channel, b"".join(qrexec.data(qrexec.STDOUT, b"\n")))
+    decoder, got, ended = qrexec.Decoder(qrexec.FROM_CALLER), 0, False
+    assert not converse(question, guest, host)
+    while not ended:
+        for event in [*guest.receive(host.take_output()), *host.drained()]:
+            if isinstance(event, Data):
+                decoder.feed(event.untrusted)
+                guest.consumed(channel, len(event.untrusted))
+            elif not isinstance(event, Opened):
+                question.answered(host, event)
+        while message := decoder.next_message():
+            if isinstance(message, qrexec.Data):
+                got, ended = got + len(message.payload), not message.payload
+        assert not converse(question, guest, host)
+    assert got == size
+    guest.send(channel, qrexec.exit_code(0))
+    assert converse(question, guest, host)
+    assert question.ended >= question.begun > 0
+
+
+def test_an_image_is_found_by_its_template(paths: Paths) -> None:
+    for name, template, memory in (("a", "debian-12", 400), ("b", "other", 800)):
+        folder = Path(paths.warm, name)
+        folder.mkdir()
+        entry = [f"/pool/vm-templates/{template}/root.1.raw", 1, 2, 3]
+        (folder / "manifest.json").write_text(json.dumps({
+            "root": [entry], "boot": [["/k/vmlinuz", 1], ["/k/initramfs", 1], ["/k/modules.img", 1]],
+            "shape": ["qemu", "-accel", "tcg", "-smp", "2", "-m", f"{memory}M"]}))
+    image = bench_bare.find_image(paths, "debian-12")
+    assert (image.folder, image.memory, image.vcpus, image.accelerator) == (f"{paths.warm}/a", 400, 2, "tcg")
+    assert (image.root, image.modules) == (("/pool/vm-templates/debian-12/root.1.raw",), "/k/modules.img")
+    with pytest.raises(MachineError, match="no warm image"):
+        bench_bare.find_image(paths, "debian-1")
+
+
+# -- clock and memory
+
+
+def test_a_tool_is_timed_to_its_first_byte_its_last_and_its_end() -> None:
+    one = bench_qubes.timed([sys.executable, "-c", "print('x' * 100000)"], keep=3)
+    assert one.output == b"xxx" and 0 < one.first <= one.last <= one.exit
+
+
+def test_a_tool_that_fails_is_no_figure() -> None:
+    with pytest.raises(bench_qubes.ToolFailed, match="ended with 3: oh dear"):
+        bench_qubes.timed([sys.executable, "-c", "import sys; print('oh dear', file=sys.stderr); sys.exit(3)"])
+
+
+def test_memory_of_a_process_and_those_below_it() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        assert child.pid in bench_memory.descendants(os.getpid())
+        assert 100_000 < bench_memory.pss(child.pid) < 100_000_000
+    finally:
+        child.communicate(b"\n")
+    with pytest.raises(HostError, match="can't be looked at"):
+        bench_memory.pss(child.pid)
+
+
+def test_the_listener_of_a_socket_is_found(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with pytest.raises(HostError, match="nobody answers"):
+        bench_memory.listener(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        assert bench_memory.listener(path) == os.getpid()
+
+
+# -- qubes of its own
+
+
+def test_two_benches_do_not_run_at_once(paths: Paths) -> None:
+    with bench_qubes.alone(paths), pytest.raises(HostError, match="another bench"), bench_qubes.alone(paths):
+        pass
+    with bench_qubes.alone(paths):
+        pass
+
+
+def test_its_qubes_are_removed_and_no_others(qubesd: FakeQubesd) -> None:
+    qubesd.qubes["bench-old"] = {"class": "AppVM", "state": "Running"}     # left by a bench that was killed
+    qubesd.tags["bench-old"] = [bench_qubes.TAG]
+    before = {name for name in qubesd.qubes if name != "bench-old"}
+    connection = Connection()
+    with pytest.raises(KeyboardInterrupt), bench_qubes.Qubes(connection, "debian-12") as qubes:
+        assert set(qubesd.qubes) == before
+        assert qubes.app("bench-app") == "bench-app"
+        connection.call("bench-app", "admin.vm.Start")
+        raise KeyboardInterrupt
+    assert set(qubesd.qubes) == before
+
+
+def test_a_qube_that_cannot_be_removed_is_told_and_the_others_go(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
+    def remove(fake: FakeQubesd, request: admin.Request) -> bytes:
+        if request.dest == "bench-2":
+            raise Refused("QubesVMInUseError", "bench-2 is in use")
+        del fake.qubes[request.dest]
+        return admin.ok(b"")
+
+    qubesd.answers["admin.vm.Remove"] = remove
+    with bench_qubes.Qubes(Connection(), "debian-12") as qubes:
+        for number in range(3):
+            qubes.app(f"bench-{number}")
+    assert [name for name in qubesd.qubes if name.startswith("bench-")] == ["bench-2"]
+    assert "bench-2 is left: bench-2 is in use" in capsys.readouterr().err
+
+
+def test_a_qube_of_somebody_else_is_not_taken(qubesd: FakeQubesd) -> None:
+    qubesd.qubes["bench-app"] = dict(qubesd.qubes["work"])
+    qubesd.tags["bench-app"] = []
+    with bench_qubes.Qubes(Connection(), "debian-12") as qubes, pytest.raises(HostError, match="did not make"):
+        qubes.app("bench-app")
+    assert "bench-app" in qubesd.qubes
+
+
+def test_the_template_is_the_default_one_or_the_only_one(qubesd: FakeQubesd) -> None:
+    qubesd.qubes["dom0"]["default_template"] = ""
+    assert bench_qubes.choose_template(Connection()) == "debian-12"
+    qubesd.qubes["other"] = {"class": "TemplateVM", "state": "Halted"}
+    qubesd.qubes["dom0"]["default_template"] = "other"
+    assert bench_qubes.choose_template(Connection()) == "other"
+    qubesd.qubes["dom0"]["default_template"] = ""
+    with pytest.raises(HostError, match="no default template"):
+        bench_qubes.choose_template(Connection())
+
+
+# -- the command
+
+
+@pytest.mark.parametrize("words", [["--runs", "0"], ["--runs", "x"], ["--qubes", "201"], ["--only", "nothing"]])
+def test_wrong_words_are_refused(qubesd: FakeQubesd, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["bench", *words]) == 2
+    assert not qubesd.calls
+    assert words[1] in capsys.readouterr().err
+
+
+def test_help_tells_the_definitions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["bench", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Floor of calls" in said and all(name in said for name in bench_measures.MEASURES)
+
+
+def test_without_qubesd_it_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["bench"]) == 1
+    assert "not running" in capsys.readouterr().err
