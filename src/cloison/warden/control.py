@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from cloison.errors import CloisonError, PeerError
 from cloison.wire.warden import Lines, encode
@@ -24,10 +24,15 @@ class ControlServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
-    def adopt(self, stream: socket.socket, on_lost: Callable[[], None] = lambda: None) -> None:
-        """Serve this connection; `on_lost` when its other end is gone."""
+    async def adopt(self, stream: socket.socket, on_lost: Callable[[], None] = lambda: None) -> None:
+        """Serve this connection: it hears every event from now on; `on_lost` when its other end is gone."""
         stream.setblocking(False)
-        task = self._loop.create_task(self._serve(stream, on_lost))
+        reader, writer = await asyncio.open_unix_connection(sock=stream)
+        self._writers.add(writer)
+        self._background(self._serve(reader, writer, on_lost))
+
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -60,11 +65,9 @@ class ControlServer:
     def _accept(self, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
             stream, _ = server.accept()
-            self.adopt(stream)
+            self._background(self.adopt(stream))
 
-    async def _serve(self, stream: socket.socket, on_lost: Callable[[], None]) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=stream)
-        self._writers.add(writer)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_lost: Callable[[], None]) -> None:
         lines = Lines()
         try:
             while data := await reader.read(65536):

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable
 
 from cloison.errors import CloisonError, MachineError, PeerError
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
@@ -39,13 +40,17 @@ CONSOLE_TAIL = 600            # characters of a failed guest's console that a pe
 class Warden:
     """`control`: the connection to the qubesd that asked for it; `lease`: hang-up means kill; `ram`: sealed memfd, warm only."""
 
-    def __init__(self, paths: Paths, launch: Launch, control: socket.socket, lease: socket.socket | None, ram: int | None) -> None:
-        self._paths, self._launch, self._lease, self._ram = paths, launch, lease, ram
+    def __init__(
+        self, paths: Paths, launch: Launch, control: socket.socket, lease: socket.socket | None, ram: int | None, *,
+        make_machine: Callable[[MachineSpec], Machine] = QemuMachine,
+    ) -> None:
+        self._paths, self._launch, self._requester, self._lease, self._ram = paths, launch, control, lease, ram
+        self._make_machine = make_machine
         self._state = "starting"
+        self._lost = ""                  # why the channels went before the start was done
         self._loop = asyncio.get_running_loop()
         self._reported: asyncio.Future[None] = self._loop.create_future()
         self._control = ControlServer(os.path.join(paths.qubes, f"warden.{launch.uuid}.sock"), self._do, self.status)
-        self._control.adopt(control, self._requester_lost)
         self._life: int | None = None
         self._machine: Machine | None = None
         self._port: Port | None = None
@@ -55,14 +60,16 @@ class Warden:
 
     async def run(self) -> None:
         """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
+        await self._control.adopt(self._requester, self._requester_lost)
         try:
             await self._bring_up()
             faults.point("warden:running")
             status = await self._up().wait()
             self._control.event({"event": "stopped", "status": status})
-        except CloisonError as error:
-            print(f"{self._launch.name}: {error}", file=sys.stderr)
-            self._control.event({"event": "failed", "reason": str(error)})
+        except (CloisonError, OSError) as error:
+            reason = f"{self._launch.name} did not start: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+            print(reason, file=sys.stderr)
+            self._control.event({"event": "failed", "reason": reason})
         finally:
             await self._clear()
 
@@ -70,7 +77,7 @@ class Warden:
 
     async def _bring_up(self) -> None:
         launch = self._launch
-        self._machine = QemuMachine(self._spec())
+        self._machine = self._make_machine(self._spec())
         if self._lease is not None:
             watch_hangup(self._lease, self._kill)
         faults.point("warden:spawn")
@@ -106,7 +113,8 @@ class Warden:
             self._reported.result()
             return
         silent = f"no answer from the guest's agent after {self._launch.start_timeout} s"
-        said = (machine.error_text or "its machine ended") if gone in done else silent
+        ended = "; ".join(filter(None, (self._lost, machine.error_text))) or "its machine ended"
+        said = ended if gone in done else silent
         tail = console_tail(await machine.console())
         gone.cancel()
         raise MachineError(f"{self._launch.name} did not start: {said}{tail}")
@@ -195,7 +203,8 @@ class Warden:
         if self._daemon is not None:
             self._daemon.close()
         if not self._reported.done():
-            self._reported.set_exception(MachineError(f"{self._launch.name} did not start: {reason}"))
+            self._lost = reason
+            self._kill()                 # `_until_reported` says why, together with what QEMU had to say
         self._control.event({"event": "channels-lost", "reason": reason})
 
     def _halting(self) -> None:

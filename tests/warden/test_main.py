@@ -1,0 +1,382 @@
+"""A warden's whole life over a machine without QEMU, with the real agent as its guest, or a hostile one."""
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.qrexec.qube import USER, Caller, Result
+from tests.runtime.ports import PATIENCE, News, Recorder, Side
+
+from cloison.guest.agent import Agent, System
+from cloison.hypervisor.base import MachineSpec
+from cloison.hypervisor.fake import Boot, FakeMachine, silent
+from cloison.runtime import life
+from cloison.runtime.paths import Paths
+from cloison.warden.main import Warden, console_tail
+from cloison.wire import agent, qrexec
+from cloison.wire.mux import GUEST
+from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, Lines, encode
+
+UUID = "00000000-0000-4000-8000-000000000001"
+MEGABYTE = 1 << 20
+
+
+class Guest(System, News):
+    """What happens to the guest that the real agent runs in: written down. `fault`: why it can't become a qube."""
+
+    def __init__(self, folder: Path, fault: Exception | None = None) -> None:
+        News.__init__(self)
+        self.qubesdb_socket = str(folder / "qubesdb.sock")
+        self._fault = fault
+        self.who: agent.Identity | None = None
+        self.clocks: list[int] = []
+        self.machine: FakeMachine | None = None
+
+    def boot(self, machine: FakeMachine, port: socket.socket) -> None:
+        self.machine = machine
+        Agent(port.fileno(), self, self._ended)
+
+    def _ended(self, _reason: str) -> None:
+        self.tell()
+
+    def become(self, who: agent.Identity) -> None:
+        if self._fault is not None:
+            raise self._fault
+        self.who = who
+
+    def set_clock(self, now: int) -> None:
+        self.clocks.append(now)
+        self.tell()
+
+    def rehearse(self) -> None:
+        self.tell()
+
+    def power_off(self) -> None:
+        assert self.machine is not None
+        asyncio.get_running_loop().call_soon(self.machine.end)
+
+    def settle(self) -> None:
+        self.tell()
+
+
+class Qubesd(News):
+    """The other end of a warden's control connection."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        super().__init__()
+        stream.setblocking(False)
+        self.stream = stream
+        self.events: list[dict[str, Any]] = []
+        self.replies: dict[int, dict[str, Any]] = {}
+        self.hung_up = False
+        self._number = 0
+        self._lines = Lines()
+        asyncio.get_running_loop().add_reader(stream, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self.stream.recv(65536)
+        except ConnectionResetError:
+            data = b""
+        for message in self._lines.feed(data):
+            if "event" in message:
+                self.events.append(message)
+            else:
+                self.replies[message["id"]] = message
+        if not data:
+            self.hung_up = True
+            self.close()
+        self.tell()
+
+    async def ask(self, do: str, **fields: object) -> dict[str, Any]:
+        self._number += 1
+        number = self._number
+        self.stream.send(encode({"id": number, "do": do, **fields}))
+        await self.until(lambda: number in self.replies or self.hung_up)
+        return self.replies.get(number, {})
+
+    async def heard(self, event: str) -> dict[str, Any]:
+        await self.until(lambda: self.hung_up or any(each["event"] == event for each in self.events))
+        return next(each for each in self.events if each["event"] == event)
+
+    def close(self) -> None:
+        if self.stream.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self.stream)
+            self.stream.close()
+
+
+class Place:
+    """An installation in a folder, and one launch in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = Paths.from_environment({"CLOISON_ROOT": str(folder)})
+        self.paths.ensure()
+        (folder / "root.img").write_bytes(bytes(MEGABYTE))
+        disks = (DiskSource("root", MEGABYTE, (Layer(str(folder / "root.img"), "raw"),)), DiskSource("private", MEGABYTE))
+        self.launch = Launch("work", UUID, 7, 400, 2, disks, Kernel("6.1", "/k", "/i", "/m"), default_user=USER, start_timeout=60,
+                             identity={"/name": "work", "/qubes-vm-type": "AppVM"})
+        self.machines: list[FakeMachine] = []
+        self.lease: socket.socket | None = None
+
+    def run(self, boot: Boot, work: Callable[[Qubesd], Awaitable[None]], *, launch: Launch | None = None) -> None:
+        """A warden of its own for the work; it has ended, and left nothing behind, when this returns."""
+        async def both() -> None:
+            ours, theirs = socket.socketpair()
+            qubesd = Qubesd(ours)
+
+            def make(spec: MachineSpec) -> FakeMachine:
+                self.machines.append(FakeMachine(spec, boot))
+                return self.machines[-1]
+
+            warden = Warden(self.paths, launch or self.launch, theirs, self.lease, None, make_machine=make)
+            running = asyncio.create_task(warden.run())
+            async with asyncio.timeout(PATIENCE):
+                await work(qubesd)
+                await running
+            qubesd.close()
+
+        before = len(os.listdir("/proc/self/fd"))
+        asyncio.run(both())
+        assert os.listdir(self.paths.qubes) == [] and os.listdir(self.paths.tmp) == []
+        assert len(os.listdir("/proc/self/fd")) <= before + 1, "its lock's descriptor ends with its process"
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """In a folder with a short name, as sockets need."""
+    with tempfile.TemporaryDirectory(prefix="cloison-") as folder:
+        yield Place(Path(folder))
+
+
+def test_from_start_to_shutdown(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        assert (await qubesd.heard("running"))["start"] == "cold"
+        assert guest.who is not None and guest.who.qubesdb == place.launch.identity and guest.who.private_size == MEGABYTE
+        assert sorted(os.listdir(place.paths.qubes)) == [
+            f"life.{UUID}", "qrexec.7", f"qrexec.uuid:{UUID}", "qrexec.work", f"warden.{UUID}.sock"]
+        status = await qubesd.ask("status")
+        assert (status["state"], status["name"], status["xid"]) == ("running", "work", 7)
+        call = Caller(Path(place.paths.qubes, "qrexec.work"), "DEFAULT:echo hello", qrexec.EXEC_CMDLINE)
+        assert await call.run() == Result(b"hello\n", b"", 0)
+        assert (await qubesd.ask("shutdown"))["ok"]
+        await qubesd.heard("halting")
+        assert (await qubesd.heard("stopped"))["status"] == 0
+
+    place.run(guest.boot, work)
+
+
+def test_identities_of_two_starts_differ_but_for_the_machine_id(place: Place, tmp_path: Path) -> None:
+    seen = []
+    for _ in range(2):
+        guest = Guest(tmp_path)
+
+        async def work(qubesd: Qubesd) -> None:
+            await qubesd.heard("running")
+            await qubesd.ask("kill")
+
+        place.run(guest.boot, work)
+        assert guest.who is not None
+        seen.append(guest.who)
+    one, two = seen
+    assert one.machine_id == two.machine_id and len(one.machine_id) == 32
+    assert one.boot_id != two.boot_id and one.entropy != two.entropy and len(bytes.fromhex(one.entropy)) == 64
+
+
+def test_pause_unpause_sets_the_clock(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        await guest.until(lambda: len(guest.clocks) == 1)
+        assert (await qubesd.ask("pause"))["state"] == "paused"
+        assert (await qubesd.ask("unpause"))["state"] == "running"
+        await guest.until(lambda: len(guest.clocks) == 2)
+        assert guest.clocks == sorted(guest.clocks)
+        await qubesd.ask("kill")
+        assert (await qubesd.heard("stopped"))["status"] != 0
+
+    place.run(guest.boot, work)
+
+
+def test_orders_that_make_no_sense(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        assert "knows no order 'dance'" in (await qubesd.ask("dance"))["error"]
+        for entries in (None, [], {"no slash": "x"}, {"/x": "y" * 5000}):
+            assert (await qubesd.ask("qdb", entries=entries)).get("error")
+        assert (await qubesd.ask("qdb", entries={"/new": "1", "/name": None}))["ok"]
+        await qubesd.ask("kill")
+
+    place.run(guest.boot, work)
+
+
+def test_a_qubesd_that_comes_later_is_served_and_both_hear_the_end(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        qubesd.close()                                   # kill -9 of qubesd: the qube goes on
+        stream = socket.socket(socket.AF_UNIX)
+        stream.connect(os.path.join(place.paths.qubes, f"warden.{UUID}.sock"))
+        later = Qubesd(stream)
+        assert (await later.ask("status"))["state"] == "running"
+        later.stream.send(b"not json\n")
+        await later.until(lambda: later.hung_up)
+        stream = socket.socket(socket.AF_UNIX)
+        stream.connect(os.path.join(place.paths.qubes, f"warden.{UUID}.sock"))
+        last = Qubesd(stream)
+        await last.ask("kill")
+        await last.heard("stopped")
+        await last.until(lambda: last.hung_up)
+
+    place.run(guest.boot, work)
+
+
+def test_qubesd_lost_before_the_start_is_done(place: Place) -> None:
+    async def work(qubesd: Qubesd) -> None:
+        qubesd.close()
+
+    place.run(silent, work)
+    assert place.machines[0].spec.uuid == UUID
+
+
+def test_lease_hangs_up(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+    ours, place.lease = socket.socketpair()
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        ours.close()
+        await qubesd.heard("stopped")
+
+    with place.lease:
+        place.run(guest.boot, work)
+
+
+def test_shutdown_of_a_guest_without_agent_presses_the_button(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        await qubesd.ask("pause")
+        machine = place.machines[0]
+        machine.on_power_button = machine.end
+        await qubesd.ask("shutdown")
+        await qubesd.heard("stopped")
+
+    place.run(guest.boot, work)
+
+
+# -- starts that fail ------------------------------------------------------------------------------------------------------------
+
+
+def failing(place: Place, boot: Boot, launch: Launch | None = None) -> str:
+    """The reason that qubesd is told."""
+    reasons: list[str] = []
+
+    async def work(qubesd: Qubesd) -> None:
+        reasons.append((await qubesd.heard("failed"))["reason"])
+        assert [each["event"] for each in qubesd.events if each["event"] == "running"] == []
+
+    place.run(boot, work, launch=launch)
+    return reasons[0]
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), ValueError("no such zone \x1b[2J")])
+def test_agent_that_can_not_become_the_qube(place: Place, tmp_path: Path, fault: Exception) -> None:
+    reason = failing(place, Guest(tmp_path, fault).boot)
+    assert reason.startswith("work did not start: its agent says: ") and reason.isprintable()
+
+
+def test_machine_that_ends_while_starting(place: Place) -> None:
+    def boot(machine: FakeMachine, _port: socket.socket) -> None:
+        machine.end(1, "qemu: no such device")
+
+    assert failing(place, boot).endswith("; qemu: no such device")
+
+
+def test_silent_guest_is_given_up_and_its_console_shown(place: Place) -> None:
+    from dataclasses import replace
+
+    def boot(machine: FakeMachine, _port: socket.socket) -> None:
+        machine.print(b"Kernel panic\r\n\x1b[31m - not syncing")
+
+    reason = failing(place, boot, replace(place.launch, start_timeout=1))
+    assert reason == "work did not start: no answer from the guest's agent after 1 s; last on its console: Kernel panic [31m - not syncing"
+
+
+def test_disk_that_is_missing(place: Place) -> None:
+    os.unlink(place.folder / "root.img")
+    assert "a disk can't be opened" in failing(place, silent)
+    assert place.machines == []
+
+
+def test_qube_that_lives_already(place: Place) -> None:
+    fd = life.take(place.paths.qubes, UUID)
+    try:
+        async def work(qubesd: Qubesd) -> None:
+            assert "did not start" in (await qubesd.heard("failed"))["reason"]
+
+        async def run() -> None:
+            ours, theirs = socket.socketpair()
+            qubesd = Qubesd(ours)
+            await asyncio.gather(Warden(place.paths, place.launch, theirs, None, None, make_machine=FakeMachine).run(), work(qubesd))
+            qubesd.close()
+
+        asyncio.run(run())
+        assert os.listdir(place.paths.qubes) == [f"life.{UUID}"], "the living one's file stays"
+    finally:
+        os.close(fd)
+
+
+# -- a hostile guest -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [b"\xff" * 64, agent.report("running") * 2, b"what?", b"failed".ljust(2000)])
+def test_hostile_words_before_the_start_is_done(place: Place, said: bytes) -> None:
+    def boot(_machine: FakeMachine, port: socket.socket) -> None:
+        Side(port, GUEST).port.control(said)
+
+    assert "agent report" in failing(place, boot)
+
+
+@pytest.mark.parametrize("sent", [b"\xff" * 100, b"\x09" + bytes(7), b"\x03\x00\x01\x00\x63\x00\x00\x00x"])
+def test_hostile_bytes_cost_the_guest_its_channels_and_the_host_can_still_kill_it(place: Place, sent: bytes) -> None:
+    ports: list[socket.socket] = []
+
+    def boot(_machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        side = Side(port, GUEST)
+        made: dict[int, Recorder] = {}
+        side.record_all(made)
+        side.port.control(agent.report("running"))
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        ports[0].send(sent)
+        assert "protocol" in (await qubesd.heard("channels-lost"))["reason"]
+        assert not os.path.lexists(os.path.join(place.paths.qubes, "qrexec.work"))
+        assert (await qubesd.ask("pause"))["state"] == "paused"
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(boot, work)
+
+
+@pytest.mark.parametrize(("untrusted", "text"), [
+    (b"", ""), (b"  \r\n\x00", ""), (b"login: \x1b[0m\xff", "; last on its console: login: [0m"),
+    (b"x" * 5000, "; last on its console: " + "x" * 600),
+])
+def test_console_tail(untrusted: bytes, text: str) -> None:
+    assert console_tail(untrusted) == text
