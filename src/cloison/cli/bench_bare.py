@@ -62,7 +62,7 @@ def _image(folder: str) -> Image:
     options = dict(zip(made["shape"], made["shape"][1:], strict=False))
     kernel, initramfs, modules = (entry[0] for entry in made["boot"])
     return Image(folder, tuple(entry[0] for entry in made["root"]), kernel, initramfs, modules,
-                 int(options["-m"].removesuffix("M")), int(options["-smp"]), options["-accel"])
+                 int(options["-m"].removesuffix("M")), int(options["-smp"]), options["-accel"].partition(",")[0])
 
 
 class Bare:
