@@ -34,6 +34,15 @@ def sync() -> None:
     _libc.sync()
 
 
+def sync_filesystem(path: str) -> None:
+    """Everything written to the file system that the path is on is on its disk when this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _check(_libc.syncfs(fd), path)
+    finally:
+        os.close(fd)
+
+
 def reseed(entropy: bytes) -> None:
     """Mix entropy into the kernel's pool, credit it, and make the generator take it up now."""
     fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)

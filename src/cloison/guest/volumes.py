@@ -76,12 +76,10 @@ def mount_private(persistence: str, size: int) -> None:
 
 
 def _first_use() -> None:
-    """Lay out an empty private volume. Each part is copied aside and renamed, so half a copy is never taken for one."""
+    """Lay out an empty private volume."""
     for source, target in (("/home", "/rw/home"), ("/usr/local", "/rw/usrlocal")):
         if not os.path.isdir(target):
-            shutil.rmtree(target + ".new", ignore_errors=True)
-            copy_tree(source, target + ".new")
-            os.rename(target + ".new", target)
+            _keep(source, target)
     if not os.path.isdir("/rw/config"):
         os.makedirs("/rw/bind-dirs", exist_ok=True)
         os.makedirs("/rw/config.new", exist_ok=True)
@@ -98,6 +96,14 @@ def run_rc_local() -> None:
     """Start the user's own start-up script, if it is executable; it runs beside everything else."""
     if os.access(RC_LOCAL_PATH, os.X_OK):
         background.spawn([RC_LOCAL_PATH])
+
+
+def _keep(source: str, kept: str) -> None:
+    """Copy aside, write out, rename: half a copy is never taken for a whole one, not even when the power fails."""
+    shutil.rmtree(kept + ".new", ignore_errors=True)
+    copy_tree(source, kept + ".new")
+    libc.sync_filesystem(os.path.dirname(kept))
+    os.rename(kept + ".new", kept)
 
 
 def copy_tree(source: str, target: str) -> None:
@@ -135,15 +141,13 @@ def bind(path: str) -> None:
     for _ in range(MAX_LINKS):
         if not os.path.islink(path):
             break
-        path = os.path.join(os.path.dirname(path), os.readlink(path))
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     kept = _kept(path)
     if not os.path.lexists(kept):
         if not os.path.exists(path):
             return
         os.makedirs(os.path.dirname(kept), exist_ok=True)
-        shutil.rmtree(kept + ".new", ignore_errors=True)
-        copy_tree(path, kept + ".new")
-        os.rename(kept + ".new", kept)
+        _keep(path, kept)
     if not os.path.exists(path):
         _placeholder(path, os.path.isdir(kept))
     libc.mount(kept, path, flags=libc.MS_BIND)

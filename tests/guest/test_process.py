@@ -1,0 +1,99 @@
+"""Programs for the host's calls: found where, run as whom, seeing what."""
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from cloison.guest import process
+from cloison.guest.process import CannotStart, User
+from cloison.wire.qrexec import Command
+
+OWN = pwd.getpwuid(os.getuid())
+USER = User("user", 1000, 1000, (1000,), "/home/user", "/bin/bash")
+
+
+def service(path: Path, mode: int = 0o755) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize(("present", "asked", "found"), [
+    (["a/s"], ("s", None), "a/s"), (["b/s"], ("s", None), "b/s"), (["a/s", "b/s"], ("s", None), "a/s"),
+    (["a/s", "b/s+x"], ("s", "x"), "b/s+x"), (["a/s", "b/s+"], ("s", None), "b/s+"), (["a/s", "b/s+"], ("s", ""), "b/s+"),
+    (["a/s", "b/s+x"], ("s", "y"), "a/s"), (["a/s"], ("s", "x" * 300), "a/s"), (["a/s"], ("s", "../../bin/sh"), "a/s"),
+])
+def test_find_service(tmp_path: Path, present: list[str], asked: tuple[str, str | None], found: str) -> None:
+    for name in present:
+        service(tmp_path / name)
+    assert process.find_service(*asked, f"{tmp_path}/a:{tmp_path}/none:{tmp_path}/b") == str(tmp_path / found)
+
+
+def test_find_service_failures(tmp_path: Path) -> None:
+    service(tmp_path / "a" / "plain", 0o644)
+    (tmp_path / "a" / "folder").mkdir()
+    (tmp_path / "a" / "dangling").symlink_to("nowhere")
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    for name, status in {"plain": 125, "folder": 125, "loop": 125, "dangling": 127, "none": 127}.items():
+        with pytest.raises(CannotStart) as caught:
+            process.find_service(name, None, f"{tmp_path}/a")
+        assert caught.value.status == status, name
+    with pytest.raises(CannotStart) as caught:
+        process.find_service("s", None, f"{tmp_path}/a/plain")
+    assert caught.value.status == 125
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    (Command("user", command="true"), {}),
+    (Command("user", service="s", source="work"),
+     {"QREXEC_REMOTE_DOMAIN": "work", "QREXEC_SERVICE_FULL_NAME": "s", "QREXEC_REQUESTED_TARGET_TYPE": ""}),
+    (Command("user", service="s", argument="", source="work"),
+     {"QREXEC_REMOTE_DOMAIN": "work", "QREXEC_SERVICE_FULL_NAME": "s+", "QREXEC_SERVICE_ARGUMENT": "", "QREXEC_REQUESTED_TARGET_TYPE": ""}),
+    (Command("user", service="s", argument="a+b", source="work"),
+     {"QREXEC_REMOTE_DOMAIN": "work", "QREXEC_SERVICE_FULL_NAME": "s+a+b", "QREXEC_SERVICE_ARGUMENT": "a+b",
+      "QREXEC_REQUESTED_TARGET_TYPE": ""}),
+])
+def test_environment(monkeypatch: pytest.MonkeyPatch, command: Command, words: dict[str, str]) -> None:
+    monkeypatch.setenv("SECRET", "of the agent")
+    monkeypatch.setenv("QREXEC_REMOTE_DOMAIN", "dom0")
+    monkeypatch.setenv("LC_TIME", "C")
+    env = process.environment(USER, command)
+    assert "SECRET" not in env and env["LC_TIME"] == "C" and env["HOME"] == "/home/user" and env["PATH"] == process.USER_PATH
+    assert env["QREXEC_AGENT_PID"] == str(os.getpid())
+    own = {key: value for key, value in env.items() if key.startswith("QREXEC_") and key not in ("QREXEC_AGENT_PID", "QREXEC_SERVICE_PATH")}
+    assert own == words
+
+
+def test_root_has_the_administrators_path() -> None:
+    assert process.environment(USER._replace(uid=0), Command("root", command="x"))["PATH"] == process.ROOT_PATH
+
+
+def test_lookup_of_ourselves_and_of_nobody() -> None:
+    user = process.lookup(OWN.pw_name)
+    assert (user.uid, user.gid, user.home) == (OWN.pw_uid, OWN.pw_gid, OWN.pw_dir) and OWN.pw_gid in user.groups
+    assert process.lookup(OWN.pw_name) is user
+    for name in ("no-such-user", "", "a\0b"):
+        with pytest.raises(CannotStart) as caught:
+            process.lookup(name)
+        assert caught.value.status == 125
+
+
+def test_no_descriptors_left_is_125_and_leaks_none() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = sorted(os.listdir("/proc/self/fd"))
+    process.lookup(OWN.pw_name)
+    for spare in (1, 3, 5):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) - 1 + spare, hard))
+        try:
+            with pytest.raises(CannotStart) as caught:
+                process.start(Command(OWN.pw_name, command="true"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert caught.value.status == 125
+        assert sorted(os.listdir("/proc/self/fd")) == before
