@@ -1,0 +1,341 @@
+"""Text of policy files -> rules, all or nothing (reference/qrexec.md 12).
+
+A `Reader` hands over files; whoever implements it decides what a folder is. One error anywhere means there is no policy at
+all, and so every call is denied. Number of files, rules, bytes and depth of inclusion are bounded: two lines can include
+each other without end.
+"""
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from cloison.errors import CloisonError
+from cloison.policy.rules import Action, Rule, Rules, Verb
+from cloison.policy.tokens import DEFAULT, Column, Token, TokenError, parse_token
+
+MAX_FILE = 1 << 20      # bytes
+MAX_READS = 16_384      # files read, the same one counted each time
+MAX_RULES = 65_536
+MAX_DEPTH = 64
+SUFFIX = ".policy"
+LEGACY_DIRECTIVE = "!compat-4.0"
+
+_FILE_NAME = re.compile(r"[a-z0-9_.-]+")
+_SERVICE = re.compile(r"[A-Za-z0-9._-]+")
+_ARGUMENT = re.compile(r"\+[A-Za-z0-9+._-]*")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_LEGACY_NAME = re.compile(r"[A-Za-z0-9+._-]+")
+_LEGACY_IGNORED = (".rpmsave", ".rpmnew", ".swp")
+_PARAMETERS = {
+    Verb.ALLOW: frozenset({"target", "user", "notify", "autostart"}),
+    Verb.ASK: frozenset({"target", "default_target", "user", "notify", "autostart"}),
+    Verb.DENY: frozenset({"notify"}),
+}
+
+
+class Root(enum.StrEnum):
+    """Where paths begin; the value is how a place is written before the path."""
+
+    MAIN = ""
+    RUNTIME = "run/"
+    LEGACY = "legacy/"
+
+
+class Reader(Protocol):
+    """Policy files, wherever they are. Paths are as written in directives, relative to the root unless they begin with `/`."""
+
+    def names(self, root: Root, folder: str) -> Sequence[str]:
+        """Names of the regular files directly in the folder, `.` being the root. Raises OSError if it's no folder."""
+
+    def content(self, root: Root, path: str) -> bytes:
+        """Raises OSError for anything but a regular file."""
+
+
+@dataclass(eq=False)
+class PolicySyntaxError(CloisonError):
+    """The policy is invalid as a whole. `file` and `line` are None for what no line is to blame for."""
+
+    kind: str
+    text: str
+    file: str | None = None
+    line: int | None = None
+    hint = "Every call is refused until this is corrected."
+
+    def __str__(self) -> str:
+        if self.file is None:
+            return self.text
+        return f"{self.file}:{self.line}: {self.text}"
+
+
+class _Fault(Exception):
+    """A PolicySyntaxError that doesn't know its place yet."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class _Place(NamedTuple):
+    root: Root
+    path: str
+    line: int | None
+
+    @property
+    def file(self) -> str:
+        return f"{self.root.value}{self.path}"
+
+
+class _Service(NamedTuple):
+    """What a file in service format is read for."""
+
+    name: str
+    argument: str
+
+
+def parse(reader: Reader) -> Rules:
+    """The whole policy: main and runtime folder, in order of file name; the runtime one wins over one of the same name.
+
+    Raises PolicySyntaxError; an OSError of the reader for the two folders themselves is one too.
+    """
+    parser = _Parser(reader)
+    files: dict[str, Root] = {}
+    for root in (Root.MAIN, Root.RUNTIME):
+        try:
+            names = reader.names(root, ".")
+        except OSError as error:
+            raise PolicySyntaxError("folder", f"the {root.name.lower()} policy folder can't be read: {error}") from error
+        files |= dict.fromkeys(_policy_files(names), root)
+    for name in sorted(files):
+        parser.read_file(files[name], name)
+    return Rules(parser.rules)
+
+
+def check_line(line: str, service: _Service | None = None) -> None:
+    """One line on its own, includes not followed. Raises PolicySyntaxError without a place."""
+    try:
+        if line.startswith("!"):
+            _directive(line, service)
+        else:
+            _rule(line, service, _Place(Root.MAIN, "", None))
+    except _Fault as fault:
+        raise PolicySyntaxError(fault.kind, str(fault)) from None
+
+
+def _policy_files(names: Sequence[str]) -> list[str]:
+    """Those that count as policy, in order. A name that looks like policy but is misspelt makes the policy invalid."""
+    considered = sorted(name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
+    for name in considered:
+        if not _FILE_NAME.fullmatch(name):
+            raise PolicySyntaxError("filename", f"the file name {name!r} may only hold a-z, 0-9, '_', '.', '-'")
+    return considered
+
+
+class _Parser:
+    """Reads files recursively into `rules`."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.rules: list[Rule] = []
+        self._reader = reader
+        self._open: list[str] = []
+        self._reads = 0
+        self._lines: dict[tuple[Root, str], list[str]] = {}
+        self._directives: dict[str, Callable[[_Place, _Service | None, list[str]], None]] = {
+            "!include": self._include,
+            "!include-dir": self._include_dir,
+            "!include-service": self._include_service,
+            LEGACY_DIRECTIVE: self._include_legacy,
+        }
+
+    def read_file(self, root: Root, path: str, service: _Service | None = None) -> None:
+        """`service` is set for a file in service format. An OSError is the caller's to explain."""
+        lines = self._load(root, path)
+        with self._opened(f"{root.value}{path}"):
+            for number, line in enumerate(lines, 1):
+                place = _Place(root, path, number)
+                try:
+                    self._line(place, line if service is None else _modernised(line), service)
+                except _Fault as fault:
+                    raise PolicySyntaxError(fault.kind, str(fault), place.file, number) from None
+
+    def _load(self, root: Root, path: str) -> list[str]:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise PolicySyntaxError("too-large", f"the policy reads more than {MAX_READS} files")
+        if (root, path) not in self._lines:
+            content = self._reader.content(root, path)
+            if len(content) > MAX_FILE:
+                raise PolicySyntaxError("too-large", f"{root.value}{path} is larger than {MAX_FILE} bytes")
+            try:
+                self._lines[root, path] = _LINE_END.split(content.decode())
+            except UnicodeDecodeError as error:
+                raise PolicySyntaxError("encoding", f"{root.value}{path} is not UTF-8 text") from error
+        return self._lines[root, path]
+
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[None]:
+        if file in self._open:
+            raise PolicySyntaxError("include-loop", f"files include each other in a circle: {' -> '.join([*self._open, file])}")
+        if len(self._open) >= MAX_DEPTH:
+            raise PolicySyntaxError("include-loop", f"files include each other more than {MAX_DEPTH} deep, the last one {file}")
+        self._open.append(file)
+        yield
+        self._open.pop()
+
+    def _line(self, place: _Place, line: str, service: _Service | None) -> None:
+        line = line.strip()
+        if not line or line.startswith("#"):
+            return
+        if line.startswith("!"):
+            name, words = _directive(line, service)
+            self._directives[name](place, service, words)
+            return
+        if len(self.rules) >= MAX_RULES:
+            raise _Fault("too-large", f"the policy has more than {MAX_RULES} rules")
+        self.rules.append(_rule(line, service, place))
+
+    def _include(self, place: _Place, service: _Service | None, words: list[str]) -> None:
+        try:
+            self.read_file(place.root, words[0], service)
+        except OSError as error:
+            raise _Fault("include-missing", f"{words[0]} can't be read: {error}") from error
+
+    def _include_service(self, place: _Place, _: _Service | None, words: list[str]) -> None:
+        name, argument, path = words
+        self._include(place, _Service(name, argument), [path])
+
+    def _include_dir(self, place: _Place, _: _Service | None, words: list[str]) -> None:
+        folder = words[0]
+        try:
+            names = self._reader.names(place.root, folder)
+        except OSError as error:
+            raise _Fault("include-dir-missing", f"the folder {folder} can't be read: {error}") from error
+        for name in _policy_files(names):
+            self._include(place, None, [f"{folder.rstrip('/')}/{name}"])
+
+    def _include_legacy(self, place: _Place, _: _Service | None, __: list[str]) -> None:
+        """The 4.0 folder: a file a service, or a service with an argument; the latter ends in a refusal of the rest (14)."""
+        try:
+            names = self._reader.names(Root.LEGACY, ".")
+        except OSError as error:
+            raise _Fault("include-dir-missing", f"the folder of the 4.0 policy can't be read: {error}") from error
+        for name in sorted(filter(_is_legacy_file, names), key=_legacy_order):
+            service, plus, argument = name.partition("+")
+            self._include(_Place(Root.LEGACY, name, None), _Service(service, f"+{argument}" if plus else "*"), [name])
+            if plus:
+                self.rules += _legacy_end(service, f"+{argument}", _Place(Root.LEGACY, name, None))
+
+
+def _directive(line: str, service: _Service | None) -> tuple[str, list[str]]:
+    name, *words = line.split()
+    counts = {"!include": 1, "!include-dir": 1, "!include-service": 3, LEGACY_DIRECTIVE: 0} if service is None else {"!include": 1}
+    if name not in counts:
+        raise _Fault("directive", f"there is no directive {name!r} in a file of this kind")
+    if len(words) != counts[name]:
+        raise _Fault("directive-params", f"{name} takes {counts[name]} parameters, not {len(words)}")
+    if name == "!include-service":
+        _check_service(*words[:2])
+    return name, words
+
+
+def _rule(line: str, service: _Service | None, place: _Place) -> Rule:
+    words = line.split()
+    if service is not None:
+        words[:0] = service
+    if len(words) < 5:
+        raise _Fault("field-count", "a rule has at least the fields service, argument, source, target, action"
+                     if service is None else "a rule has at least the fields source, target, action")
+    name, argument, source, target, verb, *parameters = words
+    if service is None:
+        _check_service(name, argument)
+    columns = _token(source, Column.SOURCE), _token(target, Column.TARGET)
+    action = _action(verb, parameters)
+    if action.verb is Verb.ALLOW and target == DEFAULT and action.target is None:
+        raise _Fault("allow-default-needs-target", f"allow for {DEFAULT} needs target=, or there is nothing to call")
+    return Rule(name, argument, *columns, action, place.file, place.line)
+
+
+def _check_service(name: str, argument: str) -> None:
+    if name != "*" and not _SERVICE.fullmatch(name):
+        raise _Fault("service-chars", f"the service {name!r} may only hold letters, digits, '-', '.', '_'")
+    if argument == "*":
+        return
+    if name == "*":
+        raise _Fault("wildcard-service-arg", "a rule for every service must be for every argument too")
+    if not argument.startswith("+"):
+        raise _Fault("argument-plus", f"the argument {argument!r} must be '*' or begin with '+'")
+    if not _ARGUMENT.fullmatch(argument):
+        raise _Fault("argument-chars", f"the argument {argument!r} may only hold letters, digits, '+', '-', '.', '_'")
+
+
+def _token(text: str, column: Column) -> Token:
+    try:
+        return parse_token(text, column)
+    except TokenError as error:
+        raise _Fault(error.kind, str(error)) from None
+
+
+def _action(verb: str, words: list[str]) -> Action:
+    try:
+        kind = Verb(verb)
+    except ValueError:
+        raise _Fault("action", f"the action must be allow, ask or deny, not {verb!r}") from None
+    values = _parameters(kind, words)
+    return Action(
+        verb=kind,
+        notify=_yes("notify", values.get("notify", "yes" if kind is Verb.DENY else "no")),
+        autostart=_yes("autostart", values.get("autostart", "yes")),
+        user=values.get("user"),
+        target=_redirect(values.get("target")),
+        default_target=_redirect(values.get("default_target")),
+    )
+
+
+def _parameters(verb: Verb, words: list[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise _Fault("param-syntax", f"{word!r} is not of the form name=value")
+        if key not in _PARAMETERS[verb]:
+            raise _Fault("param-unknown", f"{verb} has no parameter {key!r}")
+        if key in values:
+            raise _Fault("param-duplicate", f"{key} is given twice")
+        values[key] = value
+    return values
+
+
+def _yes(key: str, value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise _Fault("param-bool", f"{key} must be yes or no, not {value!r}")
+    return value == "yes"
+
+
+def _redirect(text: str | None) -> str | None:
+    return None if text is None else _token(text, Column.REDIRECT).text
+
+
+# -- the format of Qubes OS 4.0 ------------------------------------------------------------------------------------------
+
+
+def _modernised(line: str) -> str:
+    return line.replace("$include:", "!include ").replace("$", "@").replace(",", " ")
+
+
+def _is_legacy_file(name: str) -> bool:
+    return bool(_LEGACY_NAME.fullmatch(name)) and not name.startswith(".") and not name.endswith(_LEGACY_IGNORED)
+
+
+def _legacy_order(name: str) -> tuple[str, bool, str]:
+    service, plus, argument = name.partition("+")
+    return service, not plus, argument
+
+
+def _legacy_end(service: str, argument: str, place: _Place) -> list[Rule]:
+    deny = _action("deny", [])
+    anyone = _token("@anyvm", Column.SOURCE)
+    targets = (_token("@anyvm", Column.TARGET), _token("@adminvm", Column.TARGET))
+    return [Rule(service, argument, anyone, target, deny, place.file, place.line) for target in targets]
