@@ -49,10 +49,11 @@ class ControlServer:
             writer.write(encode(message))
 
     async def close(self) -> None:
-        """Send what waits, then hang up; the path goes."""
+        """Send what waits, then hang up; the path goes. Idempotent."""
         if self._server is not None:
             self._loop.remove_reader(self._server)
             self._server.close()
+            self._server = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
         for writer in list(self._writers):

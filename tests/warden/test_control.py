@@ -1,0 +1,123 @@
+"""A warden's door: answers in order, every event to everyone, and no caller that could spoil it for another."""
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.runtime.ports import Hostile
+
+from cloison.errors import MachineError
+from cloison.warden.control import ControlServer
+from cloison.wire.warden import MAX_LINE, encode
+
+
+class Door:
+    """A server on a path, what it was told to do, and connections to it."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = os.path.join(folder, "warden.sock")
+        self.done: list[str] = []
+        self.server = ControlServer(self.path, self._do, lambda: {"state": "running"})
+
+    async def _do(self, order: str, _request: dict[str, object]) -> None:
+        if order == "fail":
+            raise MachineError("it can't")
+        self.done.append(order)
+
+    async def connect(self) -> Hostile:
+        stream = socket.socket(socket.AF_UNIX)
+        stream.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(stream, self.path)
+        return Hostile(stream)
+
+
+def with_door(work: Callable[[Door], Awaitable[None]]) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory(prefix="cloison-") as folder:
+            door = Door(folder)
+            door.server.listen()
+            await work(door)
+            await door.server.close()
+            assert os.listdir(folder) == []
+
+    asyncio.run(run())
+
+
+async def answered(peer: Hostile, *answers: dict[str, object]) -> None:
+    expected = b"".join(map(encode, answers))
+    await peer.until(lambda: len(peer.got) >= len(expected) or peer.hung_up)
+    assert peer.got == expected
+
+
+def test_orders_are_answered_in_turn() -> None:
+    async def work(door: Door) -> None:
+        peer = await door.connect()
+        await peer.send(encode({"id": 1, "do": "status"}) + encode({"id": 2, "do": "pause"}) + encode({"id": 3, "do": "fail"}) + b"{}\n")
+        await answered(peer, {"id": 1, "ok": True, "state": "running"}, {"id": 2, "ok": True, "state": "running"},
+                       {"id": 3, "error": "it can't"}, {"id": None, "ok": True, "state": "running"})
+        assert door.done == ["pause", "None"]
+
+    with_door(work)
+
+
+def test_events_go_to_everyone_until_the_close() -> None:
+    async def work(door: Door) -> None:
+        peers = [await door.connect() for _ in range(3)]
+        for number, peer in enumerate(peers):
+            await peer.send(encode({"id": number, "do": "status"}))
+            await answered(peer, {"id": number, "ok": True, "state": "running"})
+            peer.got.clear()
+        peers[0].close()
+        door.server.event({"event": "stopped"})
+        await door.server.close()
+        for peer in peers[1:]:
+            await peer.until(lambda peer=peer: peer.hung_up)
+            assert peer.got == encode({"event": "stopped"})
+
+    with_door(work)
+
+
+@pytest.mark.parametrize("sent", [b"no json\n", b"[]\n", b"5\n", b"\xff\n", b"x" * (MAX_LINE + 2), b"[" * 100_000 + b"\n"],
+                         ids=["text", "list", "number", "bytes", "long", "deep"])
+def test_nonsense_is_hung_up_on_alone(sent: bytes) -> None:
+    async def work(door: Door) -> None:
+        bad, good = await door.connect(), await door.connect()
+        sending = asyncio.ensure_future(bad.send(sent))
+        await bad.until(lambda: bad.hung_up)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await good.send(encode({"id": 1, "do": "status"}))
+        await answered(good, {"id": 1, "ok": True, "state": "running"})
+
+    with_door(work)
+
+
+def test_adopted_connection_hears_what_happens_at_once_and_its_loss_is_told() -> None:
+    async def work(door: Door) -> None:
+        ours, theirs = socket.socketpair()
+        lost = asyncio.Event()
+        await door.server.adopt(theirs, lost.set)
+        door.server.event({"event": "failed"})
+        peer = Hostile(ours)
+        await answered(peer, {"event": "failed"})
+        peer.close()
+        await asyncio.wait_for(lost.wait(), 60)
+
+    with_door(work)
+
+
+def test_socket_left_by_a_killed_warden_is_replaced() -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory(prefix="cloison-") as folder:
+            door = Door(folder)
+            Path(door.path).write_text("")
+            door.server.listen()
+            (await door.connect()).close()
+            await door.server.close()
+
+    asyncio.run(run())
