@@ -7,40 +7,15 @@ from __future__ import annotations
 
 import base64
 import json
-import posixpath
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cloison.policy.evaluate import Allow, Ask, Decision, Deny, Request, choose, evaluate, respond
 from cloison.policy.facts import Facts, facts_from_system_info
+from cloison.policy.memory import MappingReader
 from cloison.policy.parse import PolicySyntaxError, Root, parse
 from cloison.policy.rules import Rule
-
-
-class MappingReader:
-    """Policy files from memory: a mapping of path to content for each root. Folders are what paths imply."""
-
-    def __init__(self, roots: Mapping[Root, Mapping[str, bytes]]) -> None:
-        self._roots = roots
-
-    def names(self, root: Root, folder: str) -> Sequence[str]:
-        prefix = _below(folder)
-        prefix = "" if prefix == "." else f"{prefix}/"
-        inside = [path[len(prefix):] for path in self._roots[root] if path.startswith(prefix)]
-        if prefix and not inside:
-            raise NotADirectoryError("no such folder")
-        return [name for name in inside if "/" not in name]
-
-    def content(self, root: Root, path: str) -> bytes:
-        try:
-            return self._roots[root][_below(path)]
-        except KeyError:
-            raise FileNotFoundError("no such file") from None
-
-
-def _below(path: str) -> str:
-    return posixpath.normpath(path)
 
 
 def replay(group: Mapping[str, Any], system: object) -> dict[str, Any]:
