@@ -2,6 +2,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
+import socket
+import struct
 from collections.abc import Callable
 from types import TracebackType
 
@@ -31,6 +35,7 @@ class Disposable:
         lease = self._connection.stream(base, "cloison.Disposable")
         try:
             self._while_waiting(lease)
+            _await_answer(lease)
             for event in lease:
                 if event.event == "disposable-ready":
                     self._lease = lease
@@ -59,3 +64,21 @@ class Disposable:
             return
         with contextlib.suppress(CloisonError):
             self._connection.call(self.name, "admin.vm.Kill")
+
+
+def _await_answer(lease: Stream) -> None:
+    """Until qubesd answers. Raises NoDaemon when it ends before: the warden may hold our connection open then."""
+    with socket.socket(fileno=os.dup(lease.fileno())) as stream:
+        credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    try:
+        qubesd = os.pidfd_open(struct.unpack("3i", credentials)[0])
+    except ProcessLookupError as error:
+        raise NoDaemon("qubesd ended before the disposable was ready") from error
+    try:
+        poll = select.poll()
+        poll.register(lease, select.POLLIN)
+        poll.register(qubesd, select.POLLIN)
+        if lease.fileno() not in dict(poll.poll()):
+            raise NoDaemon("qubesd ended before the disposable was ready")
+    finally:
+        os.close(qubesd)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class _Link:
             log.warning("warden of %s: %s", self.uuid, error)
         finally:
             self._writer.close()
-        await asyncio.to_thread(life.wait_gone, self.owner.paths.qubes, self.uuid)
+        await asyncio.to_thread(life.end, self.owner.paths.qubes, self.uuid)
         self._finish()
 
     def _finish(self) -> None:
@@ -160,7 +161,7 @@ class ZygoteWardens(Wardens):
                 found += [adopted] if adopted else []
         for uuid in life.known(self.paths.qubes):
             if uuid not in self._links:              # its start was not done when its qubesd died, or its warden was killed
-                await asyncio.to_thread(life.wait_gone, self.paths.qubes, uuid)
+                await asyncio.to_thread(life.end, self.paths.qubes, uuid)
                 self._clean(uuid)
         return found
 
@@ -325,7 +326,14 @@ class ZygoteWardens(Wardens):
                     else:
                         error = str(message.get("error") or message.get("reason"))
         log.error("no warm image for %s: %s", launch.name, error)
+        await self._clear_making(warm.making(launch))
         return None
+
+    async def _clear_making(self, name: str) -> None:
+        """What a killed maker could not end and remove."""
+        await asyncio.to_thread(life.end, self.paths.qubes, name)
+        await asyncio.to_thread(shutil.rmtree, os.path.join(self.paths.warm, name), ignore_errors=True)
+        life.drop(self.paths.qubes, name)
 
     async def forget_warm(self, commits: Collection[str]) -> None:
         for name in warm.names(self.paths.warm):

@@ -131,6 +131,8 @@ class Warden:
         if self._stream is not None:
             self._stream.close()
         if self._life is not None:
+            os.close(self._life)
+            await asyncio.to_thread(life.end, self._paths.qubes, self._launch.uuid)   # of a sandbox killed while it was set up
             life.drop(self._paths.qubes, self._launch.uuid)
         await self._control.close()
 

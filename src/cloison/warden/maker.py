@@ -12,7 +12,7 @@ from cloison.errors import CloisonError, MachineError, PeerError
 from cloison.hypervisor.base import MachineSpec
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
-from cloison.runtime import faults
+from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Port
@@ -30,30 +30,37 @@ async def make(paths: Paths, launch: Launch, control: socket.socket) -> None:
     def tell(**message: object) -> None:
         control.sendall(encode(message))
 
-    work = os.path.join(paths.warm, f"making-{os.getpid()}")
-    os.mkdir(work, 0o700)
     task = asyncio.current_task()
     if task is not None:
         watch_hangup(control, partial(_cancel, task))   # nobody wants it any more
     try:
-        tell(made=await _make(paths, launch, work, lambda text: tell(progress=text)))
+        name = warm.making(launch)
+        life_fd = life.take(paths.qubes, name)
+        work = os.path.join(paths.warm, name)
+        try:
+            os.mkdir(work, 0o700)
+            made = await _make(paths, launch, work, life_fd, lambda text: tell(progress=text))
+        finally:
+            os.close(life_fd)
+            await asyncio.to_thread(life.end, paths.qubes, name)   # of a sandbox killed while it was set up
+            shutil.rmtree(work, ignore_errors=True)
+            life.drop(paths.qubes, name)
+        tell(made=made)
     except (CloisonError, OSError) as error:
         tell(error=str(error))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
 
 
-async def _make(paths: Paths, launch: Launch, work: str, say: Callable[[str], None]) -> str:
+async def _make(paths: Paths, launch: Launch, work: str, life_fd: int, say: Callable[[str], None]) -> str:
     ram = os.open(os.path.join(work, warm.RAM), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.ftruncate(ram, launch.memory << 20)
     machine = QemuMachine(MachineSpec(
         uuid=NOBODY, memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator,
         disks=disks.open_for_making(launch, os.path.join(work, warm.DISK)), kernel=launch.kernel.vmlinuz,
-        initramfs=launch.kernel.initramfs, kernelopts=launch.kernelopts, ram_fd=ram, ram_shared=True))
+        initramfs=launch.kernel.initramfs, kernelopts=launch.kernelopts, ram_fd=ram, ram_shared=True, life_fd=life_fd))
     say("booting")
     faults.point("warm:boot")
     stream = await machine.start()

@@ -43,6 +43,11 @@ def key(launch: Launch) -> str:
     return hashlib.sha256(json.dumps(ingredients(launch), sort_keys=True).encode()).hexdigest()[:32]
 
 
+def making(launch: Launch) -> str:
+    """Name of the work folder, and of the lock of the processes, while that image is made."""
+    return f"making-{key(launch)}"
+
+
 def ingredients(launch: Launch) -> dict[str, object]:
     """Everything a warm image depends on; two launches with equal ingredients may share one."""
     root = next(disk for disk in launch.disks if disk.role == "root")
