@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cloison.cli import devices, tool
 from cloison.cli.devices import ANY, Device, Line
@@ -98,16 +98,16 @@ class Access:
 
     def all_used(self, verb: str, qubes: Sequence[str]) -> dict[str, list[Line]]:
         """Of many qubes. One that goes away meanwhile has none."""
-        replies = self.connection.gather((qube, self.method(verb), "") for qube in qubes)
-        return {qube: devices.used(reply) for qube, reply in zip(qubes, self._checked(replies), strict=True)}
+        return {qube: devices.used(reply) for qube, reply in zip(qubes, self._ask(verb, qubes), strict=True)}
 
     def load(self, backends: Sequence[str]) -> None:
         """Have what these expose at hand."""
-        replies = self.connection.gather((backend, self.method("Available"), "") for backend in backends)
-        for backend, reply in zip(backends, self._checked(replies), strict=True):
+        for backend, reply in zip(backends, self._ask("Available", backends), strict=True):
             self._available[backend] = devices.available(reply, backend)
 
-    def _checked(self, replies: Iterable[bytes | CloisonError]) -> Iterable[bytes]:
+    def _ask(self, verb: str, qubes: Sequence[str]) -> Iterator[bytes]:
+        """The same of many qubes; all answers are there before one is judged."""
+        replies = list(self.connection.gather((qube, self.method(verb), "") for qube in qubes))
         for reply in replies:
             if isinstance(reply, NotPermitted | BadRequest | NoDaemon):
                 raise CloisonError(f"failed to list {self.devclass[:40]!r} devices: there is no such class of devices, "

@@ -83,9 +83,12 @@ def rule_of(words: Sequence[str]) -> Rule:
             if not positions:
                 tool.quit_usage(PROG, f"too many words in the rule: {word!r}")
             key, value = positions[0], word
-        _check_word(rule, key, value, word)
-        rule["dsthost" if key in _DESTINATIONS else key] = value
-        positions = [each for each in positions if each not in (key, "dsthost" if key in _DESTINATIONS else key)]
+        _check_word(key, value, word)
+        key = "dsthost" if key in _DESTINATIONS else key
+        if key in rule:
+            tool.quit_usage(PROG, f"{key} is there twice")
+        rule[key] = value
+        positions = [each for each in positions if each != key]
         if key == "proto":
             positions = [each for each in positions if each != ("dstports" if value == "icmp" else "icmptype")]
     if "action" not in rule:
@@ -93,13 +96,11 @@ def rule_of(words: Sequence[str]) -> Rule:
     return _canonical(rule)
 
 
-def _check_word(rule: Rule, key: str, value: str, word: str) -> None:
+def _check_word(key: str, value: str, word: str) -> None:
     """No word may read as two, nor a rule as two rules."""
     blanks = "\n" if key == "comment" else " \t\n\r\v\f"
     if key not in _KEYS or "=" in value or any(blank in value for blank in blanks):
         tool.quit_usage(PROG, f"invalid rule element: {word!r}")
-    if key in rule:
-        tool.quit_usage(PROG, f"{key} is there twice")
 
 
 def _canonical(rule: Rule) -> Rule:
