@@ -102,24 +102,53 @@ class _Denied(Exception):
 
 def evaluate(rules: Rules, facts: Facts, request: Request) -> Decision:
     """What policy says of the request. Raises nothing."""
-    try:
-        call = resolve(facts, request)
-    except _Denied as denied:
-        return denied.deny
-    for rule in rules.for_service(request.service):
+    call = resolve(facts, request)
+    if isinstance(call, Deny):
+        return call
+    for rule in rules.for_service(call.service):
         try:
-            if not matches(rule, call):
-                continue
-            return decide(rules, facts, call, rule)
+            found = matches(rule, call)
         except Unresolvable as error:
             return Deny(error.why, f"{error} ({rule.place})", True, rule)
-        except _Denied as denied:
-            return denied.deny._replace(rule=rule)
+        if found:
+            return decide(rules, facts, call, rule)
     return Deny("no-match", "no rule is for this call")
 
 
-def resolve(facts: Facts, request: Request) -> Call:
-    """The ends of the call. Raises what `evaluate` turns into a Deny."""
+def resolve(facts: Facts, request: Request) -> Call | Deny:
+    """The ends of the call, checked against the facts."""
+    if not request.service or not request.argument.startswith("+"):
+        return Deny("request-service", "the call names no service")
+    try:
+        return _resolve(facts, request)
+    except _Denied as denied:
+        return denied.deny
+
+
+def matches(rule: Rule, call: Call) -> bool:
+    """Of a rule for the call's service. Raises Unresolvable."""
+    return (
+        rule.argument in ("*", call.argument)
+        and rule.source.matches(call.source)
+        and rule.target.matches(call.target)
+    )
+
+
+def decide(rules: Rules, facts: Facts, call: Call, rule: Rule) -> Decision:
+    """What a rule makes of a call that it matches."""
+    try:
+        if rule.action.verb is Verb.DENY:
+            return Deny("rule", f"{rule.place} denies it", rule.action.notify, rule)
+        if rule.action.verb is Verb.ALLOW:
+            return _allow(facts, call, rule)
+        return _ask(rules, facts, call, rule)
+    except Unresolvable as error:
+        return Deny(error.why, f"{error} ({rule.place})", True, rule)
+    except _Denied as denied:
+        return denied.deny._replace(rule=rule)
+
+
+def _resolve(facts: Facts, request: Request) -> Call:
     try:
         wanted = parse_token(request.untrusted_target or DEFAULT, Column.REQUEST).text
     except TokenError:
@@ -152,24 +181,6 @@ def _remote(facts: Facts, relay: Endpoint, untrusted_name: str) -> str:
     if remote.relayvm is None or remote.relayvm not in relay.spellings:
         raise _Denied(Deny("requested-source-wrong-relay", f"{relay.text} is not the relay of {remote.name}"))
     return untrusted_name
-
-
-def matches(rule: Rule, call: Call) -> bool:
-    """Of a rule for the call's service. Raises Unresolvable."""
-    return (
-        rule.argument in ("*", call.argument)
-        and rule.source.matches(call.source)
-        and rule.target.matches(call.target)
-    )
-
-
-def decide(rules: Rules, facts: Facts, call: Call, rule: Rule) -> Decision:
-    """What a rule that matches makes of the call. Raises what `evaluate` turns into a Deny."""
-    if rule.action.verb is Verb.DENY:
-        return Deny("rule", f"{rule.place} denies it", rule.action.notify, rule)
-    if rule.action.verb is Verb.ALLOW:
-        return _allow(facts, call, rule)
-    return _ask(rules, facts, call, rule)
 
 
 def _allow(facts: Facts, call: Call, rule: Rule) -> Decision:

@@ -22,6 +22,7 @@ MAX_READS = 16_384      # files read, the same one counted each time
 MAX_RULES = 65_536
 MAX_DEPTH = 64
 SUFFIX = ".policy"
+UNREADABLE = (OSError, ValueError)      # the latter is what Python makes of a NUL in a path
 LEGACY_DIRECTIVE = "!compat-4.0"
 
 _FILE_NAME = re.compile(r"[a-z0-9_.-]+")
@@ -99,7 +100,7 @@ class _Service(NamedTuple):
 def parse(reader: Reader) -> Rules:
     """The whole policy: main and runtime folder, in order of file name; the runtime one wins over one of the same name.
 
-    Raises PolicySyntaxError; an OSError of the reader for the two folders themselves is one too.
+    Raises PolicySyntaxError and nothing else: what can't be read makes the policy as invalid as what can't be understood.
     """
     parser = _Parser(reader)
     files: dict[str, Root] = {}
@@ -110,19 +111,42 @@ def parse(reader: Reader) -> Rules:
             raise PolicySyntaxError("folder", f"the {root.name.lower()} policy folder can't be read: {error}") from error
         files |= dict.fromkeys(_policy_files(names), root)
     for name in sorted(files):
-        parser.read_file(files[name], name)
+        try:
+            parser.read_file(files[name], name)
+        except OSError as error:
+            raise PolicySyntaxError("file", f"{files[name].value}{name} can't be read: {error}") from error
     return Rules(parser.rules)
 
 
-def check_line(line: str, service: _Service | None = None) -> None:
-    """One line on its own, includes not followed. Raises PolicySyntaxError without a place."""
+def parse_rule(line: str, file: str) -> Rule:
+    """A line that is a rule, on its own; `file` is what its place shall be called. Raises PolicySyntaxError."""
     try:
-        if line.startswith("!"):
-            _directive(line, service)
-        else:
-            _rule(line, service, _Place(Root.MAIN, "", None))
+        return _rule(line, None, _Place(Root.MAIN, file, None))
     except _Fault as fault:
-        raise PolicySyntaxError(fault.kind, str(fault)) from None
+        raise PolicySyntaxError(fault.kind, str(fault), file) from None
+
+
+def lint(content: bytes, file: str, service_format: bool = False) -> list[PolicySyntaxError]:
+    """Every fault of one file, each line on its own, includes not followed."""
+    service = _Service("*", "*") if service_format else None
+    try:
+        lines = _LINE_END.split(content.decode())
+    except UnicodeDecodeError:
+        return [PolicySyntaxError("encoding", f"{file} is not UTF-8 text")]
+    faults = []
+    for number, line in enumerate(lines, 1):
+        try:
+            _check(_modernised(line).strip() if service_format else line.strip(), service)
+        except _Fault as fault:
+            faults.append(PolicySyntaxError(fault.kind, str(fault), file, number))
+    return faults
+
+
+def _check(line: str, service: _Service | None) -> None:
+    if line.startswith("!"):
+        _directive(line, service)
+    elif line and not line.startswith("#"):
+        _rule(line, service, _Place(Root.MAIN, "", None))
 
 
 def _policy_files(names: Sequence[str]) -> list[str]:
@@ -200,7 +224,7 @@ class _Parser:
     def _include(self, place: _Place, service: _Service | None, words: list[str]) -> None:
         try:
             self.read_file(place.root, words[0], service)
-        except OSError as error:
+        except UNREADABLE as error:
             raise _Fault("include-missing", f"{words[0]} can't be read: {error}") from error
 
     def _include_service(self, place: _Place, _: _Service | None, words: list[str]) -> None:
@@ -211,7 +235,7 @@ class _Parser:
         folder = words[0]
         try:
             names = self._reader.names(place.root, folder)
-        except OSError as error:
+        except UNREADABLE as error:
             raise _Fault("include-dir-missing", f"the folder {folder} can't be read: {error}") from error
         for name in _policy_files(names):
             self._include(place, None, [f"{folder.rstrip('/')}/{name}"])
