@@ -1,6 +1,7 @@
 """qubes.xml: a file that Qubes OS 4.4 wrote, our own round trip, migrations, and files that want to do harm."""
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloison.daemon.fake import fake_app
 from cloison.model import creation, qubesxml
 from cloison.model.creation import Birth
 from cloison.model.devices import Assignment, Device
@@ -426,3 +428,39 @@ def test_a_damaged_file_is_taken_or_refused(place: int, junk: bytes, gone: int) 
 def test_any_bytes_are_refused_or_taken(untrusted: bytes) -> None:
     with pytest.raises(BadQubesXml):
         qubesxml.load(empty(), b"<x" + untrusted)
+
+
+def test_what_was_loaded_is_stored_and_comes_back(tmp_path: Path) -> None:
+    async def scenario() -> tuple[bytes, bytes]:
+        app = await fake_app(str(tmp_path))
+        with app.transaction():
+            qubesxml.load(app.system, GOLDEN.read_bytes())
+        app.choose_kernel()
+        before = qubesxml.export(app.system)
+        app.parts.store.close()
+        app = await fake_app(str(tmp_path))
+        after = qubesxml.export(app.system)
+        app.parts.store.close()
+        return before, after
+
+    before, after = asyncio.run(scenario())
+    assert before == after and b">vault<" in after
+
+
+def test_a_refused_file_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        app = await fake_app(str(tmp_path))
+        before = qubesxml.export(app.system)
+        with pytest.raises(BadQubesXml), app.transaction():
+            qubesxml.load(app.system, app_with_its_own_netvm().encode())
+        assert qubesxml.export(app.system) == before
+        app.parts.store.close()
+        app = await fake_app(str(tmp_path))
+        assert qubesxml.export(app.system) == before
+        app.parts.store.close()
+
+    asyncio.run(scenario())
+
+
+def app_with_its_own_netvm() -> str:
+    return app(prop("provides_network", "True") + prop("netvm", "w"))
