@@ -65,8 +65,14 @@ def rehearse() -> None:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii", errors="replace") as file:
-        file.write(text)
+    """Without emptying the file first: ext4 would take that for a replacement and start writing to the disk at the close."""
+    data = text.encode("ascii", "replace")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, data)
+        os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
 
 
 def _journal(machine_id: str) -> None:
