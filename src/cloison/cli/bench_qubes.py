@@ -22,6 +22,8 @@ from cloison.runtime.paths import Paths
 
 TAG = "cloison-bench"
 LABEL = "gray"
+PATIENCE = 120.0                        # seconds for a start under way to end, at the bench's end
+_STEP = 0.1
 MAX_ERRORS = 1 << 16                    # bytes of a tool's errors that are read
 
 
@@ -68,12 +70,19 @@ class Qubes:
         """Remove every qube with the tag; one that can't be is told and left. Disposable templates go after their disposables."""
         for qube in reversed(list_qubes(self.connection).values()):
             if qube.klass != "AdminVM" and TAG in lines(self.connection.call(qube.name, "admin.vm.tag.List")):
+                self._settle(qube.name)
                 with contextlib.suppress(CloisonError):
                     self.kill(qube.name)
                 try:
                     self.connection.call(qube.name, "admin.vm.Remove")
                 except CloisonError as error:
                     print(f"bench: {qube.name} is left: {error}", file=sys.stderr)
+
+    def _settle(self, name: str) -> None:
+        """A start that an interrupt left under way can't be killed yet: wait until it is done, or undone."""
+        deadline = time.monotonic() + PATIENCE
+        while list_qubes(self.connection)[name].state == "Transient" and time.monotonic() < deadline:
+            time.sleep(_STEP)
 
     def app(self, name: str, *, disposables: bool = False) -> str:
         """A halted AppVM; `disposables`: others can be made of it. Its name."""
@@ -128,19 +137,26 @@ def timed(command: Sequence[str], stdin: int = subprocess.DEVNULL, keep: int = 1
     """Run a tool. `keep`: bytes of its output that are kept. Raises ToolFailed for another exit status than 0."""
     begun = time.perf_counter()
     with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=env) as process:
-        assert process.stdout is not None and process.stderr is not None
-        output = process.stdout.read(keep) or b""
-        first = time.perf_counter() - begun
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            while os.splice(process.stdout.fileno(), null, 1 << 20):
-                pass
+            return _follow(process, begun, keep)
         finally:
-            os.close(null)
-        last = time.perf_counter() - begun
-        status = process.wait()
-        end = time.perf_counter() - begun
-        if status:
-            said = (process.stderr.read(MAX_ERRORS) or b"").decode(errors="replace").strip()
-            raise ToolFailed(f"{os.path.basename(command[0])} ended with {status}: {said[-500:]}")
-        return Timed(first, last, end, output)
+            process.kill()               # an interrupt must not wait for it
+
+
+def _follow(process: subprocess.Popen[bytes], begun: float, keep: int) -> Timed:
+    assert process.stdout is not None and process.stderr is not None
+    output = process.stdout.read(keep) or b""
+    first = time.perf_counter() - begun
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        while os.splice(process.stdout.fileno(), null, 1 << 20):
+            pass
+    finally:
+        os.close(null)
+    last = time.perf_counter() - begun
+    status = process.wait()
+    end = time.perf_counter() - begun
+    if status:
+        said = (process.stderr.read(MAX_ERRORS) or b"").decode(errors="replace").strip()
+        raise ToolFailed(f"a measured tool ended with {status}: {said[-500:]}")
+    return Timed(first, last, end, output)
