@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Iterator
 
 TOOLS = (
-    "qubes-prefs", "qvm-check", "qvm-clone", "qvm-create", "qvm-features", "qvm-kill", "qvm-ls", "qvm-notes",
-    "qvm-pause", "qvm-pool", "qvm-prefs", "qvm-remove", "qvm-run", "qvm-service", "qvm-shutdown", "qvm-start", "qvm-tags",
-    "qvm-unpause",
+    "qubes-prefs", "qvm-block", "qvm-check", "qvm-clone", "qvm-create", "qvm-device", "qvm-features", "qvm-firewall", "qvm-kill",
+    "qvm-ls", "qvm-notes", "qvm-pause", "qvm-pci", "qvm-pool", "qvm-prefs", "qvm-remove", "qvm-run", "qvm-service", "qvm-shutdown",
+    "qvm-start", "qvm-tags", "qvm-unpause", "qvm-usb", "qvm-volume",
 )
 _QUBES = "qvm-ls --raw-list 2>/dev/null"
 
