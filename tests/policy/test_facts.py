@@ -1,0 +1,58 @@
+"""What GetSystemInfo answers, and what is not such an answer."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cloison.policy.facts import MAX_QUBES, MAX_TEXT, BadFacts, facts_from_system_info
+from tests.policy.support import entry, facts
+
+
+def test_a_system() -> None:
+    system = facts()
+    work = system.qubes["work"]
+    assert system.qubes["uuid:00000000-0000-0000-0000-000000000001"] is work
+    assert (work.klass, work.tags, work.default_dispvm, work.running, work.internal) == ("AppVM", {"blue"}, "dvm", True, False)
+    assert not system.qubes["vault"].running
+    assert system.disposables == {"@dispvm:dvm", "@dispvm:other-dvm"}
+    assert system.hidden == {"hidden", "@dispvm:hidden"}
+    assert system.template("work") is None
+    assert system.template("uuid:00000000-0000-0000-0000-000000000003") is system.qubes["dvm"]
+
+
+@pytest.mark.parametrize("state", ["Halted", "Paused", "Suspended", "Transient", "Halting", "Crashed", "Dying", "NA", "running", ""])
+def test_only_running_is_running(state: str) -> None:
+    assert not facts_from_system_info({"domains": {"a": entry(1, power_state=state)}}).qubes["a"].running
+
+
+@pytest.mark.parametrize("changes", [
+    {"type": None}, {"type": 1}, {"tags": None}, {"tags": "x"}, {"tags": [1]}, {"tags": ["x" * (MAX_TEXT + 1)]},
+    {"template_for_dispvms": "False"}, {"template_for_dispvms": None}, {"template_for_dispvms": 1}, {"default_dispvm": 1},
+    {"power_state": None}, {"uuid": None}, {"uuid": "0" * (MAX_TEXT + 1)}, {"relayvm": []}, {"transport_rpc": {}},
+])
+def test_a_wrong_type_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadFacts):
+        facts_from_system_info({"domains": {"a": entry(1, **changes)}})
+
+
+@pytest.mark.parametrize("key", ["type", "tags", "template_for_dispvms", "power_state", "uuid"])
+def test_a_missing_key_is_refused(key: str) -> None:
+    qube = entry(1)
+    del qube[key]
+    with pytest.raises(BadFacts, match="a"):
+        facts_from_system_info({"domains": {"a": qube}})
+
+
+@pytest.mark.parametrize("data", [
+    None, [], {}, {"domains": None}, {"domains": []}, {"domains": {"": entry(1)}}, {"domains": {"a": None}}, {"domains": {1: entry(1)}},
+    {"domains": {"x" * (MAX_TEXT + 1): entry(1)}}, {"domains": dict.fromkeys(range(MAX_QUBES + 1))},
+])
+def test_another_shape_is_refused(data: object) -> None:
+    with pytest.raises(BadFacts):
+        facts_from_system_info(data)
+
+
+def test_the_largest_values() -> None:
+    system = facts_from_system_info({"domains": {"x" * MAX_TEXT: entry(1, tags=["y" * MAX_TEXT])}})
+    assert len(system.names) == 1
