@@ -61,7 +61,7 @@ class Guest(System, News):
         assert self.machine is not None
         asyncio.get_running_loop().call_soon(self.machine.end)
 
-    def settle(self) -> None:
+    def settle(self, who: agent.Identity) -> None:
         self.tell()
 
 
@@ -213,7 +213,8 @@ def test_orders_that_make_no_sense(place: Place, tmp_path: Path) -> None:
     async def work(qubesd: Qubesd) -> None:
         await qubesd.heard("running")
         assert "knows no order 'dance'" in (await qubesd.ask("dance"))["error"]
-        for entries in (None, [], {"no slash": "x"}, {"/x": "y" * 5000}):
+        senseless: tuple[object, ...] = (None, [], {"no slash": "x"}, {"/x": "y" * 5000})
+        for entries in senseless:
             assert (await qubesd.ask("qdb", entries=entries)).get("error")
         assert (await qubesd.ask("qdb", entries={"/new": "1", "/name": None}))["ok"]
         await qubesd.ask("kill")
@@ -313,7 +314,8 @@ def test_silent_guest_is_given_up_and_its_console_shown(place: Place) -> None:
         machine.print(b"Kernel panic\r\n\x1b[31m - not syncing")
 
     reason = failing(place, boot, replace(place.launch, start_timeout=1))
-    assert reason == "work did not start: no answer from the guest's agent after 1 s; last on its console: Kernel panic [31m - not syncing"
+    assert reason == ("work did not start: no answer from the guest's agent after 1 s; "
+                      "last on its console: Kernel panic [31m - not syncing")
 
 
 def test_disk_that_is_missing(place: Place) -> None:
@@ -331,7 +333,8 @@ def test_qube_that_lives_already(place: Place) -> None:
         async def run() -> None:
             ours, theirs = socket.socketpair()
             qubesd = Qubesd(ours)
-            await asyncio.gather(Warden(place.paths, place.launch, theirs, None, None, make_machine=FakeMachine).run(), work(qubesd))
+            warden = Warden(place.paths, place.launch, theirs, None, None, make_machine=FakeMachine)
+            await asyncio.gather(warden.run(), work(qubesd))
             qubesd.close()
 
         asyncio.run(run())

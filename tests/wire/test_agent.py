@@ -13,7 +13,7 @@ from cloison.wire.mux import MAX_BODY
 
 WHO = agent.Identity(
     xid=7, time=1_700_000_000_000_000_000, entropy="ab" * 64, machine_id="0" * 32, boot_id="00000000-0000-4000-8000-000000000000",
-    qubesdb={"/name": "work", "/qubes-vm-type": "AppVM"}, private_size=2 << 30)
+    qubesdb={"/name": "work", "/qubes-vm-type": "AppVM"}, private_size=2 << 30, private_blank=False)
 
 
 def test_identity_survives_the_trip() -> None:

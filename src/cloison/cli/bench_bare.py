@@ -228,7 +228,7 @@ class _Become:
         mux.control(agent.become(agent.Identity(
             xid=_XID, time=time.time_ns(), entropy=secrets.token_hex(64), machine_id=uuid.uuid4().hex, boot_id=str(uuid.uuid4()),
             qubesdb={"/name": "bench", "/qubes-vm-type": "AppVM", "/qubes-vm-persistence": "rw-only"},
-            private_size=warm.MADE_SIZES["private"])))
+            private_size=warm.MADE_SIZES["private"], private_blank=True)))
 
     def answered(self, mux: Mux, event: Event) -> bool:
         if not isinstance(event, Control):

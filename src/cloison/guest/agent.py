@@ -42,12 +42,15 @@ class System:
     def power_off(self) -> None:
         background.spawn([SYSTEMCTL, "poweroff", "--no-wall"])
 
-    def settle(self) -> None:
+    def settle(self, who: Identity) -> None:
         """What a start need not wait for."""
+        persistence = who.qubesdb.get("/qubes-vm-persistence", "")
         try:
+            if volumes.can_wait(persistence, blank=who.private_blank):
+                volumes.mount_private(persistence, who.private_size)
             volumes.enable_swap()
         except OSError as error:
-            print(f"no swap: {error}", file=sys.stderr)
+            print(f"no /rw or no swap: {error}", file=sys.stderr)
         volumes.run_rc_local()
 
 
@@ -77,7 +80,7 @@ class Agent:
         self._control.xid = who.xid
         self._qubesdb.fill(who.qubesdb)
         self._port.control(orders.report("running"))
-        asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle)
+        asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, who)
 
     def _time(self, fields: dict[str, object]) -> None:
         self._system.set_clock(int(str(fields["time"])))
@@ -93,9 +96,9 @@ class Agent:
     def _ping(self, _: dict[str, object]) -> None:
         self._port.control(orders.report("pong"))
 
-    def _settle(self) -> None:
+    def _settle(self, who: Identity) -> None:
         self._qubesdb.serve(self._system.qubesdb_socket)
-        self._system.settle()
+        self._system.settle(who)
 
     def _opened(self, channel: int, address: Address) -> Handler | None:
         """A channel that the host opens, as vchan client."""

@@ -35,7 +35,8 @@ def become(identity: Identity) -> None:
     _timezone(identity.qubesdb.get("/qubes-timezone", ""))
     persistence = identity.qubesdb.get("/qubes-vm-persistence", "rw-only")
     _markers(identity.qubesdb, persistence)
-    volumes.mount_private(persistence, identity.private_size)
+    if not volumes.can_wait(persistence, blank=identity.private_blank):
+        volumes.mount_private(persistence, identity.private_size)
 
 
 def set_clock(now: int) -> None:
@@ -51,6 +52,7 @@ def rehearse() -> None:
     are zeros, and the program prints nothing.
     """
     os.makedirs(RUN, exist_ok=True)
+    _in_memory("/etc/machine-id", "/etc/hostname", "/etc/hosts")
     _write("/etc/machine-id", NOBODY + "\n")
     _names("qube")
     volumes.find_devices()
@@ -62,6 +64,14 @@ def rehearse() -> None:
             started.process.wait()
             started.close()
     libc.sync()
+
+
+def _in_memory(*paths: str) -> None:
+    """Lay files of the memory file system over these: what differs in every clone is then written without touching its disk."""
+    for path in paths:
+        copy = f"{RUN}/{os.path.basename(path)}"
+        volumes.copy_tree(path, copy)
+        libc.mount(copy, path, flags=libc.MS_BIND)
 
 
 def _write(path: str, text: str) -> None:

@@ -55,6 +55,11 @@ def _size(path: str) -> int:
         return int(file.read()) * 512
 
 
+def can_wait(persistence: str, *, blank: bool) -> bool:
+    """A disposable whose private volume holds nothing yet looks the same without it: it is mounted after the start."""
+    return persistence == "none" and blank
+
+
 def mount_private(persistence: str, size: int) -> None:
     """Mount /rw; for a qube whose root is thrown away, put home, /usr/local and the bind-dirs over it.
 

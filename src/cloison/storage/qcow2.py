@@ -24,6 +24,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -95,9 +96,9 @@ class Qcow2Pool(Pool):
         if volume.kind is not Kind.ORIGIN:
             with explained(f"can't start volume {volume.vid}"):
                 found = files.existing()
-                return DiskSource(
-                    volume.name, found.size, files.layers(found), writable=volume.kind is Kind.SNAPSHOT, commit=found.commit_id,
-                )
+                layers = files.layers(found)
+                return DiskSource(volume.name, found.size, layers, writable=volume.kind is Kind.SNAPSHOT,
+                                  blank=self._is_blank(layers, found.size), commit=found.commit_id)
         self._merge(files, limit=DEEPEST)
         with files.changing("start"):
             files.refuse_import()
@@ -300,6 +301,10 @@ class Qcow2Pool(Pool):
             images.seal(path, "qcow2")
         point("storage:empty:made")
         return commit
+
+    def _is_blank(self, layers: Sequence[Layer], size: int) -> bool:
+        blank = os.path.join(self._blanks, f"ext4-{size}.raw")
+        return len(layers) == 1 and os.path.exists(blank) and os.path.samefile(layers[0].path, blank)
 
     def _link_blank(self, size: int, path: str) -> None:
         """Link the shared empty file system of that size, made at its first use, and anew when it has too many links."""

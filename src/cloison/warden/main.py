@@ -151,11 +151,12 @@ class Warden:
     def _identity(self) -> agent.Identity:
         """Who the guest is to become: all its randomness and ids are drawn here, on the host, now."""
         launch = self._launch
-        private = next((disk.size for disk in launch.disks if disk.role == "private"), 0)
+        private = next((disk for disk in launch.disks if disk.role == "private"), None)
         own_id = hashlib.sha256(b"machine-id " + launch.uuid.encode()).hexdigest()[:32]
         return agent.Identity(
             xid=launch.xid, time=time.time_ns(), entropy=secrets.token_hex(64), machine_id=own_id, boot_id=str(uuid.uuid4()),
-            qubesdb=launch.identity, private_size=private)
+            qubesdb=launch.identity, private_size=private.size if private else 0,
+            private_blank=private is not None and private.blank)
 
     def _up(self) -> Machine:
         if self._machine is None:

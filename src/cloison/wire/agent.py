@@ -30,6 +30,7 @@ class Identity(NamedTuple):
     boot_id: str
     qubesdb: dict[str, str]
     private_size: int               # bytes; a restored guest may still believe another
+    private_blank: bool             # nothing was ever written to it
 
 
 class Report(NamedTuple):

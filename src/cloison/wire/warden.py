@@ -40,6 +40,7 @@ class DiskSource:
     layers: tuple[Layer, ...] = ()
     top: Layer | None = None
     writable: bool = True
+    blank: bool = False             # nobody has written to it yet: the file system that it was made with, and nothing in it
     commit: str = ""                # names the state the layers hold, for a snapshot: warm images are dropped by it
 
 

@@ -29,7 +29,7 @@ from cloison.runtime.programs import find
 from cloison.wire.warden import Launch, Layer
 
 RAM, STATE, DISK, MANIFEST = "ram", "state", "disk.qcow2", "manifest.json"
-FORMAT = 1                       # of this folder and of the agent's protocol; another number is another key
+FORMAT = 2                       # of this folder and of the agent's protocol; another number is another key
 # What a guest in the making believes of the disks that each qube brings along; a clone with others is told at its start.
 MADE_SIZES = {"private": 2 << 30, "volatile": 10 << 30}
 _COPY = 1 << 22
