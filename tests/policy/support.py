@@ -31,7 +31,8 @@ def rules(text: str) -> Rules:
 
 
 def default_files() -> dict[str, bytes]:
-    return {path.relative_to(DEFAULT_FOLDER).as_posix(): path.read_bytes() for path in DEFAULT_FOLDER.rglob("*") if path.is_file()}
+    files = (path for path in DEFAULT_FOLDER.rglob("*") if path.is_file())
+    return {path.relative_to(DEFAULT_FOLDER).as_posix(): path.read_bytes() for path in files}
 
 
 def entry(number: int, **changes: Any) -> dict[str, Any]:

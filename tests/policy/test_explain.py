@@ -4,12 +4,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.support import entry, facts, request, rules, system_info
 
 from cloison.policy.evaluate import evaluate
 from cloison.policy.explain import MAX_SHOWN, describe, explain, verb_of
 from cloison.policy.facts import facts_from_system_info
 from cloison.policy.rules import Rules
-from tests.policy.support import entry, facts, request, rules, system_info
 
 
 def told(text: str, target: str, **more: str) -> list[str]:
@@ -40,7 +40,10 @@ def test_a_denial_by_no_rule() -> None:
 def test_a_question() -> None:
     lines = told("s * work @anyvm ask default_target=vault", "dvm")
     assert lines[0] == "outcome:  a person is asked"
-    assert lines[3:5] == ["choices:  @dispvm:dvm, @dispvm:other-dvm, debian, dvm, far, other-dvm, relay, vault", "selected: vault"]
+    assert lines[3:5] == [
+        "choices:  @dispvm:dvm, @dispvm:other-dvm, debian, dvm, far, other-dvm, relay, vault",
+        "selected: vault",
+    ]
     assert lines[-1] == "          s + work dvm allow"
 
 
@@ -60,7 +63,10 @@ def test_an_allowance() -> None:
 
 
 def test_no_target_is_asked_for_where_another_rule_offers_one() -> None:
-    assert told("s * work vault ask", "")[-2:] == ["to ask exactly this, put before all other rules:", "          s + work @default ask"]
+    assert told("s * work vault ask", "")[-2:] == [
+        "to ask exactly this, put before all other rules:",
+        "          s + work @default ask",
+    ]
     assert told("", "") == ["outcome:  denied: no rule is for this call"]
 
 
@@ -76,7 +82,10 @@ def test_what_has_no_spelling_in_a_rule_is_not_suggested() -> None:
         assert explain(rules(""), facts(), request("vault", argument=argument)).suggestion is None
 
 
-@given(st.sampled_from(["deny", "ask", "allow", "allow target=@dispvm"]), st.sampled_from(["vault", "@dispvm", "dom0", "@adminvm", "@dispvm:dvm"]))
+@given(
+    st.sampled_from(["deny", "ask", "allow", "allow target=@dispvm"]),
+    st.sampled_from(["vault", "@dispvm", "dom0", "@adminvm", "@dispvm:dvm"]),
+)
 def test_a_suggestion_changes_the_outcome(action: str, target: str) -> None:
     policy = rules(f"s * work * {action}")
     found = explain(policy, facts(), request(target))

@@ -4,16 +4,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.policy.support import entry, facts
 
 from cloison.policy.facts import MAX_QUBES, MAX_TEXT, BadFacts, facts_from_system_info
-from tests.policy.support import entry, facts
 
 
 def test_a_system() -> None:
     system = facts()
     work = system.qubes["work"]
     assert system.qubes["uuid:00000000-0000-0000-0000-000000000001"] is work
-    assert (work.klass, work.tags, work.default_dispvm, work.running, work.internal) == ("AppVM", {"blue"}, "dvm", True, False)
+    assert work.tags == {"blue"}
+    assert (work.klass, work.default_dispvm, work.running, work.internal) == ("AppVM", "dvm", True, False)
     assert not system.qubes["vault"].running
     assert system.disposables == {"@dispvm:dvm", "@dispvm:other-dvm"}
     assert system.hidden == {"hidden", "@dispvm:hidden"}
@@ -21,7 +22,9 @@ def test_a_system() -> None:
     assert system.template("uuid:00000000-0000-0000-0000-000000000003") is system.qubes["dvm"]
 
 
-@pytest.mark.parametrize("state", ["Halted", "Paused", "Suspended", "Transient", "Halting", "Crashed", "Dying", "NA", "running", ""])
+@pytest.mark.parametrize("state", [
+    "Halted", "Paused", "Suspended", "Transient", "Halting", "Crashed", "Dying", "NA", "running", "",
+])
 def test_only_running_is_running(state: str) -> None:
     assert not facts_from_system_info({"domains": {"a": entry(1, power_state=state)}}).qubes["a"].running
 
@@ -45,7 +48,8 @@ def test_a_missing_key_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("data", [
-    None, [], {}, {"domains": None}, {"domains": []}, {"domains": {"": entry(1)}}, {"domains": {"a": None}}, {"domains": {1: entry(1)}},
+    None, [], {}, {"domains": None}, {"domains": []},
+    {"domains": {"": entry(1)}}, {"domains": {"a": None}}, {"domains": {1: entry(1)}},
     {"domains": {"x" * (MAX_TEXT + 1): entry(1)}}, {"domains": dict.fromkeys(range(MAX_QUBES + 1))},
 ])
 def test_another_shape_is_refused(data: object) -> None:

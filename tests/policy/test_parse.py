@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.support import reader, rules
 
 from cloison.policy.memory import MappingReader
 from cloison.policy.parse import MAX_DEPTH, MAX_FILE, MAX_READS, MAX_RULES, PolicySyntaxError, Root, lint, parse, parse_rule
 from cloison.policy.rules import Rule
-from tests.policy.support import reader, rules
 
 OK = "s * @anyvm @anyvm allow"
 FAULTS = [
@@ -18,18 +18,21 @@ FAULTS = [
     ("s+a * a b allow", "service-chars"), ("s/ * a b allow", "service-chars"), ("é * a b allow", "service-chars"),
     ("s a a b allow", "argument-plus"), ("s +a/b a b allow", "argument-chars"), ("s +* a b allow", "argument-chars"),
     ("* + a b allow", "wildcard-service-arg"),
-    ("s * @default b allow", "token"), ("s * @dispvm b allow", "token"), ("s * a @foo allow", "token"), ("s * a @tag: allow", "token-empty"),
+    ("s * @default b allow", "token"), ("s * @dispvm b allow", "token"), ("s * a @foo allow", "token"),
+    ("s * a @tag: allow", "token-empty"),
     ("s * a b Allow", "action"), ("s * a b permit", "action"),
     ("s * a b allow target=@default", "token"), ("s * a b allow target=", "token-empty"), ("s * a b allow target=*", "token"),
     ("s * a b allow #comment", "param-syntax"), ("s * a b allow,user=x", "action"),
     ("s * a b allow rule=x", "param-unknown"), ("s * a b allow default_target=x", "param-unknown"),
-    ("s * a b deny user=x", "param-unknown"), ("s * a b deny autostart=no", "param-unknown"), ("s * a b deny target=x", "param-unknown"),
+    ("s * a b deny user=x", "param-unknown"), ("s * a b deny autostart=no", "param-unknown"),
+    ("s * a b deny target=x", "param-unknown"),
     ("s * a b allow user=a user=a", "param-duplicate"),
     ("s * a b allow notify=true", "param-bool"), ("s * a b ask autostart=", "param-bool"),
     ("s * a @default allow", "allow-default-needs-target"),
     ("!includes x", "directive"), ("! include x", "directive"), ("!", "directive"),
     ("!include", "directive-params"), ("!include a b", "directive-params"), ("!compat-4.0 x", "directive-params"),
-    ("!include-service s *", "directive-params"), ("!include-service s/ * x", "service-chars"), ("!include-service s a x", "argument-plus"),
+    ("!include-service s *", "directive-params"), ("!include-service s/ * x", "service-chars"),
+    ("!include-service s a x", "argument-plus"),
     ("!include nothing", "include-missing"), ("!include include", "include-missing"), ("!include /etc/x", "include-missing"),
     ("!include-dir nothing", "include-dir-missing"), ("!include-service s * nothing", "include-missing"),
 ]
@@ -82,7 +85,10 @@ def test_a_line_is_ended_by_nothing_else() -> None:
 
 def test_files_are_read_in_order_of_their_names_wherever_they_are() -> None:
     parsed = parse(reader(
-        {"20.policy": OK, "100.policy": OK, "b.policy": "s * same name allow", ".hidden.policy": "bad", "README": "bad", "a.rpmnew": "bad"},
+        {
+            "20.policy": OK, "100.policy": OK, "b.policy": "s * same name allow",
+            ".hidden.policy": "bad", "README": "bad", "a.rpmnew": "bad",
+        },
         {"b.policy": OK, "15.policy": OK},
     ))
     assert [rule.place for rule in parsed.all] == ["100.policy:1", "run/15.policy:1", "20.policy:1", "run/b.policy:1"]
@@ -175,7 +181,9 @@ class Unreadable(MappingReader):
     """Fails for one path, as a real folder may."""
 
     def __init__(self, root: Root, path: str, error: Exception) -> None:
-        super().__init__({Root.MAIN: {"a.policy": b"!compat-4.0"}, Root.RUNTIME: {"b.policy": b""}, Root.LEGACY: {"s": b"a b deny"}})
+        super().__init__({
+            Root.MAIN: {"a.policy": b"!compat-4.0"}, Root.RUNTIME: {"b.policy": b""}, Root.LEGACY: {"s": b"a b deny"},
+        })
         self._fails, self._error = (root, path), error
 
     def names(self, root: Root, folder: str) -> Sequence[str]:
@@ -190,8 +198,10 @@ class Unreadable(MappingReader):
 
 
 @pytest.mark.parametrize(("root", "path", "kind", "file"), [
-    (Root.MAIN, ".", "folder", None), (Root.RUNTIME, ".", "folder", None), (Root.LEGACY, ".", "include-dir-missing", "a.policy"),
-    (Root.MAIN, "a.policy", "file", None), (Root.RUNTIME, "b.policy", "file", None), (Root.LEGACY, "s", "include-missing", "a.policy"),
+    (Root.MAIN, ".", "folder", None), (Root.RUNTIME, ".", "folder", None),
+    (Root.LEGACY, ".", "include-dir-missing", "a.policy"),
+    (Root.MAIN, "a.policy", "file", None), (Root.RUNTIME, "b.policy", "file", None),
+    (Root.LEGACY, "s", "include-missing", "a.policy"),
 ])
 def test_what_can_not_be_read_makes_the_policy_invalid(root: Root, path: str, kind: str, file: str | None) -> None:
     found = fault(Unreadable(root, path, PermissionError("no")))
@@ -221,8 +231,10 @@ def test_lint_names_every_fault() -> None:
     assert [found.kind for found in lint(b"\xff", "x")] == ["encoding"]
 
 
-WORDS = st.sampled_from(["s", "*", "+", "+a", "@anyvm", "@dispvm:", "@tag:x", "allow", "ask", "deny", "user=", "target=@dispvm",
-                         "!include", "!include-dir", ".", "a.policy", "b", "!compat-4.0", "$include:", ",", "=", "\0", "\n", "\r", "\t"])
+WORDS = st.sampled_from([
+    "s", "*", "+", "+a", "@anyvm", "@dispvm:", "@tag:x", "allow", "ask", "deny", "user=", "target=@dispvm", ",", "=",
+    "!include", "!include-dir", ".", "a.policy", "b", "!compat-4.0", "$include:", "\0", "\n", "\r", "\t",
+])
 
 
 @given(st.lists(WORDS).map(" ".join), st.text())

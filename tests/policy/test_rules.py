@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.support import rules
 
 from cloison.policy.rules import Rules
-from tests.policy.support import rules
 
 
 @given(st.lists(st.sampled_from(["a", "b", "*"])))

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.policy.support import facts
 
 from cloison.policy.tokens import Column, Endpoint, TokenError, Unresolvable, parse_token
-from tests.policy.support import facts
 
 UUID = "uuid:00000000-0000-0000-0000-000000000001"
 ZERO = "uuid:00000000-0000-0000-0000-000000000000"
@@ -12,10 +12,12 @@ S, T, R, Q = Column.SOURCE, Column.TARGET, Column.REDIRECT, Column.REQUEST
 PLACES = {
     "work": S | T | R | Q, "dom0": S | T | R | Q, UUID: S | T | R | Q, ZERO: S | T | R | Q, "@adminvm": S | T | R | Q,
     "*": S | T, "@anyvm": S | T, "@default": T | Q, "@dispvm": T | R | Q,
-    "@dispvm:dvm": S | T | R | Q, f"@dispvm:{UUID}": S | T | R | Q, "@dispvm:@tag:x": S | T, "@tag:x": S | T, "@type:AppVM": S | T,
+    "@dispvm:dvm": S | T | R | Q, f"@dispvm:{UUID}": S | T | R | Q,
+    "@dispvm:@tag:x": S | T, "@tag:x": S | T, "@type:AppVM": S | T,
 }
 EVERYTHING = {
-    "dom0", "work", "vault", "dvm", "other-dvm", "hidden", "relay", "far", "debian", "@dispvm", "@dispvm:dvm", "@dispvm:other-dvm",
+    "dom0", "work", "vault", "dvm", "other-dvm", "hidden", "relay", "far", "debian",
+    "@dispvm", "@dispvm:dvm", "@dispvm:other-dvm",
 }
 
 
@@ -32,7 +34,8 @@ def test_a_word_stands_only_in_its_columns(text: str, column: Column) -> None:
 
 @pytest.mark.parametrize("column", list(Column))
 @pytest.mark.parametrize(("text", "kind"), [
-    ("", "token-empty"), ("@tag:", "token-empty"), ("@type:", "token-empty"), ("@dispvm:", "token-empty"), ("@dispvm:@tag:", "token-empty"),
+    ("", "token-empty"), ("@tag:", "token-empty"), ("@type:", "token-empty"), ("@dispvm:", "token-empty"),
+    ("@dispvm:@tag:", "token-empty"),
     ("@", "token"), ("@nothing", "token"), ("@ANYVM", "token"), ("@dispvm:@type:x", "token"), ("@dispvm:@tag:@x", "token"),
     ("@tag:@x", "token"), ("@tag", "token"), ("@dispvm:@dispvm", "token"),
 ])

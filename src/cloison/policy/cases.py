@@ -31,7 +31,9 @@ def replay(group: Mapping[str, Any], system: object) -> dict[str, Any]:
 
 def _reader(group: Mapping[str, Any]) -> MappingReader:
     keys = {Root.MAIN: "files", Root.RUNTIME: "runtime_files", Root.LEGACY: "legacy_files"}
-    return MappingReader({root: {path: _bytes(text) for path, text in group.get(key, {}).items()} for root, key in keys.items()})
+    return MappingReader({
+        root: {path: _bytes(text) for path, text in group.get(key, {}).items()} for root, key in keys.items()
+    })
 
 
 def _bytes(text: str | Mapping[str, str]) -> bytes:

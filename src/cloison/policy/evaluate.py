@@ -119,6 +119,8 @@ def resolve(facts: Facts, request: Request) -> Call | Deny:
     """The ends of the call, checked against the facts."""
     if not request.service or not request.argument.startswith("+"):
         return Deny("request-service", "the call names no service")
+    if not (request.service.isprintable() and request.argument.isprintable()):      # both become part of a line of the answer
+        return Deny("request-service", "the call's service has characters that no service has")
     try:
         return _resolve(facts, request)
     except _Denied as denied:
@@ -177,7 +179,7 @@ def _remote(facts: Facts, relay: Endpoint, untrusted_name: str) -> str:
     if remote is None:
         raise _Denied(Deny("requested-source-unknown", "the call claims to come from a qube that does not exist"))
     if remote.klass != "RemoteVM":
-        raise _Denied(Deny("requested-source-not-remote", f"a call can't claim to come from {remote.name}, which is not remote"))
+        raise _Denied(Deny("requested-source-not-remote", f"{remote.name} is not remote: no call can claim to be its"))
     if remote.relayvm is None or remote.relayvm not in relay.spellings:
         raise _Denied(Deny("requested-source-wrong-relay", f"{relay.text} is not the relay of {remote.name}"))
     return untrusted_name

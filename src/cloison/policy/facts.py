@@ -54,7 +54,7 @@ class Facts:
 
 
 def facts_from_system_info(data: object) -> Facts:
-    """What `internal.GetSystemInfo` answers, decoded from JSON. Raises BadFacts; keys that policy has no use for are ignored."""
+    """What `internal.GetSystemInfo` answers, decoded from JSON; keys without use here are ignored. Raises BadFacts."""
     domains = data.get("domains") if isinstance(data, dict) else None
     if not isinstance(domains, dict):
         raise BadFacts("the system's description has no domains")

@@ -31,6 +31,8 @@ _ARGUMENT = re.compile(r"\+[A-Za-z0-9+._-]*")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LEGACY_NAME = re.compile(r"[A-Za-z0-9+._-]+")
 _LEGACY_IGNORED = (".rpmsave", ".rpmnew", ".swp")
+_DIRECTIVES = {"!include": 1, "!include-dir": 1, "!include-service": 3, LEGACY_DIRECTIVE: 0}    # with how many words
+_SERVICE_DIRECTIVES = {"!include": 1}
 _PARAMETERS = {
     Verb.ALLOW: frozenset({"target", "user", "notify", "autostart"}),
     Verb.ASK: frozenset({"target", "default_target", "user", "notify", "autostart"}),
@@ -255,7 +257,7 @@ class _Parser:
 
 def _directive(line: str, service: _Service | None) -> tuple[str, list[str]]:
     name, *words = line.split()
-    counts = {"!include": 1, "!include-dir": 1, "!include-service": 3, LEGACY_DIRECTIVE: 0} if service is None else {"!include": 1}
+    counts = _DIRECTIVES if service is None else _SERVICE_DIRECTIVES
     if name not in counts:
         raise _Fault("directive", f"there is no directive {name!r} in a file of this kind")
     if len(words) != counts[name]:
