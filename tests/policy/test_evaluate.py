@@ -55,7 +55,9 @@ def test_qsb_038_decided_is_what_is_executed() -> None:
     ]
 
 
-@pytest.mark.parametrize(("service", "argument"), [("", "+"), ("s", ""), ("s", "a"), ("", ""), ("s\n", "+"), ("s", "+\nuser=root"), ("s", "+\0")])
+@pytest.mark.parametrize(("service", "argument"), [
+    ("", "+"), ("s", ""), ("s", "a"), ("", ""), ("s\n", "+"), ("s", "+\nuser=root"), ("s", "+\0"),
+])
 def test_qsb_089_empty_service_names(service: str, argument: str) -> None:
     assert why(decide("* * * * allow", request("vault", service=service, argument=argument))) == "request-service"
 
