@@ -26,6 +26,7 @@ $(BIN)/.installed: pyproject.toml | deps
 	@touch $@
 
 install: $(BIN)/.installed ## Cloison and its tools into .venv/bin
+	@$(BIN)/python -m compileall -q src
 
 demo: install ## build a template if needed; show the main job on real virtual machines
 	$(BIN)/cloison demo
