@@ -37,7 +37,8 @@ def interpreter() -> str:
 
 def inside(program: str) -> Any:
     """The value of `result` after the program has run. What it raises fails the test."""
-    box = ["bwrap", "--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL", "--die-with-parent", "--clearenv"]
+    box = ["bwrap", "--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL"]
+    box += ["--die-with-parent", "--clearenv"]
     for name in sorted(set(os.listdir("/")) - set(OWN)):
         path = "/" + name
         box += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]

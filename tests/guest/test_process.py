@@ -52,7 +52,8 @@ def test_find_service_failures(tmp_path: Path) -> None:
     (Command("user", service="s", source="work"),
      {"QREXEC_REMOTE_DOMAIN": "work", "QREXEC_SERVICE_FULL_NAME": "s", "QREXEC_REQUESTED_TARGET_TYPE": ""}),
     (Command("user", service="s", argument="", source="work"),
-     {"QREXEC_REMOTE_DOMAIN": "work", "QREXEC_SERVICE_FULL_NAME": "s+", "QREXEC_SERVICE_ARGUMENT": "", "QREXEC_REQUESTED_TARGET_TYPE": ""}),
+     {"QREXEC_REMOTE_DOMAIN": "work", "QREXEC_SERVICE_FULL_NAME": "s+", "QREXEC_SERVICE_ARGUMENT": "",
+      "QREXEC_REQUESTED_TARGET_TYPE": ""}),
     (Command("user", service="s", argument="a+b", source="work"),
      {"QREXEC_REMOTE_DOMAIN": "work", "QREXEC_SERVICE_FULL_NAME": "s+a+b", "QREXEC_SERVICE_ARGUMENT": "a+b",
       "QREXEC_REQUESTED_TARGET_TYPE": ""}),
@@ -64,7 +65,8 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, command: Command, words: d
     env = process.environment(USER, command)
     assert "SECRET" not in env and env["LC_TIME"] == "C" and env["HOME"] == "/home/user" and env["PATH"] == process.USER_PATH
     assert env["QREXEC_AGENT_PID"] == str(os.getpid())
-    own = {key: value for key, value in env.items() if key.startswith("QREXEC_") and key not in ("QREXEC_AGENT_PID", "QREXEC_SERVICE_PATH")}
+    inherited = ("QREXEC_AGENT_PID", "QREXEC_SERVICE_PATH")
+    own = {key: value for key, value in env.items() if key.startswith("QREXEC_") and key not in inherited}
     assert own == words
 
 

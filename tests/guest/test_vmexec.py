@@ -21,7 +21,8 @@ def encode(words: list[bytes]) -> str:
 
 @pytest.mark.parametrize(("argument", "words"), [
     ("ls", [b"ls"]), ("ls+----help", [b"ls", b"--help"]), ("a+---61", [b"a", b"-a"]), ("echo+", [b"echo", b""]),
-    ("echo+++x", [b"echo", b"", b"", b"x"]), ("a-20b", [b"a b"]), ("a-2Bb", [b"a+b"]), ("-C3-A9", ["é".encode()]), ("-FF-0A", [b"\xff\n"]),
+    ("echo+++x", [b"echo", b"", b"", b"x"]), ("a-20b", [b"a b"]), ("a-2Bb", [b"a+b"]), ("-C3-A9", ["é".encode()]),
+    ("-FF-0A", [b"\xff\n"]),
     ("-2Fbin-2Fsh+--c", [b"/bin/sh", b"-c"]),
 ])
 def test_decode(argument: str, words: list[bytes]) -> None:
@@ -40,7 +41,10 @@ def test_refused(argument: str) -> None:
         decode(argument)
 
 
-@given(st.lists(st.binary(max_size=12).filter(lambda word: b"\0" not in word), min_size=1, max_size=5).filter(lambda words: bool(words[0])))
+WORDS = st.lists(st.binary(max_size=12).filter(lambda word: b"\0" not in word), min_size=1, max_size=5)
+
+
+@given(WORDS.filter(lambda words: bool(words[0])))
 def test_every_command_survives(words: list[bytes]) -> None:
     assert decode(encode(words)) == words
 
@@ -54,7 +58,8 @@ def test_any_text_is_words_or_value_error(argument: str) -> None:
 
 
 @pytest.mark.parametrize(("argv", "status", "output"), [
-    (["echo+a-20b"], 0, "a b\n"), (["sh+--c+exit-207"], 7, ""), (["no.such.program"], 127, ""), (["-"], 1, ""), ([], 1, ""), (["a", "b"], 1, ""),
+    (["echo+a-20b"], 0, "a b\n"), (["sh+--c+exit-207"], 7, ""), (["no.such.program"], 127, ""), (["-"], 1, ""), ([], 1, ""),
+    (["a", "b"], 1, ""),
 ])
 def test_as_a_program(argv: list[str], status: int, output: str) -> None:
     program = "from cloison.guest.vmexec import main; main()"

@@ -127,7 +127,8 @@ put('/rw/home.new/user/half', '')
 put('/rw/usrlocal.new/half', '')
 put('/rw/config.new/rc.local', 'ha')
 volumes._first_use()
-result = [sorted(os.listdir('/rw')), os.listdir('/rw/home/user'), os.listdir('/rw/usrlocal'), get('/rw/config/rc.local') == RC_LOCAL]
+result = [sorted(os.listdir('/rw')), os.listdir('/rw/home/user'), os.listdir('/rw/usrlocal'),
+          get('/rw/config/rc.local') == RC_LOCAL]
 """) == [["bind-dirs", "config", "home", "usrlocal"], ["a"], [], True]
 
 

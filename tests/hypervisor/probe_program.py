@@ -4,21 +4,25 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
+
+FOLDERS = ("/", "/usr", "/usr/lib", "/lib", "/bin", "/tmp", "/proc", "/proc/sys/kernel", "/boot", "/etc", "/home", "/var", "/dev",
+           "/dev/shm")
 
 
-def files():
+def files() -> list[str]:
     """Every file below /, but for what the kernel makes up and the interpreter's own library."""
-    found = []
+    found: list[str] = []
     for folder, _folders, names in os.walk("/"):
         if not folder.startswith(("/proc", "/dev", sys.argv[1])):
             found += [os.path.join(folder, name) for name in names]
     return found
 
 
-def writable():
+def writable() -> list[str]:
     """Folders in which a file can be made."""
     found = []
-    for folder in ("/", "/usr", "/usr/lib", "/lib", "/bin", "/tmp", "/proc", "/proc/sys/kernel", "/boot", "/etc", "/home", "/var", "/dev", "/dev/shm"):
+    for folder in FOLDERS:
         try:
             os.close(os.open(folder + "/probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             found.append(folder)
@@ -27,7 +31,7 @@ def writable():
     return found
 
 
-def reachable(address):
+def reachable(address: tuple[str, int]) -> bool:
     """Whether a TCP connection gets as far as another process."""
     with socket.socket() as sock:
         sock.settimeout(5)
@@ -38,10 +42,10 @@ def reachable(address):
         return True
 
 
-def gained():
+def gained() -> list[str]:
     """Ways to more privileges that worked."""
     libc = ctypes.CDLL(None, use_errno=True)
-    tries = {
+    tries: dict[str, Callable[[], object]] = {
         "setuid 0": lambda: os.setresuid(0, 0, 0), "setgroups": lambda: os.setgroups([0]),
         "sethostname": lambda: socket.sethostname("mine"), "chroot": lambda: os.chroot("/usr"),
         "mknod": lambda: os.mknod("/dev/shm/probe", 0o020600, os.makedev(1, 1)),
@@ -59,7 +63,7 @@ def gained():
     return found
 
 
-def main():
+def main() -> None:
     with open("/proc/self/status", encoding="ascii") as status:
         lines = dict(line.split(":", 1) for line in status)
     print(json.dumps({

@@ -26,7 +26,8 @@ CASES = {
         drives=(dataclasses.replace(ROOT, nodes=(Node(20, "raw", True), Node(26, "qcow2", True), Node(21, "qcow2", False))),
                 PRIVATE, VOLATILE, MODULES)),
     "making": dataclasses.replace(
-        COLD, ram=Ram("/proc/self/fd/30", shared=True), drives=(ROOT, Drive("private", 2 << 30), Drive("volatile", 10 << 30), MODULES)),
+        COLD, ram=Ram("/proc/self/fd/30", shared=True),
+        drives=(ROOT, Drive("private", 2 << 30), Drive("volatile", 10 << 30), MODULES)),
     "kvm": dataclasses.replace(COLD, accelerator="kvm"),
     "no-private": dataclasses.replace(COLD, drives=(ROOT, VOLATILE, MODULES), kernelopts=""),
     "shape": COLD,
@@ -48,7 +49,8 @@ WITH_VALUE = {
 ALONE = {"-nodefaults", "-no-user-config", "-nographic", "-no-reboot"}
 AS_JSON = {"-object", "-device", "-blockdev"}
 CORPUS = [
-    "a,b", "a=b", 'a"b', "a\nb", "-chardev file,path=/etc/passwd", ",id=x,path=/etc/passwd", '"},{"driver":"file"', "\\", "../../etc",
+    "a,b", "a=b", 'a"b', "a\nb", "-chardev file,path=/etc/passwd", ",id=x,path=/etc/passwd", '"},{"driver":"file"', "\\",
+    "../../etc",
     "/x,readonly=off", "-", "--", "on,spawn=allow", "%s%n", "é\u202e", "$(id)", "'", "", " ", "\t", "-S\n-monitor\nstdio",
 ]
 
@@ -97,7 +99,8 @@ def test_qsb_066_nor_does_any_other_text(hostile: str) -> None:
 
 
 @pytest.mark.parametrize(("change", "word"), [
-    ({"accelerator": "hax"}, "accelerator"), ({"accelerator": "tcg,thread=multi"}, "accelerator"), ({"accelerator": ""}, "accelerator"),
+    ({"accelerator": "hax"}, "accelerator"), ({"accelerator": "tcg,thread=multi"}, "accelerator"),
+    ({"accelerator": ""}, "accelerator"),
     ({"drives": (Drive("root,id=x", 1),)}, "role"), ({"drives": (Drive("", 1),)}, "role"),
 ])
 def test_words_outside_the_lists_are_refused(change: dict[str, str], word: str) -> None:
@@ -120,7 +123,8 @@ def test_every_disk_graph_is_stated_and_never_probed() -> None:
         if node["driver"] == "file":
             assert node["filename"].startswith("/dev/fdset/") and node["auto-read-only"] is False
     assert by_name["root"]["backing"] == "root-1" and by_name["root-1"]["backing"] == "root-0"
-    assert [name for name, node in by_name.items() if not node["read-only"] and node["driver"] != "file"] == ["root", "private", "volatile"]
+    writable = [name for name, node in by_name.items() if not node["read-only"] and node["driver"] != "file"]
+    assert writable == ["root", "private", "volatile"]
 
 
 def test_no_network_but_a_hub_without_a_wire() -> None:
@@ -133,7 +137,8 @@ def test_no_network_but_a_hub_without_a_wire() -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"name": "other"}, {"uuid": "00000000-0000-4000-8000-000000000002"}, {"fd_monitor": 99, "fd_channel": 98}, {"ram": Ram("/x", True)},
+    {"name": "other"}, {"uuid": "00000000-0000-4000-8000-000000000002"}, {"fd_monitor": 99, "fd_channel": 98},
+    {"ram": Ram("/x", True)},
     {"incoming": True}, {"kernel": "/k", "initramfs": "/i"}, {"kernelopts": "quiet"},
     {"drives": tuple(Drive(drive.role, drive.size) for drive in COLD.drives)},
     {"drives": (dataclasses.replace(ROOT, size=20 << 30), PRIVATE, VOLATILE, MODULES)},

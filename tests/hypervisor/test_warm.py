@@ -30,7 +30,8 @@ def launch(tmp_path: Path) -> Launch:
     disks = (
         DiskSource("root", 10 << 30, (Layer(str(tmp_path / "root.1.img"), "raw"),), commit="c1"),
         DiskSource("private", 2 << 30, (Layer(str(tmp_path / "private.1.img"), "raw"),)),
-        DiskSource("volatile", 10 << 30), DiskSource("modules", 1 << 20, (Layer(str(tmp_path / "modules.img"), "raw"),), writable=False),
+        DiskSource("volatile", 10 << 30),
+        DiskSource("modules", 1 << 20, (Layer(str(tmp_path / "modules.img"), "raw"),), writable=False),
     )
     kernel = Kernel("6.1", *(str(tmp_path / name) for name in ("vmlinuz", "initramfs", "modules.img")))
     return Launch("work", "00000000-0000-4000-8000-000000000001", 1, 32, 2, disks, kernel, identity={"/name": "work"})
@@ -63,7 +64,8 @@ OTHER: dict[str, Change] = {
     "root's file": lambda launch: root(launch, layers=(Layer(launch.kernel.vmlinuz, "raw"),)),
     "one more root layer": lambda launch: root(launch, layers=(*launch.disks[0].layers, Layer(launch.kernel.vmlinuz, "qcow2"))),
     "kernel": lambda launch: dataclasses.replace(launch, kernel=dataclasses.replace(launch.kernel, vmlinuz=launch.kernel.modules)),
-    "initramfs": lambda launch: dataclasses.replace(launch, kernel=dataclasses.replace(launch.kernel, initramfs=launch.kernel.modules)),
+    "initramfs": lambda launch: dataclasses.replace(
+        launch, kernel=dataclasses.replace(launch.kernel, initramfs=launch.kernel.modules)),
     "modules": lambda launch: dataclasses.replace(launch, kernel=dataclasses.replace(launch.kernel, modules=launch.kernel.vmlinuz)),
     "no private": lambda launch: dataclasses.replace(launch, disks=(launch.disks[0], *launch.disks[2:])),
 }
@@ -164,8 +166,8 @@ def test_fault_while_finishing_leaves_no_half_image(launch: Launch, tmp_path: Pa
     base = tmp_path / "warm"
     work = make_work(base)
     text = json.dumps(dataclasses.asdict(launch))
-    done = subprocess.run([sys.executable, "-c", FINISH, str(work), str(base), text, *sys.path], env={**os.environ, "CLOISON_FAULT": fault},
-                          capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", FINISH, str(work), str(base), text, *sys.path],
+                          env={**os.environ, "CLOISON_FAULT": fault}, capture_output=True, check=False)
     assert done.returncode == status
     assert warm.names(str(base)) == [] and warm.folder(str(base), warm.key(launch)) is None
     warm.sweep(str(base))
@@ -189,7 +191,9 @@ def test_sweep_keeps_what_is_true_and_what_is_asked_for(launch: Launch, tmp_path
     assert sorted(os.listdir(base)) == sorted([image.name, "making-3"])
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", "null", '{"format": 1}', '{"format": 1, "root": 5, "boot": []}', "\xff", "kernel"])
+@pytest.mark.parametrize("damage", [
+    "", "{}", "[]", "null", '{"format": 1}', '{"format": 1, "root": 5, "boot": []}', "\xff", "kernel",
+])
 def test_sweep_drops_images_whose_origin_is_gone_or_unknown(launch: Launch, tmp_path: Path, damage: str) -> None:
     base = tmp_path / "warm"
     image = finish(base, launch)
@@ -241,10 +245,11 @@ def test_warm_ram_cannot_be_changed_by_a_machine(tmp_path: Path) -> None:
     again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     for each in (fd, again):
         for change in (
-            lambda fd=each: os.pwrite(fd, b"x", 0), lambda fd=each: os.ftruncate(fd, 0), lambda fd=each: os.ftruncate(fd, 2 * MEGABYTE),
+            lambda fd=each: os.pwrite(fd, b"x", 0), lambda fd=each: os.ftruncate(fd, 0),
+            lambda fd=each: os.ftruncate(fd, 2 * MEGABYTE),
             lambda fd=each: mmap.mmap(fd, MEGABYTE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
         ):
-            with pytest.raises(OSError) as caught:  # noqa: PT011 each says EPERM
+            with pytest.raises(OSError) as caught:
                 change()
             assert caught.value.errno == errno.EPERM
     with mmap.mmap(fd, MEGABYTE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as private:

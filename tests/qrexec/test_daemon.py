@@ -127,7 +127,9 @@ def test_command(tmp_path: Path, services: Path, command: str, result: Result) -
     with_qube(tmp_path, work)
 
 
-@pytest.mark.parametrize("command", ["nobody-of-that-name:true", "x", ":true", f"{USER}:QUBESRPC test.Cat", f"{USER}:QUBESRPC /bin/sh dom0"])
+@pytest.mark.parametrize("command", [
+    "nobody-of-that-name:true", "x", ":true", f"{USER}:QUBESRPC test.Cat", f"{USER}:QUBESRPC /bin/sh dom0",
+])
 def test_command_line_that_no_program_comes_of_ends_with_125(tmp_path: Path, services: Path, command: str) -> None:
     async def work(qube: Qube) -> None:
         caller = qube.command("")
@@ -308,7 +310,8 @@ EXEC = qrexec.exec_command(qrexec.EXEC_CMDLINE, 0, 0, "DEFAULT:true")
     EXEC, qrexec.hello(2), HELLO + HELLO, HELLO + EXEC, HELLO + qrexec.service_connect(0, 513, bytes(32)),
     HELLO + qrexec.exec_command(qrexec.EXEC_CMDLINE, 0, 513, "DEFAULT:true"), HELLO + qrexec.HEADER.pack(0x999, 0),
     HELLO + qrexec.HEADER.pack(qrexec.EXEC_CMDLINE, qrexec.MAX_REQUEST + 1), HELLO + EXEC[:-1] + b"x", b"\xff" * 100,
-], ids=["no hello", "old", "two hellos", "no descriptor", "service connect", "own port", "unknown", "too long", "no NUL", "garbage"])
+], ids=["no hello", "old", "two hellos", "no descriptor", "service connect", "own port", "unknown", "too long", "no NUL",
+        "garbage"])
 def test_a_caller_that_breaks_the_protocol_is_hung_up_on(tmp_path: Path, services: Path, sent: bytes) -> None:
     async def work(qube: Qube) -> None:
         with qube.caller("test.Cat") as caller, qube.caller("test.Cat") as other:
@@ -329,7 +332,7 @@ def test_a_caller_that_breaks_the_protocol_is_hung_up_on(tmp_path: Path, service
 @pytest.mark.parametrize("what", ["file", "many"])
 def test_wrong_descriptors(tmp_path: Path, what: str) -> None:
     async def work(qube: Qube) -> None:
-        with qube.caller("test.Cat") as caller, open("/dev/null", "rb") as null:
+        with qube.caller("test.Cat") as caller, os.fdopen(os.open("/dev/null", os.O_RDONLY)) as null:
             await asyncio.get_running_loop().sock_connect(caller.control, str(tmp_path / "qrexec.work"))
             fds = [null.fileno()] if what == "file" else [caller.data.fileno()] * 6
             before = len(os.listdir("/proc/self/fd"))
@@ -370,10 +373,11 @@ def test_an_agent_that_breaks_the_protocol_loses_its_channels_and_no_other_qube_
     tmp_path: Path, services: Path, sent: bytes,
 ) -> None:
     async def work(qube: Qube) -> None:
-        with Qube(tmp_path, "hostile", XID + 1, scripted=True) as hostile, hostile.caller("x") as caller, qube.caller("test.Cat") as other:
+        with (Qube(tmp_path, "hostile", XID + 1, scripted=True) as hostile,
+              hostile.caller("x") as caller, qube.caller("test.Cat") as other):
             assert await caller.request() is not None and await other.request() is not None
             (await hostile.scripted_control()).send(sent)
-            assert await hostile.host.until(lambda: bool(hostile.host.reasons)) is None
+            await hostile.host.until(lambda: bool(hostile.host.reasons))
             assert len(hostile.violations) == 1
             hostile.daemon.close()              # as the warden does when its port has ended
             assert await caller.result() == Result(b"", b"", None)
@@ -426,7 +430,7 @@ def test_port_is_free_when_both_have_ended_whatever_the_order(tmp_path: Path) ->
                 terminated = qrexec.connection_terminated(0, 513)
                 if order != "never taken up":
                     channel = qube.guest.recorder(Address(0, XID, 513))
-                    await channel.until(lambda channel=channel: bool(channel.got))
+                    await channel.heard(1)
                     if order == "guest":
                         control.send(terminated)
                     qube.guest.port.close(channel.channel)

@@ -47,6 +47,10 @@ class Recorder(News):
             self.port.consumed(self.channel, len(untrusted))
         self.tell()
 
+    async def heard(self, size: int) -> None:
+        """Until so many bytes have come."""
+        await self.until(lambda: len(self.got) >= size)
+
     def writable(self) -> None:
         if self.to_send:
             self.to_send = self.to_send[self.port.send(self.channel, self.to_send):]
@@ -135,6 +139,14 @@ class Hostile(News):
             self.hung_up = True
             self.close()
         self.tell()
+
+    async def heard(self, size: int) -> None:
+        """Until so many bytes have come."""
+        await self.until(lambda: len(self.got) >= size)
+
+    async def gone(self) -> None:
+        """Until the other side has hung up."""
+        await self.until(lambda: self.hung_up)
 
     async def send(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.stream, data)

@@ -13,7 +13,8 @@ from cloison.runtime.paths import Paths, UnsafeRunDirectory
     ({"CLOISON_ROOT": "/r"}, "/r/run", "/r/data", "/r/config"),
     ({"CLOISON_ROOT": "/r/", "XDG_RUNTIME_DIR": "/x"}, "/r/run", "/r/data", "/r/config"),
     ({"HOME": "/h", "XDG_RUNTIME_DIR": "/x"}, "/x/cloison", "/h/.local/share/cloison", "/h/.config/cloison"),
-    ({"HOME": "/h", "XDG_RUNTIME_DIR": "/x", "XDG_DATA_HOME": "/d", "XDG_CONFIG_HOME": "/c"}, "/x/cloison", "/d/cloison", "/c/cloison"),
+    ({"HOME": "/h", "XDG_RUNTIME_DIR": "/x", "XDG_DATA_HOME": "/d", "XDG_CONFIG_HOME": "/c"},
+     "/x/cloison", "/d/cloison", "/c/cloison"),
     ({"HOME": "/h"}, f"/tmp/cloison-{os.getuid()}", "/h/.local/share/cloison", "/h/.config/cloison"),
 ])
 def test_from_environment(environ: dict[str, str], run: str, data: str, config: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 
 import pytest
 from tests.runtime.ports import Hostile, Recorder, Side, Wire
@@ -52,13 +53,13 @@ def test_megabytes_both_ways_on_many_channels() -> None:
             guest.record_all(made)
             ours = {port: host.recorder(Address(7, 0, port)) for port in range(600, 640)}
             await guest.until(lambda: len(made) == 40)
-            for port in ours:
-                ours[port].send(bytes([port % 251]) * MEGABYTE)
+            for port, own in ours.items():
+                own.send(bytes([port % 251]) * MEGABYTE)
                 made[port].send(bytes([port % 241]) * MEGABYTE)
-            for port in ours:
-                await made[port].until(lambda port=port: len(made[port].got) == MEGABYTE)
-                await ours[port].until(lambda port=port: len(ours[port].got) == MEGABYTE)
-                assert made[port].got == bytes([port % 251]) * MEGABYTE and ours[port].got == bytes([port % 241]) * MEGABYTE
+            for port, own in ours.items():
+                await made[port].heard(MEGABYTE)
+                await own.heard(MEGABYTE)
+                assert made[port].got == bytes([port % 251]) * MEGABYTE and own.got == bytes([port % 241]) * MEGABYTE
 
     asyncio.run(run())
 
@@ -130,11 +131,14 @@ def test_a_peer_that_never_reads_its_answers_ends_the_port() -> None:
         def answer(_channel: int, _address: Address) -> None:
             side.port.control(bytes(MAX_BODY))
 
+        def answered(number: int) -> bool:
+            return bool(side.reasons) or len(side.opened) > number
+
         side.accept = answer
         with theirs:
             for number in range(MAX_QUEUED // MAX_BODY * 2):
                 theirs.sendall(HEADER.pack(OPEN, 0, 12, 2 * number + 1) + bytes(12))
-                await side.until(lambda number=number: bool(side.reasons) or len(side.opened) > number)
+                await side.until(partial(answered, number))
                 if side.reasons:
                     break
         assert "not read" in side.reasons[0]

@@ -83,8 +83,8 @@ def test_many_at_once() -> None:
                 end.guest.send(bytes([number]) * 100_000)
             await asyncio.gather(*(end.send(bytes([number]) * 100_000) for number, end in enumerate(ends)))
             for number, end in enumerate(ends):
-                await end.until(lambda end=end: len(end.got) == 100_000)
-                await end.guest.until(lambda end=end: len(end.guest.got) == 100_000)
+                await end.heard(100_000)
+                await end.guest.heard(100_000)
                 assert end.got == end.guest.got == bytes([number]) * 100_000
 
     asyncio.run(run())

@@ -57,7 +57,8 @@ async def answered(peer: Hostile, *answers: dict[str, object]) -> None:
 def test_orders_are_answered_in_turn() -> None:
     async def work(door: Door) -> None:
         peer = await door.connect()
-        await peer.send(encode({"id": 1, "do": "status"}) + encode({"id": 2, "do": "pause"}) + encode({"id": 3, "do": "fail"}) + b"{}\n")
+        orders: list[dict[str, object]] = [{"id": 1, "do": "status"}, {"id": 2, "do": "pause"}, {"id": 3, "do": "fail"}, {}]
+        await peer.send(b"".join(map(encode, orders)))
         await answered(peer, {"id": 1, "ok": True, "state": "running"}, {"id": 2, "ok": True, "state": "running"},
                        {"id": 3, "error": "it can't"}, {"id": None, "ok": True, "state": "running"})
         assert door.done == ["pause", "None"]
@@ -76,7 +77,7 @@ def test_events_go_to_everyone_until_the_close() -> None:
         door.server.event({"event": "stopped"})
         await door.server.close()
         for peer in peers[1:]:
-            await peer.until(lambda peer=peer: peer.hung_up)
+            await peer.gone()
             assert peer.got == encode({"event": "stopped"})
 
     with_door(work)

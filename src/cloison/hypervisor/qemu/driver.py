@@ -80,7 +80,7 @@ class QemuMachine(Machine):
                 self._process = subprocess.Popen(
                     self._argv(qemu_monitor.fileno(), qemu_channel.fileno()),
                     pass_fds=handed if self._spec.life_fd is None else [*handed, self._spec.life_fd],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=qemu_errors, restore_signals=True,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=qemu_errors, restore_signals=True, process_group=0,
                 )
             except BaseException as error:
                 os.close(errors)
@@ -135,7 +135,9 @@ class QemuMachine(Machine):
 
     def kill(self) -> None:
         if self._process is not None and self._state is not MachineState.GONE:
-            self._process.send_signal(signal.SIGKILL)
+            # The group, not the sandbox alone: until that has asked to die with its parent, QEMU would live on.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     @property
     def error_text(self) -> str:
