@@ -9,6 +9,7 @@ def test_names_replace_former_ones_and_keep_the_rest_of_hosts() -> None:
     assert inside("""
 import socket
 put('/etc/hosts', '127.0.0.1\\tlocalhost\\n127.0.1.1\\tqube\\n10.0.0.1 printer\\n')
+identity._read_hosts()
 identity._names('qube')
 identity._names('work')
 result = [socket.gethostname(), get('/etc/hostname'), get('/etc/hosts')]
@@ -32,8 +33,9 @@ result = os.readlink('/etc/localtime')
 
 def test_boot_id_is_the_one_given() -> None:
     assert inside("""
-os.makedirs(identity.RUN)
-identity._boot_id('00000000-0000-4000-8000-00000000000a')
+put('/etc/hosts', '127.0.0.1\\tlocalhost\\n')
+identity._get_ready()
+identity._write(f'{identity.RUN}/boot_id', '00000000-0000-4000-8000-00000000000a\\n')
 result = get('/proc/sys/kernel/random/boot_id')
 """) == "00000000-0000-4000-8000-00000000000a\n"
 

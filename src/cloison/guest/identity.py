@@ -20,17 +20,20 @@ RUN = "/run/cloison"
 JOURNAL = "/run/log/journal"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CLOCK_TOLERANCE = 5_000_000
+LOCALTIME = "/etc/localtime"
 NOBODY = "0" * 32
+NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 def become(identity: Identity) -> None:
     """Be this qube. Raises OSError or ValueError; the qube must not run then."""
     libc.reseed(bytes.fromhex(identity.entropy))
     set_clock(identity.time)
-    os.makedirs(RUN, exist_ok=True)
+    if not _ready:
+        _get_ready()
     _write("/etc/machine-id", identity.machine_id + "\n")
     _journal(identity.machine_id)
-    _boot_id(identity.boot_id)
+    _write(f"{RUN}/boot_id", identity.boot_id + "\n")
     _names(identity.qubesdb.get("/name", "qube"))
     _timezone(identity.qubesdb.get("/qubes-timezone", ""))
     persistence = identity.qubesdb.get("/qubes-vm-persistence", "rw-only")
@@ -51,8 +54,9 @@ def rehearse() -> None:
     A clone then writes to pages it has instead of reading the disk first. Nothing of this is a secret or a user's: the ids
     are zeros, and the program prints nothing.
     """
-    os.makedirs(RUN, exist_ok=True)
+    _get_ready()
     _in_memory("/etc/machine-id", "/etc/hostname", "/etc/hosts")
+    _localtime_in_memory()
     _write("/etc/machine-id", NOBODY + "\n")
     _names("qube")
     volumes.find_devices()
@@ -64,6 +68,32 @@ def rehearse() -> None:
             started.process.wait()
             started.close()
     libc.sync()
+
+
+_ready: list[str] = []        # lines of /etc/hosts that are the same for every qube, once _get_ready has run
+
+
+def _get_ready() -> None:
+    """What is the same for whoever this guest becomes; a snapshot has it behind it. User space sees a boot id of our own:
+    the kernel drew its before the snapshot.
+    """
+    os.makedirs(RUN, exist_ok=True)
+    _write(f"{RUN}/boot_id", NIL_UUID + "\n")
+    libc.mount(f"{RUN}/boot_id", BOOT_ID, flags=libc.MS_BIND)
+    _read_hosts()
+
+
+def _read_hosts() -> None:
+    with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
+        _ready[:] = [line for line in file if not line.startswith("127.0.1.1")] or ["127.0.0.1\tlocalhost\n"]
+
+
+def _localtime_in_memory() -> None:
+    """/etc/localtime leads through a link in memory, which each clone points where its host says."""
+    if os.path.islink(LOCALTIME):
+        os.symlink(os.readlink(LOCALTIME), f"{RUN}/localtime")
+        os.symlink(f"{RUN}/localtime", f"{LOCALTIME}.new")
+        os.rename(f"{LOCALTIME}.new", LOCALTIME)
 
 
 def _in_memory(*paths: str) -> None:
@@ -95,19 +125,10 @@ def _journal(machine_id: str) -> None:
         print(f"journalctl will find nothing: {error}", file=sys.stderr)
 
 
-def _boot_id(boot_id: str) -> None:
-    """User space sees this boot's own id; the kernel's was drawn before the snapshot."""
-    path = f"{RUN}/boot_id"
-    _write(path, boot_id + "\n")
-    libc.mount(path, BOOT_ID, flags=libc.MS_BIND)
-
-
 def _names(name: str) -> None:
     socket.sethostname(name)
     _write("/etc/hostname", name + "\n")
-    with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
-        kept = [line for line in file if not line.startswith("127.0.1.1")]
-    _write("/etc/hosts", "".join(kept) + f"127.0.1.1\t{name}\n")
+    _write("/etc/hosts", "".join(_ready) + f"127.0.1.1\t{name}\n")
 
 
 def _timezone(zone: str) -> None:
@@ -115,9 +136,12 @@ def _timezone(zone: str) -> None:
     target = os.path.normpath(f"/usr/share/zoneinfo/{zone}")
     if not zone or not target.startswith("/usr/share/zoneinfo/") or not os.path.isfile(target):
         return
-    if os.path.lexists("/etc/localtime"):
-        os.unlink("/etc/localtime")
-    os.symlink(target, "/etc/localtime")
+    link = f"{RUN}/localtime" if os.path.lexists(f"{RUN}/localtime") else LOCALTIME
+    if os.path.lexists(link):
+        if os.path.islink(link) and os.readlink(link) == target:
+            return
+        os.unlink(link)
+    os.symlink(target, link)
 
 
 def _markers(qubesdb: dict[str, str], persistence: str) -> None:
