@@ -24,7 +24,7 @@ from cloison.templates.build import Built
 from cloison.wire.admin import Event
 
 TEMPLATE, DVM = "debian-12", "dvm"
-LIMIT = 120.0          # seconds after which anything at all counts as hung; the machine may be very busy
+LIMIT = 60.0           # seconds after which anything at all counts as hung; the machine may be very busy
 _TOOL = "import sys; from cloison.cli.{} import main; sys.exit(main())"
 _COMMIT = re.compile(r"\.\d+\.(raw|qcow2)$")
 _ROOT_IMAGE = re.compile(r"root\.(\d+)\.raw")

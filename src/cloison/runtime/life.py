@@ -43,19 +43,29 @@ def end(folder: str, uuid: str) -> None:
 
     A warden's death takes its machine along, but for the milliseconds in which the sandbox has not asked the kernel for that yet.
     """
-    path = _path(folder, uuid)
-    for entry in os.listdir("/proc") if os.path.exists(path) else ():
-        if entry.isdigit() and int(entry) != os.getpid():
-            with contextlib.suppress(OSError):          # it is gone, or another user's
-                _kill_holder(int(entry), path)
+    path = _path(os.path.realpath(folder), uuid)
+    while os.path.exists(path) and _kill_holders(path):
+        pass                                            # again: one of them may have forked meanwhile
     wait_gone(folder, uuid)
 
 
-def _kill_holder(pid: int, path: str) -> None:
+def _kill_holders(path: str) -> int:
+    """How many processes were found to hold that file, and killed."""
+    killed = 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError):          # it is gone, or another user's
+                killed += _kill_holder(int(entry), path)
+    return killed
+
+
+def _kill_holder(pid: int, path: str) -> bool:
     process = os.pidfd_open(pid)                        # first: so that what is looked at is what is killed
     try:
-        if any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd")):
+        holds = any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
+        if holds:
             signal.pidfd_send_signal(process, signal.SIGKILL)
+        return holds
     finally:
         os.close(process)
 
