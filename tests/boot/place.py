@@ -176,6 +176,13 @@ class Place:
         return found[0]
 
 
+    def await_only_daemons(self) -> None:
+        """Until qubesd and its zygote are all that runs here; a warden that has said its last word still takes a moment to exit."""
+        daemons = {self.process("python.*cloison.daemon"), self.process("python.*cloison.warden.zygote")}
+        await_ends(set(self.processes()) - daemons)
+        assert set(self.processes()) == daemons, self.processes()
+
+
 class Watch:
     """Events as they come, with a limit."""
 

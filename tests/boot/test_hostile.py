@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.boot.place import LIMIT, Place
 
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 MAX_WARDEN = 64 << 10       # KiB of resident memory at its peak
 

@@ -16,7 +16,7 @@ from tests.boot.place import Place, copy_parts
 
 import cloison
 
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 SCRIPT = """
 import sys

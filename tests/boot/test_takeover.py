@@ -29,7 +29,7 @@ def line(tool: subprocess.Popen[bytes]) -> bytes:
 def assert_ended_alone(cloison: Place, name: str) -> None:
     """The qube is halted, and of its run nothing is left but what it had saved."""
     assert cloison.state(name) == "Halted"
-    assert not [command for command in cloison.processes().values() if f"warden {name}" in command or "qemu-system" in command]
+    cloison.await_only_daemons()
     assert not [path for path in cloison.files() if path.startswith(("run/qubes/", "data/tmp/disk"))]
     assert cloison.sh(name, "cat ~/file") == b"precious\n"
 
