@@ -45,6 +45,20 @@ def test_waits_for_the_last_holder_and_sees_a_kill(tmp_path: Path) -> None:
     assert life.known(str(tmp_path)) == []
 
 
+def test_ending_kills_who_holds_it_and_nobody_who_only_waits(tmp_path: Path) -> None:
+    fd = life.take(str(tmp_path), UUID)
+    wait = "import sys; from cloison.runtime import life; print('waits', flush=True); life.wait_gone(sys.argv[1], sys.argv[2])"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[fd]) as holder, \
+            subprocess.Popen([sys.executable, "-c", wait, str(tmp_path), UUID], stdout=subprocess.PIPE) as waiter:
+        os.close(fd)
+        assert waiter.stdout is not None and waiter.stdout.readline() == b"waits\n"
+        life.end(str(tmp_path), UUID)
+        assert holder.wait() == -signal.SIGKILL
+        assert waiter.wait() == 0
+    life.drop(str(tmp_path), UUID)
+    life.end(str(tmp_path), UUID)
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     (tmp_path / f"life.{UUID}").symlink_to(tmp_path / "precious")

@@ -33,7 +33,7 @@ def wait_gone(folder: str, uuid: str) -> None:
     except FileNotFoundError:
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_SH)   # not as a holder does, so that `end` tells them apart
     finally:
         os.close(fd)
 
@@ -62,12 +62,21 @@ def _kill_holders(path: str) -> int:
 def _kill_holder(pid: int, path: str) -> bool:
     process = os.pidfd_open(pid)                        # first: so that what is looked at is what is killed
     try:
-        holds = any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
+        holds = any(_is_lock(pid, fd, path) for fd in os.listdir(f"/proc/{pid}/fd"))
         if holds:
             signal.pidfd_send_signal(process, signal.SIGKILL)
         return holds
     finally:
         os.close(process)
+
+
+def _is_lock(pid: int, fd: str, path: str) -> bool:
+    """Whether that is the holders' open file; one who only waits for the end has opened it too."""
+    with contextlib.suppress(OSError):                  # closed meanwhile
+        if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
+            with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as file:
+                return any("FLOCK" in line and "WRITE" in line for line in file)
+    return False
 
 
 def drop(folder: str, uuid: str) -> None:
