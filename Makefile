@@ -51,7 +51,7 @@ unit: install ## the tests that need no virtual machine
 boot: install ## the tests with real virtual machines
 	$(BIN)/python -m pytest tests/boot -m "boot and not slow"
 
-slow: install ## faults at every step, hostile guests, 20 qubes at once, an ordinary user: a quarter of an hour
+slow: install ## kill -9 of everything, faults at every step, hostile guests, 20 qubes at once, an ordinary user: a quarter of an hour
 	$(BIN)/python -m pytest -m slow
 
 clean: ## remove what was installed and cached here; no qube is touched

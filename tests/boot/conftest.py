@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 from tests.boot.place import Place, await_ends, copy_parts, furnish, is_up
 
 SOURCE = "CLOISON_TEST_TEMPLATE_ROOT"
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, and every tool that it starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

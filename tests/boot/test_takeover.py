@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from tests.boot.place import LIMIT, Place, await_ends, kill
 
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 
 @pytest.fixture
