@@ -5,7 +5,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from cloison.runtime.port import Handler, Port
+from cloison.runtime.port import Channels, Handler, Port
 from cloison.wire.mux import GUEST, HOST, Address
 
 PATIENCE = 60.0     # seconds until a test that waits for something is given up
@@ -30,7 +30,7 @@ class News:
 class Recorder(News):
     """A Handler that keeps all it gets, and reads at once unless `stuck`."""
 
-    def __init__(self, port: Port, channel: int = 0, *, stuck: bool = False) -> None:
+    def __init__(self, port: Channels, channel: int = 0, *, stuck: bool = False) -> None:
         super().__init__()
         self.port, self.channel, self.stuck = port, channel, stuck
         self.got = bytearray()

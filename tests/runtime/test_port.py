@@ -191,3 +191,27 @@ def test_outbox_keeps_what_the_channel_does_not_take() -> None:
             await made[600].until(lambda: made[600].got.endswith(b"rest"))
 
     asyncio.run(run())
+
+
+def test_listen_takes_the_one_channel_that_is_expected() -> None:
+    async def work() -> None:
+        with Wire() as (host, guest):
+            expected, made = Address(7, 0, 513), []
+
+            def accept(channel: int) -> Recorder:
+                made.append(Recorder(guest.port, channel))
+                guest.tell()
+                return made[0]
+
+            guest.port.listen(expected, accept)
+            guest.port.listen(Address(7, 0, 514), accept)
+            guest.port.unlisten(Address(7, 0, 514))
+            first, second, other = (host.recorder(address) for address in (expected, expected, Address(7, 0, 514)))
+            first.send(b"x")
+            await guest.until(lambda: bool(made))
+            await made[0].heard(1)
+            await second.until(lambda: second.ended)
+            await other.until(lambda: other.ended)
+            assert (len(made), first.ended) == (1, False)
+
+    asyncio.run(work())

@@ -24,6 +24,17 @@ class Handler(Protocol):
     def closed(self) -> None: ...
 
 
+class Channels(Protocol):
+    """What carries vchans: a `Port`, or a `VchanSocket`. A channel is a number here; one end is told apart by who opened it."""
+
+    def open(self, address: Address, handler: Handler) -> int: ...
+    def listen(self, address: Address, accept: Callable[[int], Handler]) -> None: ...
+    def unlisten(self, address: Address) -> None: ...
+    def send(self, channel: int, data: bytes | memoryview) -> int: ...
+    def consumed(self, channel: int, count: int) -> None: ...
+    def close(self, channel: int) -> None: ...
+
+
 class Port:
     """`side` is mux.HOST or mux.GUEST; `on_open` gives the handler of a channel the peer opens, or None to refuse it."""
 
@@ -34,6 +45,7 @@ class Port:
         self._fd = fd
         self._mux = Mux(side)
         self._handlers: dict[int, Handler] = {}
+        self._listeners: dict[Address, Callable[[int], Handler]] = {}
         self._on_control, self._on_open, self._on_end = on_control, on_open, on_end
         self._unwritten = memoryview(b"")
         self._writing = False
@@ -47,6 +59,14 @@ class Port:
         self._handlers[channel] = handler
         self.flush()
         return channel
+
+    def listen(self, address: Address, accept: Callable[[int], Handler]) -> None:
+        """As vchan server, for one client: `accept` gets the channel it opens and gives its handler. Replaces a former one."""
+        self._listeners[address] = accept
+
+    def unlisten(self, address: Address) -> None:
+        """Idempotent."""
+        self._listeners.pop(address, None)
 
     def send(self, channel: int, data: bytes | memoryview) -> int:
         """How much was taken; after less than all, the handler's `writable` says when to go on."""
@@ -144,7 +164,8 @@ class Port:
                 closed.closed()
 
     def _opened(self, event: Opened) -> None:
-        handler = self._on_open(event.channel, event.address)
+        accept = self._listeners.pop(event.address, None)
+        handler = accept(event.channel) if accept is not None else self._on_open(event.channel, event.address)
         if handler is None:
             self._mux.close(event.channel)
         else:
@@ -154,7 +175,7 @@ class Port:
 class Outbox:
     """Messages for one channel, kept until the channel takes them. `limit` bytes bounds what may wait."""
 
-    def __init__(self, port: Port, channel: int) -> None:
+    def __init__(self, port: Channels, channel: int) -> None:
         self._port, self.channel = port, channel
         self._waiting = bytearray()
 

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 from cloison.runtime.hangup import watch_hangup
-from cloison.runtime.port import Port
+from cloison.runtime.port import Channels
 
 READ = 1 << 16
 
@@ -18,7 +18,7 @@ class Relay:
     hold the channel for a caller that is gone.
     """
 
-    def __init__(self, port: Port, channel: int, stream: socket.socket, on_end: Callable[[], None]) -> None:
+    def __init__(self, port: Channels, channel: int, stream: socket.socket, on_end: Callable[[], None]) -> None:
         stream.setblocking(False)
         self._port, self._channel, self._stream, self._on_end = port, channel, stream, on_end
         self._loop = asyncio.get_running_loop()

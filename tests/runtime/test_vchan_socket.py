@@ -1,0 +1,247 @@
+"""Channels over Unix sockets: the same promises as over a port, and those of the paths in the folder."""
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.runtime.ports import PATIENCE, News, Recorder
+
+from cloison.runtime.vchan_socket import MAX_EARLY, VchanSocket, file_name, folder
+from cloison.wire.mux import WINDOW, Address
+
+ADDRESS = Address(0, 7, 513)
+MEGABYTE = 1 << 20
+
+
+class End(News):
+    """One end of a channel that may come later."""
+
+    def __init__(self, vchans: VchanSocket, *, stuck: bool = False) -> None:
+        super().__init__()
+        self.vchans, self._stuck = vchans, stuck
+        self.recorder: Recorder | None = None
+
+    def accept(self, channel: int) -> Recorder:
+        self.recorder = Recorder(self.vchans, channel, stuck=self._stuck)
+        self.tell()
+        return self.recorder
+
+    def open(self, address: Address = ADDRESS) -> Recorder:
+        recorder = Recorder(self.vchans, stuck=self._stuck)
+        recorder.channel = self.vchans.open(address, recorder)
+        return recorder
+
+    async def accepted(self) -> Recorder:
+        await self.until(lambda: self.recorder is not None)
+        assert self.recorder is not None
+        return self.recorder
+
+
+def with_vchans(place: Path, work: Callable[[VchanSocket, VchanSocket], Awaitable[None]]) -> None:
+    async def run() -> None:
+        server, client = VchanSocket(str(place)), VchanSocket(str(place))
+        fds = len(os.listdir("/proc/self/fd"))
+        try:
+            await work(server, client)
+        finally:
+            server.end()
+            client.end()
+        await asyncio.sleep(0)
+        assert len(os.listdir("/proc/self/fd")) <= fds
+
+    asyncio.run(run())
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("server_first", [True, False])
+def test_bytes_both_ways_whoever_comes_first(tmp_path: Path, server_first: bool) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        end = End(server)
+        if server_first:
+            server.listen(ADDRESS, end.accept)
+        ours = End(client).open()
+        ours.send(bytes(MEGABYTE))
+        if not server_first:
+            server.listen(ADDRESS, end.accept)
+        theirs = await end.accepted()
+        theirs.send(b"x" * MEGABYTE)
+        await theirs.heard(MEGABYTE)
+        await ours.heard(MEGABYTE)
+        assert (theirs.got, ours.got) == (bytes(MEGABYTE), b"x" * MEGABYTE)
+
+    with_vchans(tmp_path, work)
+
+
+def test_path_is_gone_as_soon_as_the_client_is_accepted(tmp_path: Path) -> None:
+    """qrexec.md 2.2: a path that stays lets the port's next user meet the former one."""
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        end = End(server)
+        server.listen(ADDRESS, end.accept)
+        assert os.listdir(tmp_path) == [file_name(ADDRESS)] == ["vchan.0.7.513.sock"]
+        End(client).open()
+        await end.accepted()
+        assert os.listdir(tmp_path) == []
+
+    with_vchans(tmp_path, work)
+
+
+def test_a_port_used_again_at_once_reaches_its_new_server(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        for number in range(300):
+            end = End(server)
+            server.listen(ADDRESS, end.accept)
+            ours = End(client).open()
+            theirs = await end.accepted()
+            theirs.send(b"%d" % number)
+            server.close(theirs.channel)
+            await ours.until(lambda ours=ours: ours.ended)      # type: ignore[misc]
+            assert ours.got == b"%d" % number
+
+    with_vchans(tmp_path, work)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_what_was_sent_before_the_close_arrives(tmp_path: Path, connected: bool) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        end = End(server)
+        if connected:
+            server.listen(ADDRESS, end.accept)
+        ours = End(client).open()
+        if connected:
+            await end.accepted()
+        assert client.send(ours.channel, bytes(65536)) == 65536
+        client.close(ours.channel)
+        assert client.send(ours.channel, b"swallowed") == 9
+        if not connected:
+            server.listen(ADDRESS, end.accept)
+        theirs = await end.accepted()
+        await theirs.until(lambda: theirs.ended)
+        assert theirs.got == bytes(65536)
+
+    with_vchans(tmp_path, work)
+
+
+def test_stuck_reader_stops_its_writer_and_hears_all_after_a_hangup(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        end = End(server, stuck=True)
+        server.listen(ADDRESS, end.accept)
+        ours = End(client).open()
+        theirs = await end.accepted()
+        total = 0
+        while sent := client.send(ours.channel, bytes(65536)):
+            total += sent
+            await theirs.heard(min(total, WINDOW))
+        assert total >= 65536
+        client.close(ours.channel)
+        await theirs.until(lambda: theirs.ended)
+        assert len(theirs.got) == total
+
+    with_vchans(tmp_path, work)
+
+
+def test_stuck_reader_goes_on(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        end = End(server, stuck=True)
+        server.listen(ADDRESS, end.accept)
+        ours = End(client).open()
+        theirs = await end.accepted()
+        ours.send(bytes(8 * MEGABYTE))
+        await theirs.heard(WINDOW)
+        assert ours.to_send
+        theirs.stuck = False
+        server.consumed(theirs.channel, len(theirs.got))
+        await theirs.heard(8 * MEGABYTE)
+
+    with_vchans(tmp_path, work)
+
+
+def test_early_bytes_are_bounded(tmp_path: Path) -> None:
+    async def work(_server: VchanSocket, client: VchanSocket) -> None:
+        ours = End(client).open()
+        assert client.send(ours.channel, bytes(2 * MAX_EARLY)) == MAX_EARLY
+        assert client.send(ours.channel, b"x") == 0
+
+    with_vchans(tmp_path, work)
+
+
+def test_a_foreign_listener_that_listens_late_is_found(tmp_path: Path) -> None:
+    """It binds first and listens then, as the reference's library does: in between it refuses."""
+    async def work(_server: VchanSocket, client: VchanSocket) -> None:
+        ours = End(client).open()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / file_name(ADDRESS)))
+            refused = socket.socket(socket.AF_UNIX)
+            with refused, pytest.raises(ConnectionRefusedError):
+                refused.connect(str(tmp_path / file_name(ADDRESS)))
+            await asyncio.to_thread(len, "")
+            listener.listen(1)
+            listener.settimeout(PATIENCE)
+            stream, _ = await asyncio.to_thread(listener.accept)
+            with stream:
+                stream.sendall(b"late")
+                await ours.heard(4)
+        (tmp_path / file_name(ADDRESS)).unlink()
+
+    with_vchans(tmp_path, work)
+
+
+def test_giving_up_before_the_server_comes(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        ours = End(client).open()
+        client.close(ours.channel)
+        end = End(server)
+        server.listen(ADDRESS, end.accept)
+        other = End(client).open()
+        (await end.accepted()).send(b"for the second")
+        await other.heard(14)
+        assert not ours.got
+
+    with_vchans(tmp_path, work)
+
+
+def test_a_new_listener_replaces_the_former_one(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        first, second = End(server), End(server)
+        server.listen(ADDRESS, first.accept)
+        server.listen(ADDRESS, second.accept)
+        End(client).open()
+        await second.accepted()
+        assert first.recorder is None
+        server.listen(ADDRESS, first.accept)
+        server.unlisten(ADDRESS)
+        server.unlisten(ADDRESS)
+        assert os.listdir(tmp_path) == []
+
+    with_vchans(tmp_path, work)
+
+
+def test_end_tells_every_handler(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        end = End(server)
+        server.listen(ADDRESS, end.accept)
+        ours = [End(client).open(), End(client).open(Address(0, 7, 999))]
+        theirs = await end.accepted()
+        client.end()
+        assert [each.ended for each in ours] == [True, True]
+        await theirs.until(lambda: theirs.ended)
+
+    with_vchans(tmp_path, work)
+
+
+def test_folder_and_long_paths(tmp_path: Path) -> None:
+    assert folder({}) == "/var/run/vchan"
+    assert folder({"VCHAN_SOCKET_DIR": "/x"}) == "/x"
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        end = End(server)
+        server.listen(ADDRESS, end.accept)
+        End(client).open().send(b"x")
+        await (await end.accepted()).heard(1)
+
+    with_vchans(deep, work)
