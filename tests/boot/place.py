@@ -15,11 +15,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cloison.cli.template import register
-from cloison.client.connection import Connection, NoDaemon, Stream, connect
+from cloison.client.connection import Connection, NoDaemon, Stream
 from cloison.client.domains import Qube, list_qubes
 from cloison.client.events import subscribe
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
+from cloison.runtime.unix import connect
 from cloison.templates.build import Built
 from cloison.wire.admin import Event
 

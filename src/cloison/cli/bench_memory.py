@@ -6,9 +6,9 @@ import socket
 import struct
 from typing import NamedTuple
 
-from cloison.client.connection import connect
 from cloison.errors import HostError
 from cloison.runtime.paths import Paths
+from cloison.runtime.unix import connect
 
 ZYGOTE = b"cloison.warden.zygote"
 

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 
 from cloison.cli import tool
 from cloison.cli.qvm_shutdown import shut_down
-from cloison.client.connection import Connection, NoDaemon, connect
+from cloison.client.connection import Connection, NoDaemon
 from cloison.client.domains import DOM0, list_qubes
 from cloison.errors import CloisonError, HostError
 from cloison.runtime.paths import Paths
+from cloison.runtime.unix import connect
 
 PROG = "cloison"
 START_TIME = 30.0                        # seconds qubesd may take until it answers
@@ -34,6 +35,7 @@ OTHERS = {
     "doctor": "what this machine has and lacks for running qubes",
     "template": "build and list templates",
     "bench": "measure starts, calls and streams",
+    "dom0": "run a program made for Qubes OS's dom0",
     "demo": "make two qubes and a disposable, and show what keeps them apart",
 }
 

@@ -5,7 +5,6 @@ tells failures apart by class; a name nobody knows here becomes `ServerError`.
 """
 from __future__ import annotations
 
-import os
 import select
 import socket
 from collections.abc import Iterable, Iterator
@@ -13,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from cloison import errors
 from cloison.errors import CloisonError, PeerError
 from cloison.runtime.paths import Paths
+from cloison.runtime.unix import connect
 from cloison.wire.admin import Event, EventDecoder, Failure, Request, encode_request, parse_reply
 
 MAX_REPLY = 64 << 20                     # bytes; qubesd is trusted, this only keeps a fault from eating the host
 PARALLEL = 32                            # calls under way at once
 _CHUNK = 1 << 16
-_ADDRESS = 107                           # bytes of a path that fit a socket address
 
 
 class NoDaemon(CloisonError):
@@ -36,10 +35,11 @@ class ServerError(CloisonError):
 
 
 class Connection:
-    """Where qubesd is. Holds nothing open between calls."""
+    """Where qubesd is. Holds nothing open between calls. `source`: the qube that the calls are made for."""
 
-    def __init__(self, paths: Paths | None = None) -> None:
+    def __init__(self, paths: Paths | None = None, source: str = "dom0") -> None:
         self.paths = paths or Paths.from_environment()
+        self.source = source
 
     def call(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> bytes:
         """The reply's content. Raises a CloisonError for whatever went wrong, NoDaemon if qubesd does not run."""
@@ -47,7 +47,7 @@ class Connection:
 
     def begin(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> Pending:
         """Send a call without waiting for its reply."""
-        request = encode_request(Request(method, argument, "dom0", "name", dest, payload))
+        request = encode_request(Request(method, argument, self.source, "name", dest, payload))
         return Pending(self._send(request, "qubesd.internal.sock" if internal else "qubesd.sock"))
 
     def stream(self, dest: str, method: str, argument: str = "", payload: bytes = b"") -> Stream:
@@ -178,21 +178,3 @@ def server_error(failure: Failure) -> CloisonError:
     # The later of two with one name: BadRequest, not PeerError, which is about a peer of ours.
     known = {kind.wire: kind for kind in classes}.get(failure.class_name)
     return known(failure.message) if known else ServerError(failure.class_name, failure.message)
-
-
-def connect(path: str) -> socket.socket:
-    """A stream socket connected to that path, however long it is. Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        if len(os.fsencode(path)) <= _ADDRESS:
-            sock.connect(path)
-        else:
-            folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-            finally:
-                os.close(folder)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

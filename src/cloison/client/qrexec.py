@@ -15,9 +15,9 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cloison.client.connection import connect as connect_unix
 from cloison.errors import CloisonError, PeerError, QubeNotRunning
 from cloison.runtime.paths import Paths
+from cloison.runtime.unix import connect as connect_unix
 from cloison.wire import qrexec as wire
 
 LOST = 255                               # exit status of a call whose channel went away before the status came

@@ -1,4 +1,5 @@
-"""Changes in one folder, as something to wait on: `fileno` is readable when there is news. What changed, the caller looks up.
+"""Changes in folders and files, as something to wait on: `fileno` is readable when there is news. What changed, the caller
+looks up.
 
 The standard library has no inotify, so two functions of the C library are called by ctypes. Only who must wait imports this.
 """
@@ -9,29 +10,36 @@ import ctypes
 import os
 
 CREATE, MOVED_TO, MOVED_FROM, DELETE, CLOSE_WRITE = 0x100, 0x80, 0x40, 0x200, 0x8
+ATTRIB, DELETE_SELF, MOVE_SELF = 0x4, 0x400, 0x800
 _READ = 1 << 16
 
 
 class Watch:
     """`mask`: which of the constants above. Close it. Raises OSError."""
 
-    def __init__(self, folder: str, mask: int) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    def __init__(self, path: str, mask: int) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         try:
-            _checked(libc.inotify_add_watch(self._fd, os.fsencode(folder), mask))
+            self.add(path, mask)
         except OSError:
             os.close(self._fd)
             raise
 
+    def add(self, path: str, mask: int) -> None:
+        """Watch this too; once more for what is watched already changes nothing. Raises OSError."""
+        _checked(self._libc.inotify_add_watch(self._fd, os.fsencode(path), mask))
+
     def fileno(self) -> int:
         return self._fd
 
-    def clear(self) -> None:
-        """Forget the news so far."""
+    def clear(self) -> bool:
+        """Forget the news so far; whether there was any."""
+        news = False
         with contextlib.suppress(BlockingIOError):
             while os.read(self._fd, _READ):
-                pass
+                news = True
+        return news
 
     def close(self) -> None:
         os.close(self._fd)

@@ -1,0 +1,29 @@
+"""Connecting to Unix sockets, however deep the folder lies."""
+from __future__ import annotations
+
+import os
+import socket
+
+_ADDRESS = 107                           # bytes of a path that fit a socket address
+
+
+def connect(path: str, *, blocking: bool = True) -> socket.socket:
+    """A stream socket connected to that path. Raises OSError.
+
+    Not `blocking`: also for good, and a listener whose backlog is full is BlockingIOError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setblocking(blocking)
+        if len(os.fsencode(path)) <= _ADDRESS:
+            sock.connect(path)
+        else:
+            folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            finally:
+                os.close(folder)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
