@@ -15,9 +15,16 @@ class CloisonError(Exception):
 
 
 class PeerError(CloisonError):
-    """The other side left the protocol: its connection is dropped. Never shown to a guest."""
+    """The other side left the protocol: its connection is dropped. Never shown to a guest.
+
+    Arguments: what is wrong, then the values that show it.
+    """
 
     wire = "ProtocolError"
+
+    def __str__(self) -> str:
+        what, *values = self.args or ("the protocol was left",)
+        return f"{what}: {', '.join(map(repr, values))}" if values else str(what)
 
 
 class StorageError(CloisonError):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloison.admin.methods import SOCKETS
+from cloison.daemon import connection as connection_module
 from cloison.daemon import server as server_module
 from cloison.daemon.app import App
 from cloison.daemon.fake import ask, fake_app
@@ -17,6 +18,7 @@ from cloison.daemon.server import Server
 from cloison.wire.admin import EventDecoder
 
 SOCK = "run/qubesd.sock"
+FRAMING = b"2\0ProtocolError\0\0"
 
 
 def served(tmp_path: Path, scenario: Callable[[App, str], Awaitable[None]]) -> None:
@@ -50,12 +52,15 @@ async def request(path: str, data: bytes) -> bytes:
 
 @pytest.mark.parametrize(("data", "reply"), [
     (b"", b""),
-    (b"admin.vm.List", b""),
-    (b"admin.vm.List dom0 name dom0", b""),
-    (b"admin.vm.List dom0 name\0", b""),
-    (b"admin.vm.List dom0 keyword dispvm\0", b""),
+    (b"\0", FRAMING + b"a request must have four words and a NUL: 1\0"),
+    (b"admin.vm.List", FRAMING + b"a request must have four words and a NUL: 1\0"),
+    (b"admin.vm.List dom0 name dom0", FRAMING + b"a request must have four words and a NUL: 4\0"),
+    (b"admin.vm.List dom0 name\0", FRAMING + b"a request must have four words and a NUL: 3\0"),
+    (b"admin.vm.List dom0 keyword dispvm\0", FRAMING + b"the destination must be a name or the keyword adminvm\0"),
     (b"admin.vmclass.List+ dom0 keyword adminvm\0", b"0\0AppVM\nTemplateVM\nStandaloneVM\nAdminVM\nDispVM\nRemoteVM\n"),
-    (b"admin.vm.notes.Set dom0 name dom0\0" + b"x" * 65536, b""),
+    (b"admin.vm.feature.Set+x dom0 name dom0\0" + b"x" * 65536, FRAMING + b"the request has more than 65536 bytes\0"),
+    (b"x" * (3 << 20), FRAMING + b"the request has more than 65536 bytes\0"),
+    (b"x" * (5 << 20), b""),
 ])
 def test_framing(tmp_path: Path, data: bytes, reply: bytes) -> None:
     async def scenario(_: App, path: str) -> None:
@@ -130,7 +135,7 @@ def test_events_until_the_caller_hangs_up(tmp_path: Path) -> None:
 
 
 def test_a_listener_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_BACKLOG", 1000)
+    monkeypatch.setattr(connection_module, "MAX_BACKLOG", 1000)
 
     async def scenario(app: App, path: str) -> None:
         reader, writer = await asyncio.open_unix_connection(path, limit=1024)

@@ -15,11 +15,13 @@ from typing import Final, NamedTuple
 from cloison.errors import CloisonError, PeerError
 
 MAX_REQUEST: Final = 65536               # bytes, header and payload
+MAX_NOTES: Final = 256000                # bytes of the one payload that may be longer
 MAX_EVENT: Final = 1 << 20               # bytes of one event, or of the exception after events
 
 _OK: Final = b"0\0"
 _EVENT: Final = b"1"
 _EXCEPTION: Final = b"2"
+_LONG: Final = b"admin.vm.notes.Set"
 
 
 class Request(NamedTuple):
@@ -48,12 +50,17 @@ class Event(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
 
 
+def request_limit(untrusted: bytes | bytearray) -> int:
+    """Bytes that a request that begins like this may have."""
+    return MAX_REQUEST if not untrusted.startswith(_LONG) else MAX_REQUEST + MAX_NOTES
+
+
 # -- requests ------------------------------------------------------------------------------------------------------------
 
 
 def parse_request(untrusted: bytes) -> Request:
     """Everything that came before the half-close. Raises PeerError for bad framing: close without a reply."""
-    if len(untrusted) > MAX_REQUEST:
+    if len(untrusted) > request_limit(untrusted):
         raise PeerError("request too long", len(untrusted))
     header, nul, payload = untrusted.partition(b"\0")
     words = header.decode("ascii", "replace").split(" ")
@@ -73,8 +80,8 @@ def encode_request(request: Request) -> bytes:
         if not word.isascii() or not word.isprintable() or " " in word:
             raise CloisonError(f"{word[:60]!r} can't be part of a call: only ASCII without spaces and controls can")
     data = f"{method}+{argument} {source} {dest_kind} {dest}\0".encode() + payload
-    if len(data) > MAX_REQUEST:
-        raise CloisonError(f"the call {method} has {len(data)} bytes, more than the {MAX_REQUEST} that can be sent")
+    if len(data) > request_limit(data):
+        raise CloisonError(f"the call {method} has {len(data)} bytes, more than the {request_limit(data)} that can be sent")
     return data
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, FeatureNotFound, NotPermitted
 from cloison.model import features
-
-MAX_NOTES = 256000
+from cloison.wire.admin import MAX_NOTES
 
 
 def listing(call: Call) -> str:
