@@ -24,6 +24,7 @@ from cloison.runtime.paths import Paths
 
 MAX_RUNS = 1000
 MAX_QUBES = 200
+STREAM, QUICK_STREAM = 64 << 20, 8 << 20        # bytes each way
 NOTES = (
     "Medians. A figure and its floor are measured in turns, after one round that is not counted. 1 MB is 10^6 bytes.",
     "First output byte: from the spawn of the tool to the first byte that the program in the qube puts out.",
@@ -47,8 +48,8 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument("--runs", type=_count(MAX_RUNS), metavar="N", help="samples of each figure (default: 10; 3 with --quick)")
     parser.add_argument("--only", action="append", choices=list(MEASURES), default=[], metavar="NAME",
                         help=f"only this, may be given again: {', '.join(MEASURES)}")
-    parser.add_argument("--quick", action="store_true", help=f"few samples, and not what takes minutes ({', '.join(SLOW)})")
-    parser.add_argument("--qubes", type=_count(MAX_QUBES), default=5, metavar="N",
+    parser.add_argument("--quick", action="store_true", help=f"few samples, short streams, without ({', '.join(SLOW)})")
+    parser.add_argument("--qubes", type=_count(MAX_QUBES), default=20, metavar="N",
                         help="idle qubes of the memory figures (default: %(default)s)")
 
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             "qemu": warm.qemu_version().removeprefix("QEMU emulator version ").partition(" ")[0], "host_cpus": os.cpu_count(),
             "runs": runs}
         with closing(Bare(image, connection.paths)) as bare:
-            figures = _measure(Bench(connection, qubes, bare, runs, args.qubes), names)
+            figures = _measure(Bench(connection, qubes, bare, runs, args.qubes, QUICK_STREAM if args.quick else STREAM), names)
     if args.json:
         print(json.dumps(as_json(figures, facts, NOTES), indent=1))
     else:

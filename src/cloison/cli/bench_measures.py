@@ -28,7 +28,6 @@ from cloison.runtime.paths import Paths
 APP, BASE, COLD = "bench-app", "bench-base", "bench-cold"
 PROGRAM = "echo here"
 CALLS = 200
-STREAM = 64 << 20                       # bytes each way
 LISTED = 100                            # qubes that qvm-ls lists
 SETTLE = 5.0                            # seconds after the last start until a qube counts as idle
 MS, MB = 1e3, 1e-6
@@ -51,13 +50,17 @@ for line in sys.stdin:
 
 
 class Bench(NamedTuple):
-    """What every measure is given. `runs`: samples of each figure; `many`: qubes for the memory figures."""
+    """What every measure is given.
+
+    `runs`: samples of each figure; `many`: qubes for the memory figures; `size`: bytes of a stream.
+    """
 
     connection: Connection
     qubes: Qubes
     bare: Bare
     runs: int
     many: int
+    size: int
 
 
 Measure = Callable[[Bench], list[Figure]]
@@ -140,17 +143,17 @@ def burst(bench: Bench) -> list[Figure]:
 
 
 def stream(bench: Bench) -> list[Figure]:
-    name = _running(bench)
-    source, sink = f"echo; head -c {STREAM} /dev/zero", "echo; cat > /dev/null; echo"
+    name, size = _running(bench), bench.size
+    source, sink = f"echo; head -c {size} /dev/zero", "echo; cat > /dev/null; echo"
     out, into, out_floor, into_floor = [], [], [], []
     with tempfile.TemporaryFile(dir=bench.connection.paths.tmp) as zeros:
-        zeros.truncate(STREAM)
-        for _ in range(max(2, bench.runs // 3)):
-            out.append(_rate(name, source))
-            out_floor.append(MB * STREAM / bench.bare.stream(source, 0))
+        zeros.truncate(size)
+        for _ in range(max(1, bench.runs // 3)):
+            out.append(_rate(name, size, source))
+            out_floor.append(MB * size / bench.bare.stream(source, 0))
             zeros.seek(0)
-            into.append(_rate(name, sink, zeros.fileno()))
-            into_floor.append(MB * STREAM / bench.bare.stream(sink, STREAM))
+            into.append(_rate(name, size, sink, zeros.fileno()))
+            into_floor.append(MB * size / bench.bare.stream(sink, size))
     return [Figure("stream out of a qube", "MB/s", out, out_floor), Figure("stream into a qube", "MB/s", into, into_floor)]
 
 
@@ -196,12 +199,12 @@ def listing(bench: Bench) -> list[Figure]:
     return [Figure(f"qvm-ls with {LISTED} qubes", "ms", listed, floor)]
 
 
-# Name on the command line -> what is measured. `cold` takes minutes without KVM, so --quick leaves it out.
+# Name on the command line -> what is measured. SLOW: what takes longest without KVM, so --quick leaves it out.
 MEASURES: dict[str, Measure] = {
     "cold": cold, "warm": warm_app, "disposable": disposable, "call": call, "calls": burst, "stream": stream,
     "memory": idle_memory, "ls": listing,
 }
-SLOW = ("cold", "ls")
+SLOW = ("cold", "calls", "ls")
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------------
@@ -247,10 +250,10 @@ def _succeeded(statuses: list[int]) -> None:
         raise CloisonError(f"{len(failed)} of {len(statuses)} calls failed, the first with status {failed[0]}")
 
 
-def _rate(name: str, command: str, stdin: int = subprocess.DEVNULL) -> float:
+def _rate(name: str, size: int, command: str, stdin: int = subprocess.DEVNULL) -> float:
     """MB/s of a shell command in the qube: from its first byte, which says that it runs, to the end of its output."""
     one = timed(tool_command("qvm-run", "-p", "--no-filter-escape-chars", name, command), stdin, keep=1)
-    return MB * STREAM / (one.last - one.first)
+    return MB * size / (one.last - one.first)
 
 
 class _Spawner:
