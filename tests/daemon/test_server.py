@@ -4,50 +4,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from cloison.admin.methods import SOCKETS
 from cloison.daemon import connection as connection_module
 from cloison.daemon import server as server_module
 from cloison.daemon.app import App
-from cloison.daemon.fake import ask, fake_app
-from cloison.daemon.server import Server
+from cloison.daemon.fake import ask
 from cloison.wire.admin import EventDecoder
+from tests.daemon.sockets import request, served
 
-SOCK = "run/qubesd.sock"
 FRAMING = b"2\0ProtocolError\0\0"
-
-
-def served(tmp_path: Path, scenario: Callable[[App, str], Awaitable[None]]) -> None:
-    async def run() -> None:
-        app = await fake_app(str(tmp_path))
-        server = Server(app, app.parts.paths, SOCKETS)
-        await server.listen()
-        try:
-            async with asyncio.timeout(60):
-                await scenario(app, str(tmp_path / SOCK))
-        finally:
-            await server.close()
-            await app.machines.close()
-            await app.parts.wardens.close()
-            app.parts.store.close()
-
-    asyncio.run(run())
-
-
-async def request(path: str, data: bytes) -> bytes:
-    reader, writer = await asyncio.open_unix_connection(path)
-    try:
-        writer.write(data)
-        writer.write_eof()
-        return await reader.read()
-    except ConnectionError:
-        return b""
-    finally:
-        writer.close()
 
 
 @pytest.mark.parametrize(("data", "reply"), [

@@ -33,6 +33,8 @@ class Streams(Protocol):
 
     def admit(self, connection: Connection) -> None: ...
 
+    def received(self, connection: Connection, size: int) -> None: ...
+
     def finished(self, connection: Connection) -> None: ...
 
     def forget(self, connection: Connection) -> None: ...
@@ -64,6 +66,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, untrusted_data: bytes) -> None:
         if not self._excess:
+            self._server.received(self, len(untrusted_data))
             self._buffer += untrusted_data
             if len(self._buffer) > wire.request_limit(self._buffer):
                 self._excess = len(self._buffer)

@@ -18,7 +18,8 @@ from cloison.runtime.hangups import Hangups
 from cloison.runtime.paths import Paths
 
 log = logging.getLogger(__name__)
-MAX_UNFINISHED = 512            # callers that have not half-closed yet
+MAX_UNFINISHED = 2048           # callers that have not half-closed yet: more than come in one turn of the loop
+MAX_BUFFERED = 64 << 20         # bytes of their requests
 MAX_UNREAD = 512                # callers that have not taken their reply yet
 MAX_CALLS = 4096                # calls and streams under way
 BACKLOG = 1024                  # callers the kernel keeps while we are busy
@@ -30,7 +31,8 @@ class Server:
     def __init__(self, qubesd: Qubesd, paths: Paths, sockets: Mapping[str, Mapping[str, Method]]) -> None:
         self.qubesd, self._paths, self._sockets = qubesd, paths, sockets
         self.hangups = Hangups()
-        self.unfinished: dict[Connection, None] = {}
+        self.unfinished: dict[Connection, int] = {}      # bytes that each has sent
+        self._buffered = 0
         self.asked: dict[Connection, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
@@ -62,15 +64,25 @@ class Server:
     # -- stages of a connection -----------------------------------------------------------------------------------
 
     def admit(self, connection: Connection) -> None:
-        self.unfinished[connection] = None
+        self.unfinished[connection] = 0
         if len(self.unfinished) > MAX_UNFINISHED:
-            oldest = next(iter(self.unfinished))
-            del self.unfinished[oldest]
-            oldest.abort("too many callers have not finished their request")
+            self._drop_unfinished()
+
+    def received(self, connection: Connection, size: int) -> None:
+        """So many bytes of a request have come."""
+        self.unfinished[connection] += size
+        self._buffered += size
+        while self._buffered > MAX_BUFFERED:
+            self._drop_unfinished()
+
+    def _drop_unfinished(self) -> None:
+        oldest = next(iter(self.unfinished))
+        self._buffered -= self.unfinished.pop(oldest)
+        oldest.abort("too many callers have not finished their request")
 
     def finished(self, connection: Connection) -> None:
         """Its request is whole; what follows is up to us, and then to how it reads."""
-        self.unfinished.pop(connection, None)
+        self._buffered -= self.unfinished.pop(connection, 0)
         self.asked[connection] = None
         if len(self.asked) > MAX_UNREAD + len(self._tasks):
             self._drop_unread()
@@ -83,7 +95,7 @@ class Server:
                 return
 
     def forget(self, connection: Connection) -> None:
-        self.unfinished.pop(connection, None)
+        self._buffered -= self.unfinished.pop(connection, 0)
         self.asked.pop(connection, None)
 
     def flush_soon(self, connection: Connection) -> None:
