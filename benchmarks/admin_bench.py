@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=300, help="calls of each kind")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, daemon(os.path.join(folder, "root")) as (path, pid):  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, daemon(os.path.join(folder, "root")) as (path, pid):
         call(path, "admin.vm.Create.TemplateVM+ dom0 name dom0", b"name=tpl label=black")
         make_qubes(path, 7)
         measure(path, pid, folder, options.calls)

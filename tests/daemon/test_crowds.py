@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.daemon.sockets import listener, request, served
+from tests.daemon.test_crash import call, daemon
 
 from cloison.admin.methods import SOCKETS
 from cloison.daemon import server as server_module
 from cloison.daemon.app import App
 from cloison.daemon.server import Server
 from cloison.wire.admin import EventDecoder, Failure, parse_reply
-from tests.daemon.sockets import listener, request, served
-from tests.daemon.test_crash import call, daemon
 
 LISTENERS, WRITERS, TIMES = 1000, 50, 4
 HONEST = b"admin.label.Index+red dom0 name dom0\0"
@@ -111,14 +111,12 @@ def test_requests_under_way_have_a_bound_in_bytes(tmp_path: Path, monkeypatch: p
 
     async def scenario(_: App, path: str) -> None:
         fat = [await asyncio.open_unix_connection(path) for _ in range(10)]
-        for reader, writer in fat:
-            writer.write(b"x" * 60_000)
+        for pair in fat:
+            pair[1].write(b"x" * 60_000)
             assert await request(path, HONEST) == b"0\x001"
-            del reader
-        dropped = [await reader.read() == b"" for reader, _ in fat[:5]]
-        assert all(dropped)
-        for _, writer in fat:
-            writer.close()
+        assert [await pair[0].read() for pair in fat[:5]] == [b""] * 5
+        for pair in fat:
+            pair[1].close()
 
     served(tmp_path, scenario)
 
@@ -132,7 +130,7 @@ def test_callers_that_do_not_take_their_reply_are_dropped(tmp_path: Path, monkey
         await request(path, b"admin.vm.Create.TemplateVM+ dom0 name dom0\0name=tpl label=red")
         assert await request(path, b"admin.vm.notes.Set+ dom0 name tpl\0" + notes) == b"0\0"
         deaf = []
-        for _ in range(6):
+        for _number in range(6):
             client = socket.socket(socket.AF_UNIX)
             client.connect(path)
             client.sendall(b"admin.vm.notes.Get+ dom0 name tpl\0")
@@ -156,7 +154,7 @@ def test_too_many_calls_under_way_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(server_module, "MAX_CALLS", 2)
 
     async def scenario(_: App, path: str) -> None:
-        ears = [await listener(path) for _ in range(2)]
+        ears = [await listener(path) for _number in range(2)]
         refused = parse_reply(await request(path, b"admin.Events+ dom0 name dom0\0"))
         assert isinstance(refused, Failure)
         assert refused.class_name == "QubesException"

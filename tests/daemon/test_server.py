@@ -7,13 +7,13 @@ import socket
 from pathlib import Path
 
 import pytest
+from tests.daemon.sockets import request, served
 
 from cloison.daemon import connection as connection_module
 from cloison.daemon import server as server_module
 from cloison.daemon.app import App
 from cloison.daemon.fake import ask
 from cloison.wire.admin import EventDecoder
-from tests.daemon.sockets import request, served
 
 FRAMING = b"2\0ProtocolError\0\0"
 
