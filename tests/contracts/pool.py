@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,45 @@ class PoolContract:
         pool.setup()
         assert not os.path.exists(path)
         assert pool.start(DATA).size == DATA.size
+
+    def test_an_import_of_an_odd_size_becomes_whole_sectors(self, pool: Pool) -> None:
+        pool.create(DATA)
+        with open(pool.import_begin(DATA, 700), "r+b") as file:
+            file.write(b"\x05" * 700)
+        pool.import_end(DATA, ok=True)
+        assert pool.size(DATA) == 1024 and exported(pool, DATA) == b"\x05" * 700 + bytes(324)
+
+    def test_an_import_whose_writer_is_gone_does_not_bar_the_volume_for_ever(self, pool: Pool) -> None:
+        pool.create(DATA)
+        path = pool.import_begin(DATA, MIB)
+        os.utime(path, (0, 0))
+        with open(path, "r+b"), pytest.raises(StorageError):
+            pool.start(DATA)
+        assert pool.start(DATA).size == DATA.size and not os.path.exists(path)
+        pool.discard(DATA)
+        os.utime(pool.import_begin(DATA, MIB), (0, 0))
+        path = pool.import_begin(DATA, 2 * MIB)
+        assert os.stat(path).st_size == 2 * MIB
+        pool.import_end(DATA, ok=False)
+
+    def test_no_more_revisions_are_kept_than_can_be_read_back(self, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("manifest", "fake"):
+            monkeypatch.setattr(f"cloison.storage.{module}.MAX_REVISIONS", 3)
+        many = replace(DATA, revisions_to_keep=10**6)
+        pool.create(many)
+        for _ in range(5):
+            session(pool, many, 1)
+        assert len(pool.revisions(many)) == 3
+
+    def test_destroy_takes_back_what_setup_made(self, pool: Pool) -> None:
+        pool.create(PRIVATE)
+        pool.destroy()
+        pool.setup()
+        assert pool.size(PRIVATE) == PRIVATE.size, "volumes stay"
+        pool.remove(PRIVATE)
+        pool.destroy()
+        pool.destroy()
+        assert not os.path.exists(pool.folder)
 
     def test_clear(self, pool: Pool) -> None:
         pool.create(DATA)

@@ -104,7 +104,7 @@ def test_nobody_but_the_sandboxed_qemu_img_reads_disks(tmp_path: Path) -> None:
     one; and who fills in an import.
     """
     ours = {
-        ("images.py", "opened"), ("images.py", "sparse_file"), ("qcow2_image.py", "create_overlay"), ("flatten.py", "flatten"),
+        ("images.py", "opened"), ("images.py", "created"), ("qcow2_image.py", "create_overlay"), ("flatten.py", "flatten"),
         ("walk.py", "_import_end"),
     }
     script = AUDITED.replace("WALK", repr(str(Path(walk.__file__).parent)))

@@ -6,6 +6,7 @@ what exports, clones and snapshots read.
 
 Every method is idempotent, and after a kill -9 at any point the volume is the old one or the new one.
 Errors: `StorageError` and nothing else, with the volume as it was. All calls block; the daemon runs them in threads.
+Two pools may not share a folder; `folder` says where one is.
 """
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from cloison.values import InvalidValue, QubeName, VolumeName
 from cloison.wire.warden import DiskSource
 
 MAX_SIZE = 1 << 42      # bytes of one volume: 4 TiB
+MAX_REVISIONS = 900     # of one volume, whatever is asked for
 SECTOR = 512
+ABANDONED = 60.0        # s
 _FOLDERS = ("appvms", "vm-templates")
 _FREE_SPACE = "Free some space where the pool is kept, then try again; what was stored is still there."
 _FAULTY_DISK = "Look at the host's kernel log and the disk's health; the volume was left as it was."
@@ -34,6 +37,7 @@ _ADVICE = {
     errno.EACCES: "Check who owns the pool's folder; it must belong to the user who runs Cloison.",
     errno.EPERM: "Check who owns the pool's folder; it must belong to the user who runs Cloison.",
     errno.EROFS: "Mount the file system of the pool's folder writable.",
+    errno.EOPNOTSUPP: "Take a pool of the driver qcow2, or put this one on btrfs or XFS, whose files can share blocks.",
     errno.EXDEV: "Put the file on the pool's file system first.",
 }
 
@@ -52,7 +56,7 @@ class VolumeConfig:
     """A volume as the model knows it. `vid` is `appvms/<qube>/<volume>` or `vm-templates/<qube>/<volume>`.
 
     `size` counts when the volume is made or, for VOLATILE, started; from then on the pool knows it (`Pool.size`).
-    `revisions_to_keep` below 0 means none.
+    `revisions_to_keep` below 0 means none, and never more than MAX_REVISIONS are kept.
     """
 
     vid: str
@@ -117,10 +121,15 @@ class Pool(abc.ABC):
 
     name: str
     driver: str
+    folder: str
 
     @abc.abstractmethod
     def setup(self) -> None:
         """Make the pool's folder; sweep what a crash left half done. Once, before anything else, by the one owner."""
+
+    @abc.abstractmethod
+    def destroy(self) -> None:
+        """Take back what `setup` made; a folder that still holds something stays. The pool is not used any more."""
 
     # A volume's life
 
@@ -156,7 +165,8 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def import_begin(self, volume: VolumeConfig, size: int) -> str:
-        """Path of an empty file of `size` bytes for somebody to fill. Until `import_end` the volume can't start."""
+        """Path of an empty file of `size` bytes (whole sectors) for somebody to fill. Until `import_end` the volume can't
+        start, unless whoever filled it is gone: nobody has the file open, nor touched it for ABANDONED seconds."""
 
     @abc.abstractmethod
     def import_end(self, volume: VolumeConfig, ok: bool) -> None:

@@ -9,7 +9,19 @@ import os
 import shutil
 from dataclasses import dataclass, field
 
-from cloison.storage.base import Kind, Pool, PoolError, VolumeConfig, checked_size, explained, parse_revision, parse_vid
+from cloison.storage import images
+from cloison.storage.base import (
+    ABANDONED,
+    MAX_REVISIONS,
+    Kind,
+    Pool,
+    PoolError,
+    VolumeConfig,
+    checked_size,
+    explained,
+    parse_revision,
+    parse_vid,
+)
 from cloison.wire.warden import DiskSource, Layer
 
 
@@ -40,6 +52,10 @@ class FakePool(Pool):
             for state in self._states.values():
                 self._drop_import(state)
 
+    def destroy(self) -> None:
+        if os.path.isdir(self.folder) and not os.listdir(self.folder):
+            os.rmdir(self.folder)
+
     def create(self, volume: VolumeConfig) -> None:
         if volume.kind is Kind.ORIGIN and self._place(volume.vid) not in self._states:
             size = checked_size(volume.size)
@@ -62,6 +78,7 @@ class FakePool(Pool):
             layer = Layer(_last(state), "raw")
             snapshot = volume.kind is Kind.SNAPSHOT
             return DiskSource(volume.name, state.size, (layer,), writable=snapshot, commit=self.commit_id(volume))
+        self._end_abandoned(state)
         if state.importing:
             raise PoolError(f"can't start volume {volume.vid}", "an import into it is running")
         if state.dirty is None:
@@ -183,6 +200,7 @@ class FakePool(Pool):
 
     def _idle(self, volume: VolumeConfig, what: str) -> _State:
         state = self._committed(volume)
+        self._end_abandoned(state)
         if volume.kind is not Kind.ORIGIN or state.dirty or state.importing:
             raise PoolError(f"can't {what} volume {volume.vid}", "it is in use")
         return state
@@ -198,19 +216,20 @@ class FakePool(Pool):
 
     def _copy(self, vid: str, path: str) -> str:
         """Copies the parts that are not holes: a fresh volume of gigabytes takes no time."""
-        target = self._zeros(vid, os.stat(path).st_size)
-        with explained(f"can't copy volume {vid}"), open(path, "rb", 0) as source, open(target, "r+b", 0) as copy:
-            end, size = 0, os.fstat(source.fileno()).st_size
-            while (start := _next_data(source.fileno(), end)) < size:
-                end = os.lseek(source.fileno(), start, os.SEEK_HOLE)
-                os.pwrite(copy.fileno(), os.pread(source.fileno(), end - start, start), start)
+        target = self._new_path(vid)
+        with explained(f"can't copy volume {vid}"), images.opened(path) as source, images.created(target) as copy:
+            images.copy_data(source, copy)
         return target
 
     def _commit(self, volume: VolumeConfig, path: str) -> None:
         state = self._states[volume.vid]
         state.commits[next(self._numbers)] = path
-        for number in list(state.commits)[:-1 - max(volume.revisions_to_keep, 0)]:
+        for number in list(state.commits)[:-1 - min(max(volume.revisions_to_keep, 0), MAX_REVISIONS)]:
             os.unlink(state.commits.pop(number))
+
+    def _end_abandoned(self, state: _State) -> None:
+        if state.importing and images.drop_abandoned(state.importing, ABANDONED):
+            state.importing = None
 
     def _drop_import(self, state: _State) -> None:
         if state.importing:
@@ -220,11 +239,3 @@ class FakePool(Pool):
 
 def _last(state: _State) -> str:
     return list(state.commits.values())[-1]
-
-
-def _next_data(fd: int, offset: int) -> int:
-    """Where data begins at or after `offset`; the file's end if nowhere."""
-    try:
-        return os.lseek(fd, offset, os.SEEK_DATA)
-    except OSError:     # ENXIO: only a hole follows
-        return os.fstat(fd).st_size

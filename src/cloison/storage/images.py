@@ -4,11 +4,14 @@ Raises OSError where not said otherwise; whoever calls says what it was about (`
 """
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import secrets
+import signal
 import stat
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
@@ -86,6 +89,43 @@ def opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(fd)
 
 
+@contextmanager
+def created(path: str) -> Iterator[int]:
+    """Descriptor of a new file of mode 0600. Nothing may be there; it goes again if the block fails."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield fd
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def copy_data(source: int, target: int) -> None:
+    """Fill an empty file from another one's, holes kept, inside the kernel: nothing of it is looked at."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    end = 0
+    while (start := next_data(source, end)) < size:
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        while start < end:
+            copied = os.copy_file_range(source, target, end - start, start, start)
+            if copied == 0:
+                raise OSError(errno.EIO, "the image became shorter while it was copied")
+            start += copied
+
+
+def next_data(fd: int, offset: int) -> int:
+    """Where data begins at or after `offset`; the file's end if nowhere."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:      # only a hole follows
+            raise
+        return os.fstat(fd).st_size
+
+
 def seal(path: str, format: str) -> int:
     """Make a finished image durable and read-only for good; the size its guest sees. Raises PoolError, OSError."""
     if format not in ("raw", "qcow2"):
@@ -100,20 +140,32 @@ def seal(path: str, format: str) -> int:
 
 def sparse_file(path: str, size: int) -> None:
     """A new file of zeros. Nothing may be there."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
+    with created(path) as fd:
         os.ftruncate(fd, size)
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
 
 
 def unlink(path: str) -> None:
     """Gone already is fine."""
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def drop_abandoned(path: str, seconds: float) -> bool:
+    """Unlink a file that no process has open and that nobody has written to for so long. False: it stays.
+
+    The kernel knows who has it open: it grants a write lease to the only one, and to nobody else. Should somebody open it in
+    this very moment, the signal that says so is one that does nothing.
+    """
+    with opened(path) as fd:
+        if time.time() - os.fstat(fd).st_mtime < seconds:
+            return False
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError:                     # somebody has it open, or the file system has no leases
+            return False
+        os.unlink(path)
+        return True
 
 
 def link(path: str, target: str) -> None:

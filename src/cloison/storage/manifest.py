@@ -4,9 +4,10 @@ A change of the volume is one atomic replacement of its manifest; files that it 
 files have their final names from the start, so nothing needs to be renamed when a dirty overlay becomes a commit.
 
     {"version": 1, "serial": "3f0c...", "size": 2147483648, "last": 7, "current": 6, "revisions": [5], "dirty": 7,
+     "dirty_format": "qcow2",
      "commits": [{"id": 4, "format": "raw", "base": null, "size": 2147483648, "time": 1767225600}, ...]}
 
-`commits` holds every image that `current` or a revision needs; `base` is the commit below. Pure but for the names.
+A dirty `qcow2` is an overlay on the present commit; a dirty `raw` is a whole copy of it. `commits` holds every image that `current` or a revision needs; `base` is the commit below. Pure but for the names.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 
-from cloison.storage.base import MAX_SIZE, PoolError
+from cloison.storage.base import MAX_REVISIONS, MAX_SIZE, PoolError
 from cloison.wire.warden import Layer
 
 MAX_BYTES = 1 << 20
@@ -48,6 +49,7 @@ class Manifest:
     revisions: tuple[int, ...] = ()
     dirty: int | None = None
     commits: tuple[Commit, ...] = ()
+    dirty_format: str = "qcow2"
 
     @property
     def commit_id(self) -> str:
@@ -71,23 +73,29 @@ class Manifest:
     def filenames(self, volume: str) -> set[str]:
         """Every image file that belongs to the volume."""
         names = {commit.filename(volume) for commit in self.commits}
-        return names | {dirty_filename(volume, self.dirty)} if self.dirty else names
+        return names | {f"{volume}{self.dirty_suffix}"} if self.dirty else names
 
-    def opened(self) -> Manifest:
-        """With a dirty overlay on the present commit."""
-        return replace(self, dirty=self.last + 1, last=self.last + 1)
+    @property
+    def dirty_suffix(self) -> str:
+        """What the dirty image's name ends in: it has the name that it keeps as a commit."""
+        return f".{self.dirty}.{self.dirty_format}"
+
+    def opened(self, format: str) -> Manifest:
+        """With a dirty image of that format on the present commit."""
+        return replace(self, dirty=self.last + 1, last=self.last + 1, dirty_format=format)
 
     def committed(self, *, time: int, keep: int) -> Manifest:
-        """The dirty overlay has become the present commit."""
+        """The dirty image has become the present commit."""
         assert self.dirty is not None
-        commit = Commit(self.dirty, "qcow2", self.current, self.size, time)
+        base = self.current if self.dirty_format == "qcow2" else None
+        commit = Commit(self.dirty, self.dirty_format, base, self.size, time)
         return replace(self, dirty=None).with_commits((commit,), keep=keep)
 
     def with_commits(self, new: tuple[Commit, ...], *, keep: int) -> Manifest:
         """The last of `new` becomes the present commit, the one before a revision; `keep` newest revisions stay."""
         top = new[-1]
         revisions = (*self.revisions, self.current) if self.current else ()
-        kept = revisions[-keep:] if keep > 0 else ()
+        kept = revisions[-min(keep, MAX_REVISIONS):] if keep > 0 else ()
         result = replace(
             self, commits=self.commits + new, current=top.id, revisions=kept, size=top.size, last=max(self.last, top.id),
         )
@@ -100,11 +108,6 @@ class Manifest:
 
     def encode(self) -> bytes:
         return json.dumps({"version": 1, **asdict(self)}, indent=1).encode() + b"\n"
-
-
-def dirty_filename(volume: str, number: int) -> str:
-    """The dirty overlay has the name that it keeps as a commit."""
-    return f"{volume}.{number}.qcow2"
 
 
 def decode(data: bytes, vid: str) -> Manifest:
@@ -130,7 +133,9 @@ def _check(manifest: Manifest) -> None:
     if not _number(manifest.last, 1) or not _number(manifest.size, 1) or manifest.size > MAX_SIZE:
         raise ValueError("number out of range")
     if manifest.dirty is not None and not (_number(manifest.dirty, 1) and manifest.dirty <= manifest.last):
-        raise ValueError("bad dirty overlay")
+        raise ValueError("bad dirty image")
+    if manifest.dirty_format not in ("raw", "qcow2"):
+        raise ValueError("bad format of the dirty image")
     if not 1 <= len(manifest.commits) <= MAX_COMMITS:
         raise ValueError("bad number of commits")
     ids: set[int] = set()

@@ -10,7 +10,7 @@ from cloison.runtime.faults import point
 from cloison.runtime.files import fsync_dir, write_atomic
 from cloison.storage import images
 from cloison.storage import manifest as records
-from cloison.storage.base import PoolError, explained, parse_vid
+from cloison.storage.base import ABANDONED, PoolError, explained, parse_vid
 from cloison.storage.manifest import Commit, Manifest
 from cloison.storage.qcow2_image import checked_header
 from cloison.wire.warden import Layer
@@ -56,7 +56,8 @@ class VolumeFiles:
         return found
 
     def refuse_import(self) -> None:
-        if os.path.lexists(self.import_path):
+        """Also ends an import that was left behind. The lock is held."""
+        if os.path.lexists(self.import_path) and not images.drop_abandoned(self.import_path, ABANDONED):
             raise PoolError(f"can't use volume {self.vid}", "an import into it is running", "Wait until it has ended.")
 
     def refuse_dirty(self, found: Manifest) -> None:

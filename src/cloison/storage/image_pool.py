@@ -1,0 +1,411 @@
+"""What the drivers with image files share: everything but how a dirty image is made from a commit.
+
+    DIR/appvms/work/private.json        the manifest, the only truth (manifest.py)
+    DIR/appvms/work/private.4.raw       an image: a commit, or the dirty one
+    DIR/appvms/work/private.import.raw  an import that runs
+    DIR/.blank/ext4-2147483648.raw      an empty file system, hard-linked as the first commit of private volumes
+
+Every change is: new files, durable; then the manifest, replaced atomically; then files without an owner are unlinked.
+A crash in between leaves the old manifest or the new one, and files that `setup` sweeps.
+
+Trust: guest data is never read here. Running qubes hold the layers of their disks by open descriptors, so unlinking a pruned
+commit takes nothing from them; no image belongs to two volumes, because a clone hard-links all files it is made of.
+
+One lock a qube's folder (flock, so it holds between processes too and ends with its holder). Reading takes no lock.
+"""
+from __future__ import annotations
+
+import abc
+import errno
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+
+from cloison.errors import StorageError
+from cloison.runtime.faults import point
+from cloison.runtime.files import fsync_dir
+from cloison.storage import images
+from cloison.storage.base import Kind, Pool, PoolError, VolumeConfig, checked_size, explained, parse_revision
+from cloison.storage.manifest import Commit, Manifest
+from cloison.storage.volume import VolumeFiles
+from cloison.wire.warden import DiskSource, Layer
+
+_FOLDERS = ("appvms", "vm-templates")
+_log = logging.getLogger(__name__)
+
+
+class ImagePool(Pool):
+    """See the module. `folder` is made by `setup`. `format`: of a dirty image, and of an empty one."""
+
+    format: str
+
+    def __init__(self, name: str, folder: str) -> None:
+        self.name = name
+        self.folder = os.path.abspath(folder)
+        self._blanks = os.path.join(self.folder, ".blank")
+
+    def setup(self) -> None:
+        with explained(f"can't set up pool {self.name}"):
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            for part in _FOLDERS:
+                above = os.path.join(self.folder, part)
+                images.make_folder(above)
+                for qube in sorted(os.listdir(above)):
+                    if os.path.isdir(os.path.join(above, qube)):
+                        self._sweep_qube(f"{part}/{qube}")
+            images.make_folder(self._blanks)
+            for entry in os.scandir(self._blanks):
+                if entry.stat().st_nlink == 1:      # nothing is made of it, or a temporary
+                    os.unlink(entry.path)
+
+    def destroy(self) -> None:
+        with explained(f"can't take down pool {self.name}"):
+            if os.path.isdir(self._blanks):
+                for entry in os.scandir(self._blanks):
+                    os.unlink(entry.path)       # volumes that were made of one have names of their own for it
+            for folder in (self._blanks, *(os.path.join(self.folder, part) for part in _FOLDERS), self.folder):
+                with suppress(OSError):
+                    os.rmdir(folder)
+
+    # A volume's life
+
+    def create(self, volume: VolumeConfig) -> None:
+        if volume.kind is not Kind.ORIGIN:
+            return
+        files = self._files(volume.vid)
+        with files.changing("create"):
+            if files.read() is None:
+                first = self._empty(files, 1, checked_size(volume.size))
+                files.write(_unborn(first.size).with_commits((first,), keep=0))
+
+    def remove(self, volume: VolumeConfig) -> None:
+        files = self._files(volume.vid)
+        if volume.kind is not Kind.ORIGIN or not os.path.isdir(files.folder):
+            return
+        with files.changing("remove"):
+            images.unlink(files.record_path)
+            fsync_dir(files.folder)
+            point("storage:remove:record")
+            images.sweep(files.folder, files.name, ())
+            images.sweep_temporaries(files.folder, files.name)
+
+    def start(self, volume: VolumeConfig) -> DiskSource:
+        if volume.kind is Kind.VOLATILE:
+            return DiskSource(volume.name, checked_size(volume.size))
+        files = self._committed(volume)
+        if volume.kind is not Kind.ORIGIN:
+            with explained(f"can't start volume {volume.vid}"):
+                found = files.existing()
+                layers = files.layers(found)
+                return DiskSource(volume.name, found.size, layers, writable=volume.kind is Kind.SNAPSHOT,
+                                  blank=self._is_blank(layers, found.size), commit=found.commit_id)
+        self._before_start(files)
+        with files.changing("start"):
+            files.refuse_import()
+            found = files.existing()
+            layers = files.layers(found)
+            top = self._open_dirty(files, found, layers) if found.dirty is None else self._reopen_dirty(files, found)
+        return DiskSource(volume.name, found.size, self._backing(layers), Layer(top, self.format))
+
+    def stop(self, volume: VolumeConfig) -> None:
+        if not self.is_dirty(volume):
+            return
+        files = self._files(volume.vid)
+        with files.changing("commit"):
+            found = files.existing()
+            if found.dirty is None:
+                return
+            images.seal(files.path(found.dirty_suffix), found.dirty_format)
+            point("storage:stop:sealed")
+            files.write(found.committed(time=_now(), keep=volume.revisions_to_keep))
+        self._after_stop(files)
+
+    def discard(self, volume: VolumeConfig) -> None:
+        if not self.is_dirty(volume):
+            return
+        files = self._files(volume.vid)
+        with files.changing("discard the last session of"):
+            files.write(replace(files.existing(), dirty=None))
+
+    # New content
+
+    def import_file(self, volume: VolumeConfig, path: str, *, format: str) -> None:
+        files = self._origin(volume, "import into")
+        with files.changing("import into"):
+            files.refuse_import()
+            self._adopt(files, path, format, volume.revisions_to_keep)
+
+    def import_begin(self, volume: VolumeConfig, size: int) -> str:
+        files = self._origin(volume, "import into")
+        with files.changing("import into"):
+            files.idle()
+            images.sparse_file(files.import_path, checked_size(size))
+        return files.import_path
+
+    def import_end(self, volume: VolumeConfig, ok: bool) -> None:
+        files = self._origin(volume, "import into")
+        if not os.path.lexists(files.import_path):
+            if ok:
+                raise PoolError(f"can't import into volume {volume.vid}", "no import is running")
+            return
+        with files.changing("import into"):
+            try:
+                if ok:
+                    self._adopt(files, files.import_path, "raw", volume.revisions_to_keep)
+            finally:
+                images.unlink(files.import_path)
+
+    def clear(self, volume: VolumeConfig) -> None:
+        files = self._origin(volume, "clear")
+        with files.changing("clear"):
+            found = files.idle()
+            empty = self._empty(files, found.last + 1, found.size)
+            files.write(found.with_commits((empty,), keep=volume.revisions_to_keep))
+
+    def clone(self, volume: VolumeConfig, source: VolumeConfig) -> None:
+        files, other = self._origin(volume, "clone"), self._committed(source)
+        if other.vid == volume.vid:
+            raise PoolError(f"can't clone volume {volume.vid}", "it would be its own source")
+        with ExitStack() as locks:
+            for each in sorted({other.folder: other, files.folder: files}.values(), key=lambda each: each.folder):
+                locks.enter_context(each.changing("clone"))
+            wanted = other.existing()
+            mine = _unborn(wanted.size) if files.read() is None else files.idle()
+            files.write(mine.with_commits(_link_chain(files, other, wanted, mine.last), keep=volume.revisions_to_keep))
+
+    def revert(self, volume: VolumeConfig, revision: str | None = None) -> None:
+        what = f"can't revert volume {volume.vid}"
+        files = self._origin(volume, "revert")
+        number = parse_revision(revision) if revision is not None else None
+        with files.changing("revert"):
+            found = files.idle()
+            if not found.revisions:
+                raise PoolError(what, "no revision is kept", "Set revisions_to_keep to keep old states from now on.")
+            number = found.revisions[-1] if number is None else number
+            if number not in found.revisions:
+                raise PoolError(what, f"there is no revision {number}", "List the revisions there are.")
+            old = found.commit(number)
+            again = replace(old, id=found.last + 1, time=_now())
+            images.link(files.image(old), files.image(again))
+            point("storage:revert:linked")
+            files.write(found.with_commits((again,), keep=volume.revisions_to_keep))
+
+    def resize(self, volume: VolumeConfig, size: int) -> None:
+        files = self._origin(volume, "resize")
+        size = checked_size(size)
+        with files.changing("resize"):
+            found = files.existing()
+            if size < found.size:
+                raise PoolError(f"can't resize volume {volume.vid}", f"it has {found.size} bytes and volumes only grow")
+            if size > found.size:
+                files.write(replace(found, size=size))
+
+    # Reading
+
+    def export_begin(self, volume: VolumeConfig) -> str:
+        files = self._committed(volume)
+        path = files.path(f".export-{secrets.token_hex(8)}.raw")
+        with explained(f"can't export volume {volume.vid}"):
+            found = files.existing()
+            layers = files.layers(found)
+            if [layer.format for layer in layers] == ["raw"] and os.stat(layers[0].path).st_size == found.size:
+                os.link(layers[0].path, path, follow_symlinks=False)
+            else:
+                self._flat_file(layers, path, found.size)
+        return path
+
+    def export_end(self, volume: VolumeConfig, path: str) -> None:
+        files = self._committed(volume)
+        if not re.fullmatch(re.escape(files.path("")) + r"\.export-[0-9a-f]{16}\.raw", path):
+            raise PoolError(f"can't end an export of volume {volume.vid}", "that file is not one")
+        with explained(f"can't end an export of volume {volume.vid}"):
+            images.unlink(path)
+
+    def is_dirty(self, volume: VolumeConfig) -> bool:
+        if volume.kind is not Kind.ORIGIN:
+            return False
+        found = self._files(volume.vid).read()
+        return found is not None and found.dirty is not None
+
+    def revisions(self, volume: VolumeConfig) -> list[str]:
+        if volume.kind is not Kind.ORIGIN:
+            return []
+        return [str(number) for number in self._files(volume.vid).existing().revisions]
+
+    def commit_id(self, volume: VolumeConfig) -> str:
+        return self._committed(volume).existing().commit_id
+
+    def size(self, volume: VolumeConfig) -> int:
+        if volume.kind is Kind.VOLATILE:
+            return checked_size(volume.size)
+        return self._committed(volume).existing().size
+
+    def usage(self, volume: VolumeConfig) -> int:
+        if volume.kind is not Kind.ORIGIN:
+            return 0
+        files = self._files(volume.vid)
+        with explained(f"can't measure volume {volume.vid}"):
+            names = files.existing().filenames(files.name)
+            return sum(os.stat(os.path.join(files.folder, name)).st_blocks * 512 for name in names)
+
+    def space(self) -> tuple[int, int]:
+        with explained(f"can't measure pool {self.name}"):
+            found = os.statvfs(self.folder)
+        return found.f_blocks * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
+
+    # Which files
+
+    def _files(self, vid: str) -> VolumeFiles:
+        return VolumeFiles(self.folder, vid)
+
+    def _origin(self, volume: VolumeConfig, what: str) -> VolumeFiles:
+        if volume.kind is not Kind.ORIGIN:
+            raise PoolError(f"can't {what} volume {volume.vid}", "it keeps no content of its own")
+        return self._files(volume.vid)
+
+    def _committed(self, volume: VolumeConfig) -> VolumeFiles:
+        """The volume whose commits this one shows: itself, or its source. Raises PoolError."""
+        if volume.kind is Kind.ORIGIN:
+            return self._files(volume.vid)
+        if volume.kind is Kind.VOLATILE or volume.source is None:
+            raise PoolError(f"can't read volume {volume.vid}", "it has no content of its own and no source")
+        return self._files(volume.source)
+
+    def _sweep_qube(self, qube: str) -> None:
+        """Unlink what a crash left in a qube's folder. A volume whose record can't be read is left alone."""
+        folder = os.path.join(self.folder, qube)
+        with images.locked(folder):
+            images.sweep_temporaries(folder)
+            found = (images.IMAGE.fullmatch(file) for file in os.listdir(folder))
+            for name in sorted({match[1] for match in found if match}):
+                try:
+                    self._files(f"{qube}/{name}").sweep()
+                except StorageError as error:
+                    _log.error("%s", error)
+
+    # New images
+
+    def _empty(self, files: VolumeFiles, number: int, size: int) -> Commit:
+        """An image with no content, or with an empty ext4 for `private`: no guest needs to run mkfs at its start."""
+        blank = files.name == "private"
+        commit = Commit(number, "raw" if blank else self.format, None, size, _now())
+        path = files.image(commit)
+        images.unlink(path)
+        if blank:
+            self._link_blank(size, path)
+        else:
+            self._make_empty(path, size)
+            images.seal(path, self.format)
+        point("storage:empty:made")
+        return commit
+
+    def _is_blank(self, layers: Sequence[Layer], size: int) -> bool:
+        blank = os.path.join(self._blanks, f"ext4-{size}.raw")
+        return len(layers) == 1 and os.path.exists(blank) and os.path.samefile(layers[0].path, blank)
+
+    def _link_blank(self, size: int, path: str) -> None:
+        """Link the shared empty file system of that size, made at its first use, and anew when it has too many links."""
+        blank = os.path.join(self._blanks, f"ext4-{size}.raw")
+        try:
+            os.link(blank, path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EMLINK):
+                raise
+            images.make_blank(blank, size)
+            os.link(blank, path, follow_symlinks=False)
+
+    def _open_dirty(self, files: VolumeFiles, found: Manifest, layers: tuple[Layer, ...]) -> str:
+        """Make the present commit's dirty image; its path."""
+        new = found.opened(self.format)
+        path = files.path(new.dirty_suffix)
+        images.unlink(path)
+        self._make_dirty(layers, path, new.size)
+        point("storage:start:overlay")
+        files.write(new)
+        return path
+
+    def _reopen_dirty(self, files: VolumeFiles, found: Manifest) -> str:
+        """Path of the dirty image that a power loss or a crash left."""
+        path = files.path(found.dirty_suffix)
+        with images.opened(path) as fd:
+            os.fchmod(fd, 0o600)        # it was sealed already if the crash came just before its commit
+        with images.opened(path, os.O_RDWR) as fd:
+            self._grow_dirty(fd, found.size)
+        return path
+
+    def _adopt(self, files: VolumeFiles, path: str, format: str, keep: int) -> None:
+        """Make a finished file the present commit. The lock is held."""
+        found = files.read() or _unborn(1)
+        files.refuse_dirty(found)
+        size = checked_size(self._seal_import(path, format))
+        commit = Commit(found.last + 1, format, None, size, _now())
+        images.link(path, files.image(commit))
+        point("storage:import:linked")
+        files.write(found.with_commits((commit,), keep=keep))
+        os.unlink(path)
+
+    def _flat_file(self, layers: tuple[Layer, ...], path: str, size: int) -> None:
+        """A new, durable raw file with what the chain shows. Left behind by no failure but a crash."""
+        try:
+            self._flat_copy(layers, path, size)
+            images.seal(path, "raw")
+        except BaseException:
+            images.unlink(path)
+            raise
+
+    # What a driver adds. All raise OSError or PoolError; files are made anew, and what a failure leaves of one is swept.
+
+    @abc.abstractmethod
+    def _seal_import(self, path: str, format: str) -> int:
+        """Make a file that came from elsewhere durable and read-only; its size in bytes as a guest sees it."""
+
+    @abc.abstractmethod
+    def _make_empty(self, path: str, size: int) -> None:
+        """An image of `format` without content."""
+
+    @abc.abstractmethod
+    def _make_dirty(self, layers: tuple[Layer, ...], path: str, size: int) -> None:
+        """A durable image of `format` that shows the commit of these layers and can be written to."""
+
+    @abc.abstractmethod
+    def _grow_dirty(self, fd: int, size: int) -> None:
+        """Make an image of `format` at least `size` bytes large."""
+
+    @abc.abstractmethod
+    def _flat_copy(self, layers: tuple[Layer, ...], path: str, size: int) -> None:
+        """A raw file of `size` bytes with what the layers show."""
+
+    @abc.abstractmethod
+    def _backing(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Those of the commit's layers that lie below a dirty image."""
+
+    def _before_start(self, files: VolumeFiles) -> None:
+        """Put the commit in order, if it needs that. No lock is held."""
+
+    def _after_stop(self, files: VolumeFiles) -> None:
+        """The same, after a new commit. Never fails."""
+
+
+def _now() -> int:
+    return int(time.time())
+
+
+def _unborn(size: int) -> Manifest:
+    """Record of a volume about to get its first commit."""
+    return Manifest(serial=secrets.token_hex(8), size=size)
+
+
+def _link_chain(files: VolumeFiles, other: VolumeFiles, wanted: Manifest, last: int) -> tuple[Commit, ...]:
+    """Hard-link the images of another volume's present commit under new ids above `last`."""
+    commits: list[Commit] = []
+    for number, old in enumerate(wanted.chain(wanted.current), last + 1):
+        new = replace(old, id=number, base=commits[-1].id if commits else None)
+        images.link(other.image(old), files.image(new))
+        point("storage:clone:linked")
+        commits.append(new)
+    return (*commits[:-1], replace(commits[-1], size=wanted.size))
