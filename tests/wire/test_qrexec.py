@@ -183,9 +183,9 @@ LENGTHS = [
     (qrexec.FROM_AGENT, 2, 0x210, 128, 128), (qrexec.FROM_AGENT, 3, 0x212, 97, 65096), (qrexec.FROM_AGENT, 4, 0x212, 97, 65096),
     (qrexec.FROM_AGENT, 4, 0x213, 161, 65160), (qrexec.FROM_AGENT, 4, 0x211, 8, 8),
     (qrexec.FROM_CLIENT_VM, 4, 0x213, 161, 65160),
-    (qrexec.FROM_DAEMON, 4, 0x200, 9, 65790), (qrexec.FROM_DAEMON, 4, 0x201, 9, 65790), (qrexec.FROM_DAEMON, 4, 0x202, 40, 40),
+    (qrexec.FROM_DAEMON, 4, 0x200, 9, 65790), (qrexec.FROM_DAEMON, 4, 0x201, 9, 65790), (qrexec.FROM_DAEMON, 4, 0x202, 9, 40),
     (qrexec.FROM_DAEMON, 4, 0x203, 32, 32), (qrexec.FROM_CLIENT, 3, 0x200, 9, 65535), (qrexec.FROM_CLIENT, 3, 0x201, 9, 65535),
-    (qrexec.FROM_CLIENT, 3, 0x202, 40, 40), (qrexec.TO_CLIENT, 3, 0x200, 8, 8), (qrexec.TO_CLIENT, 3, 0x202, 8, 8),
+    (qrexec.FROM_CLIENT, 3, 0x202, 9, 40), (qrexec.TO_CLIENT, 3, 0x200, 8, 8), (qrexec.TO_CLIENT, 3, 0x202, 8, 8),
     (qrexec.FROM_CALLER, 2, 0x190, 0, 4096), (qrexec.FROM_CALLER, 3, 0x190, 0, 65536), (qrexec.FROM_SERVICE, 2, 0x191, 0, 4096),
     (qrexec.FROM_SERVICE, 4, 0x191, 0, 65536), (qrexec.FROM_SERVICE, 4, 0x192, 0, 65536), (qrexec.FROM_SERVICE, 4, 0x193, 0, 4),
 ]

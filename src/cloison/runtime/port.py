@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -173,17 +174,23 @@ class Port:
 
 
 class Outbox:
-    """Messages for one channel, kept until the channel takes them. `limit` bytes bounds what may wait."""
+    """Messages for one channel, kept until the channel takes them; the user bounds what may wait, by `len`."""
 
     def __init__(self, port: Channels, channel: int) -> None:
         self._port, self.channel = port, channel
         self._waiting = bytearray()
+        self._put = self._sent = 0                       # bytes, since the beginning
+        self._marks: deque[tuple[int, Callable[[], None]]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, message: bytes) -> None:
+    def put(self, message: bytes, then: Callable[[], None] | None = None) -> None:
+        """`then` is called when the channel has taken this message: what it does comes after it for the peer, too."""
         self._waiting += message
+        self._put += len(message)
+        if then is not None:
+            self._marks.append((self._put, then))
         self.flush()
 
     def flush(self) -> bool:
@@ -191,4 +198,7 @@ class Outbox:
         if self._waiting:
             sent = self._port.send(self.channel, bytes(self._waiting))
             del self._waiting[:sent]
+            self._sent += sent
+        while self._marks and self._marks[0][0] <= self._sent:
+            self._marks.popleft()[1]()
         return not self._waiting

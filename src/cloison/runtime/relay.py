@@ -14,13 +14,16 @@ READ = 1 << 16
 class Relay:
     """A Handler. It owns the socket; it ends when either side does, after handing on what that side had sent.
 
+    The socket may come later (`attach`): until then what the channel brings waits, at most its credit.
+
     Only a stream that hangs up while the channel takes no more ends at once: else a program that never reads its input would
     hold the channel for a caller that is gone.
     """
 
-    def __init__(self, port: Channels, channel: int, stream: socket.socket, on_end: Callable[[], None]) -> None:
-        stream.setblocking(False)
-        self._port, self._channel, self._stream, self._on_end = port, channel, stream, on_end
+    def __init__(self, port: Channels, channel: int, stream: socket.socket | None, on_end: Callable[[], None]) -> None:
+        self.channel = channel
+        self._port, self._on_end = port, on_end
+        self._stream: socket.socket | None = None
         self._loop = asyncio.get_running_loop()
         self._to_stream: list[memoryview] = []
         self._to_channel = memoryview(b"")
@@ -29,7 +32,22 @@ class Relay:
         self._peer_closed = False
         self._ended = False
         self._unwatch: Callable[[], None] | None = None    # set while the channel takes no more
+        if stream is not None:
+            self.attach(stream)
+
+    def attach(self, stream: socket.socket) -> None:
+        if self._ended:
+            stream.close()
+            return
+        stream.setblocking(False)
+        self._stream = stream
         self._loop.add_reader(stream, self._readable)
+        if self._to_stream or self._peer_closed:
+            self._write()
+
+    def end(self) -> None:
+        """Give it up, both ways. Idempotent."""
+        self._end(tell_channel=True)
 
     def data(self, untrusted: bytes) -> None:
         self._unconsumed += len(untrusted)
@@ -38,6 +56,8 @@ class Relay:
             self._write()
 
     def _write(self) -> None:
+        if self._stream is None:
+            return
         while self._to_stream:
             first = self._to_stream[0]
             try:
@@ -56,11 +76,11 @@ class Relay:
         if self._peer_closed:
             self._end(tell_channel=False)
             return
-        self._port.consumed(self._channel, self._unconsumed)
+        self._port.consumed(self.channel, self._unconsumed)
         self._unconsumed = 0
 
     def _want_write(self, on: bool) -> None:
-        if on != self._writing:
+        if on != self._writing and self._stream is not None:
             self._writing = on
             if on:
                 self._loop.add_writer(self._stream, self._write)
@@ -68,6 +88,7 @@ class Relay:
                 self._loop.remove_writer(self._stream)
 
     def _readable(self) -> None:
+        assert self._stream is not None
         try:
             data = self._stream.recv(READ)
         except BlockingIOError:
@@ -77,17 +98,17 @@ class Relay:
         if not data:
             self._end(tell_channel=True)
             return
-        sent = self._port.send(self._channel, data)
+        sent = self._port.send(self.channel, data)
         if sent < len(data):
             self._to_channel = memoryview(data)[sent:]
             self._loop.remove_reader(self._stream)
             self._unwatch = watch_hangup(self._stream, self._hung_up)
 
     def writable(self) -> None:
-        if self._ended:
+        if self._ended or self._stream is None:
             return
         if self._to_channel:
-            self._to_channel = self._to_channel[self._port.send(self._channel, self._to_channel):]
+            self._to_channel = self._to_channel[self._port.send(self.channel, self._to_channel):]
         if not self._to_channel:
             self._stop_watch()
             self._loop.add_reader(self._stream, self._readable)
@@ -111,9 +132,11 @@ class Relay:
             return
         self._ended = True
         self._stop_watch()
-        self._loop.remove_reader(self._stream)
-        self._loop.remove_writer(self._stream)
-        self._stream.close()
+        if self._stream is not None:
+            self._loop.remove_reader(self._stream)
+            self._loop.remove_writer(self._stream)
+            self._stream.close()
+            self._stream = None
         if tell_channel:
-            self._port.close(self._channel)
+            self._port.close(self.channel)
         self._on_end()

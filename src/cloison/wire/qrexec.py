@@ -89,6 +89,7 @@ class ServiceConnect(NamedTuple):
     domain: int
     port: int
     request_id: bytes
+    sent: int = 32                       # bytes of the id that were sent: some clients leave out the filling
 
 
 class Allocated(NamedTuple):
@@ -159,7 +160,7 @@ _TERMINATED: Final = (PARAMS.size, PARAMS.size)
 _TO_AGENT: Final[Lengths] = {
     EXEC_CMDLINE: (PARAMS.size + 1, MAX_REQUEST + MAX_USER),
     JUST_EXEC: (PARAMS.size + 1, MAX_REQUEST + MAX_USER),
-    SERVICE_CONNECT: (PARAMS.size + _ID, PARAMS.size + _ID),
+    SERVICE_CONNECT: (PARAMS.size + 1, PARAMS.size + _ID),
     SERVICE_REFUSED: (_ID, _ID),
 }
 
@@ -179,7 +180,7 @@ FROM_DAEMON: Final = Role({2: _TO_AGENT, 3: _TO_AGENT, 4: _TO_AGENT})
 FROM_CLIENT: Final = Role({3: {
     EXEC_CMDLINE: (PARAMS.size + 1, MAX_REQUEST),
     JUST_EXEC: (PARAMS.size + 1, MAX_REQUEST),
-    SERVICE_CONNECT: (PARAMS.size + _ID, PARAMS.size + _ID),
+    SERVICE_CONNECT: (PARAMS.size + 1, PARAMS.size + _ID),
 }}, zero_port=True)
 TO_CLIENT: Final = Role({3: dict.fromkeys((EXEC_CMDLINE, JUST_EXEC, SERVICE_CONNECT), (PARAMS.size, PARAMS.size))})
 FROM_CLIENT_VM: Final = Role({4: {TRIGGER_SERVICE4: _TRIGGER4}}, handshake=False)
@@ -263,7 +264,10 @@ class Decoder:
         if len(untrusted) == PARAMS.size:
             return Allocated(kind, domain, port)
         if kind == SERVICE_CONNECT:
-            return ServiceConnect(domain, port, untrusted[PARAMS.size:])
+            ident = untrusted[PARAMS.size:]
+            if ident[-1]:
+                raise PeerError("a request id must end in NUL")
+            return ServiceConnect(domain, port, ident.ljust(_ID, b"\0"), len(ident))
         if untrusted.find(0, PARAMS.size) != len(untrusted) - 1:
             raise PeerError("a command line must end in NUL and hold no other")
         return Exec(kind, domain, port, untrusted[PARAMS.size:-1].decode("utf-8", "surrogateescape"))
@@ -359,7 +363,7 @@ def exec_command(kind: int, domain: int, port: int, command: str) -> bytes:
 
 
 def service_connect(domain: int, port: int, ident: bytes) -> bytes:
-    """`ident`: the request id's 32 bytes."""
+    """`ident`: the request id's 32 bytes, or as many as were sent."""
     return _message(SERVICE_CONNECT, PARAMS.pack(domain, port), ident)
 
 
