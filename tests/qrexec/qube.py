@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tests.runtime.ports import PATIENCE, Recorder, Side
 
-from cloison.guest.qrexec import ControlChannel
+from cloison.qrexec.agent import ControlChannel
 from cloison.qrexec.daemon import Daemon, Served
 from cloison.runtime.port import Handler
 from cloison.wire import qrexec
@@ -31,7 +31,7 @@ class Qube:
         self.host, self.guest = Side(ours, HOST), Side(theirs, GUEST)
         self.violations: list[str] = []
         self.control: Recorder | None = None
-        self.agent = ControlChannel(self.guest.port)
+        self.agent = ControlChannel(self.guest.port, lambda _reason: None)
         self.agent.xid = xid
         self.guest.accept = self._scripted if scripted else self._real
         uuid = f"00000000-0000-4000-8000-{xid:012d}"

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 
 from cloison.guest import background, identity, qubesdb, volumes
-from cloison.guest.qrexec import ControlChannel
 from cloison.guest.qubesdb import QubesDb
+from cloison.qrexec.agent import ControlChannel
 from cloison.runtime.port import Handler, Port
 from cloison.wire import agent as orders
 from cloison.wire import qdb, qrexec
@@ -60,7 +60,7 @@ class Agent:
     def __init__(self, fd: int, system: System, on_end: Callable[[str], None]) -> None:
         self._system = system
         self._port = Port(fd, GUEST, on_control=self._order, on_open=self._opened, on_end=on_end)
-        self._control = ControlChannel(self._port)
+        self._control = ControlChannel(self._port, self._lost)
         self._qubesdb = QubesDb(self._port)
         self._orders = {
             "become": self._become, "time": self._time, "seal": self._seal, "shutdown": self._shutdown, "ping": self._ping,
@@ -99,6 +99,11 @@ class Agent:
     def _settle(self, who: Identity) -> None:
         self._qubesdb.serve(self._system.qubesdb_socket)
         self._system.settle(who)
+
+    def _lost(self, reason: str) -> None:
+        """The daemon hung up, which ends nothing here; or it broke the protocol, and then nothing can be trusted any more."""
+        if reason:
+            sys.exit(reason)
 
     def _opened(self, channel: int, address: Address) -> Handler | None:
         """A channel that the host opens, as vchan client."""

@@ -12,7 +12,8 @@ import socket
 import sys
 import time
 
-from cloison.guest import libc, process, volumes
+from cloison.guest import libc, volumes
+from cloison.qrexec import process
 from cloison.wire.agent import Identity
 from cloison.wire.qrexec import Command
 
@@ -61,10 +62,11 @@ def rehearse() -> None:
     _names("qube")
     volumes.find_devices()
     os.makedirs("/rw", exist_ok=True)
-    process.lookup("user")
+    process.find_user("user")
     for user in ("root", "user"):
         for _ in range(2):
             started = process.start(Command(user, command="true"))
+            assert isinstance(started, process.Started)
             started.process.wait()
             started.close()
     libc.sync()
@@ -80,6 +82,7 @@ def _get_ready() -> None:
     os.makedirs(RUN, exist_ok=True)
     _write(f"{RUN}/boot_id", NIL_UUID + "\n")
     libc.mount(f"{RUN}/boot_id", BOOT_ID, flags=libc.MS_BIND)
+    volumes.grow_root()
     _read_hosts()
 
 

@@ -18,11 +18,11 @@ def connect(path: str, *, blocking: bool = True) -> socket.socket:
         if len(os.fsencode(path)) <= _ADDRESS:
             sock.connect(path)
         else:
-            folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            there = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
-                sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+                sock.connect(f"/proc/self/fd/{there}")
             finally:
-                os.close(folder)
+                os.close(there)
     except BaseException:
         sock.close()
         raise

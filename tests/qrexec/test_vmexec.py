@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloison.guest.vmexec import decode
+from cloison.qrexec.vmexec import decode
 
 PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._"
 
@@ -62,7 +62,7 @@ def test_any_text_is_words_or_value_error(argument: str) -> None:
     (["a", "b"], 1, ""),
 ])
 def test_as_a_program(argv: list[str], status: int, output: str) -> None:
-    program = "from cloison.guest.vmexec import main; main()"
+    program = "from cloison.qrexec.vmexec import main; main()"
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (status, output)
     assert bool(done.stderr) == (status in (1, 127))

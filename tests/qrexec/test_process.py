@@ -1,50 +1,17 @@
-"""Programs for the host's calls: found where, run as whom, seeing what."""
+"""Starting what serves a call: as whom, seeing what, connected how."""
 from __future__ import annotations
 
 import os
 import pwd
-from pathlib import Path
 
 import pytest
 
-from cloison.guest import process
-from cloison.guest.process import CannotStart, User
+from cloison.qrexec import process
+from cloison.qrexec.process import CannotStart, User
 from cloison.wire.qrexec import Command
 
 OWN = pwd.getpwuid(os.getuid())
 USER = User("user", 1000, 1000, (1000,), "/home/user", "/bin/bash")
-
-
-def service(path: Path, mode: int = 0o755) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("#!/bin/sh\n")
-    path.chmod(mode)
-    return path
-
-
-@pytest.mark.parametrize(("present", "asked", "found"), [
-    (["a/s"], ("s", None), "a/s"), (["b/s"], ("s", None), "b/s"), (["a/s", "b/s"], ("s", None), "a/s"),
-    (["a/s", "b/s+x"], ("s", "x"), "b/s+x"), (["a/s", "b/s+"], ("s", None), "b/s+"), (["a/s", "b/s+"], ("s", ""), "b/s+"),
-    (["a/s", "b/s+x"], ("s", "y"), "a/s"), (["a/s"], ("s", "x" * 300), "a/s"), (["a/s"], ("s", "../../bin/sh"), "a/s"),
-])
-def test_find_service(tmp_path: Path, present: list[str], asked: tuple[str, str | None], found: str) -> None:
-    for name in present:
-        service(tmp_path / name)
-    assert process.find_service(*asked, f"{tmp_path}/a:{tmp_path}/none:{tmp_path}/b") == str(tmp_path / found)
-
-
-def test_find_service_failures(tmp_path: Path) -> None:
-    service(tmp_path / "a" / "plain", 0o644)
-    (tmp_path / "a" / "folder").mkdir()
-    (tmp_path / "a" / "dangling").symlink_to("nowhere")
-    (tmp_path / "a" / "loop").symlink_to("loop")
-    for name, status in {"plain": 125, "folder": 125, "loop": 125, "dangling": 127, "none": 127}.items():
-        with pytest.raises(CannotStart) as caught:
-            process.find_service(name, None, f"{tmp_path}/a")
-        assert caught.value.status == status, name
-    with pytest.raises(CannotStart) as caught:
-        process.find_service("s", None, f"{tmp_path}/a/plain")
-    assert caught.value.status == 125
 
 
 @pytest.mark.parametrize(("command", "words"), [
@@ -75,12 +42,12 @@ def test_root_has_the_administrators_path() -> None:
 
 
 def test_lookup_of_ourselves_and_of_nobody() -> None:
-    user = process.lookup(OWN.pw_name)
+    user = process.find_user(OWN.pw_name)
     assert (user.uid, user.gid, user.home) == (OWN.pw_uid, OWN.pw_gid, OWN.pw_dir) and OWN.pw_gid in user.groups
-    assert process.lookup(OWN.pw_name) is user
+    assert process.find_user(OWN.pw_name) is user
     for name in ("no-such-user", "", "a\0b"):
         with pytest.raises(CannotStart) as caught:
-            process.lookup(name)
+            process.find_user(name)
         assert caught.value.status == 125
 
 
@@ -89,7 +56,7 @@ def test_no_descriptors_left_is_125_and_leaks_none() -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = sorted(os.listdir("/proc/self/fd"))
-    process.lookup(OWN.pw_name)
+    process.find_user(OWN.pw_name)
     for spare in (1, 3, 5):
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) - 1 + spare, hard))
         try:
