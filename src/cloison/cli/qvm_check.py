@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from cloison.cli import tool
@@ -36,15 +37,20 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     if tool.verbosity(args) > 0:
         what = ", ".join(wanted) or "exists"
         for qube in matching:
-            tool.say(f"{qube.name}: {what}")
-        if not matching:
-            tool.say(f"None of qubes: {what}")
+            _tell(f"{qube.name}: {what}")
+        if not matching and qubes:
+            _tell(f"None of qubes: {what}")
         for name in names:
             if name not in known:
-                tool.fail(PROG, f"{name}: non-existent!")
+                _tell(f"{name}: non-existent!")
     if len(qubes) < len(names) or not matching:
         return 1
     return 0 if len(matching) == len(qubes) else SOME
+
+
+def _tell(text: str) -> None:
+    """On standard error: what a script looks at is the exit status."""
+    print(f"{PROG}: {tool.printable(text)}", file=sys.stderr)
 
 
 def _is(connection: Connection, qube: Qube, word: str) -> bool:

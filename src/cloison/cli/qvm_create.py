@@ -10,7 +10,7 @@ from cloison.client.connection import Connection
 from cloison.client.create import Creation, clone, create
 from cloison.client.domains import DOM0, lines
 from cloison.client.importing import import_volume
-from cloison.errors import CloisonError
+from cloison.errors import CloisonError, LabelNotFound, QubeNotFound
 
 PROG = "qvm-create"
 PROPERTY_FAILED = 2                      # created, but a property could not be set
@@ -44,7 +44,7 @@ def parser() -> tool.Parser:
 
 def run(args: argparse.Namespace, connection: Connection) -> int:
     if args.help_classes:
-        tool.say("\n".join(lines(connection.call(DOM0, "admin.vmclass.List"))))
+        tool.say("\n".join(sorted(lines(connection.call(DOM0, "admin.vmclass.List")))))
         return 0
     wanted, properties = _creation(args)
     image = args.root_copy_from or args.root_move_from
@@ -52,16 +52,27 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
         tool.quit_usage(PROG, f"a qube of class {wanted.klass} uses its template's root volume, so it can't be filled")
     if image and not os.path.isfile(image):
         tool.quit_usage(PROG, f"no such file: {image!r}")
-    if wanted.klass == "StandaloneVM" and wanted.template:
-        clone(connection, wanted.template, wanted._replace(template=""), skip_volumes=("private",))
-    else:
-        create(connection, wanted)
+    try:
+        _make(connection, wanted)
+    except LabelNotFound:
+        known = ", ".join(lines(connection.call(DOM0, "admin.label.List")))
+        tool.quit_usage(PROG, f"no such label: {wanted.label!r}; there are {known}")
+    except QubeNotFound as error:        # the template; exit status 2 is for wrong usage
+        tool.report(PROG, error)
+        return 1
     status = _set_properties(connection, wanted.name, properties)
     if image and not _fill_root(connection, wanted.name, image):
         return IMPORT_FAILED
     if args.root_move_from:
         os.unlink(args.root_move_from)
     return status
+
+
+def _make(connection: Connection, wanted: Creation) -> None:
+    if wanted.klass == "StandaloneVM" and wanted.template:
+        clone(connection, wanted.template, wanted._replace(template=""), skip_volumes=("private",))
+    else:
+        create(connection, wanted)
 
 
 def _fill_root(connection: Connection, name: str, image: str) -> bool:

@@ -135,7 +135,7 @@ def parse_line(line: str) -> Rule:
 
 def text_of(rule: Rule) -> str:
     """A line of the Admin API; the comment is last, since it may hold spaces."""
-    order = ("action", *_DESTINATIONS, "proto", "dstports", "icmptype", "specialtarget", "expire", "comment")
+    order = ("action", "proto", *_DESTINATIONS, "dstports", "icmptype", "specialtarget", "expire", "comment")
     return " ".join(f"{key}={rule[key]}" for key in order if key in rule)
 
 

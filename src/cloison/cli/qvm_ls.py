@@ -70,10 +70,12 @@ def _add_filters(parser: tool.Parser) -> None:
 
 def run(args: argparse.Namespace, connection: Connection) -> int:
     if args.help_formats:
-        tool.say("\n".join(f"{name:8}  {','.join(columns).upper()}" for name, columns in FORMATS.items()))
+        formats = "\n".join(f"  {name:8} {','.join(columns).upper()}" for name, columns in sorted(FORMATS.items()))
+        tool.say(f"Available formats:\n{formats}\n")
         return 0
     if args.help_columns:
-        tool.say(tool.table([(name, column(name).meaning) for name in sorted(COLUMNS)]))
+        tool.say("Available columns:\n" + tool.table([("  " + name, column(name).meaning) for name in sorted(COLUMNS)]))
+        tool.say("\nEvery property is a column too: qvm-prefs --help-properties lists them.\n")
         return 0
     if args.raw_list:
         args.raw_data, args.fields = True, "name"

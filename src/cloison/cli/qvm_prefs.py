@@ -10,6 +10,7 @@ from cloison.client.domains import DOM0, Property, get_properties, get_property,
 from cloison.errors import NoSuchProperty
 
 PROG = "qvm-prefs"
+UNKNOWN = "U"                            # the mark of a property whose value can't be told
 # Properties that hold a qube or nothing: "none" means nothing there.
 _MAY_BE_NONE = ("default_dispvm", "netvm", "template", "guivm", "audiovm")
 
@@ -47,11 +48,7 @@ def act(args: argparse.Namespace, connection: Connection, dest: str | None, prog
     if args.help_properties:
         return _explain(connection, dest)
     if args.property is None:
-        if args.delete:
-            tool.quit_usage(prog, "--default needs a property")
         return _list(connection, dest, hide_default=args.hide_default)
-    if args.delete and args.value is not None:
-        tool.quit_usage(prog, "a property can't be set and reset at once")
     name = args.property.replace("-", "_")
     try:
         return _one(args, connection, dest, name)
@@ -77,15 +74,16 @@ def _list(connection: Connection, dest: str | None, *, hide_default: bool) -> in
     properties = get_properties(connection, dest)
     width = max(map(len, properties), default=0)
     for name in sorted(properties):
-        if not (hide_default and properties[name].default):
-            tool.say(f"{name:{width}}  {_shown(properties[name])}")
+        shown = _shown(properties[name])
+        if not (hide_default and properties[name].default and shown != UNKNOWN):
+            tool.say(f"{name:{width}}  {shown}")
     return 0
 
 
 def _shown(prop: Property) -> str:
     """A mark and the value: U for one that can't be told, D for a default."""
     if prop.text is None and prop.kind in ("int", "bool"):
-        return "U"
+        return UNKNOWN
     return f"{'D' if prop.default else '-'}  {prop.text}"
 
 

@@ -33,7 +33,7 @@ def parser() -> tool.Parser:
 def run(args: argparse.Namespace, connection: Connection) -> int:
     dest = tool.qube_name(args.name)
     if args.service is None:
-        if args.delete or args.word:
+        if args.delete:
             tool.quit_usage(PROG, "SERVICE is missing")
         rows = [(name.removeprefix(_PREFIX), _shown(value)) for name, value in features(connection, dest).items()
                 if name.startswith(_PREFIX)]

@@ -206,12 +206,12 @@ def is_terminal(stream: Any) -> bool:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart; the last one is not filled up."""
+    """Columns two spaces apart; the last one is not filled up. As column(1) has it, which Qubes OS's tools print with."""
     if not rows:
         return ""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
+    widths[-1] = 0
+    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def confirm(question: str, answer: str = "y") -> bool:
