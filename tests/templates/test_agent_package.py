@@ -75,6 +75,14 @@ def test_shipped_code_is_complete(unpacked: Path) -> None:
     subprocess.run([sys.executable, "-E", "-s", "-S", "-c", script, str(root), *names], check=True, cwd="/")
 
 
+def test_what_programs_and_services_import_ships(unpacked: Path) -> None:
+    scripts = [path for path in unpacked.rglob("*") if path.is_file() and "cloison/cloison" not in str(path)]
+    wanted = {name for path in scripts for name in re.findall(r"^(?:from|import) (cloison[a-z_.]+)", path.read_text(), re.MULTILINE)}
+    root = unpacked / "usr/lib/cloison"
+    assert "cloison.qrexec.vmexec" in wanted
+    assert not [name for name in wanted if not (root / (name.replace(".", "/") + ".py")).exists()]
+
+
 def test_modes(unpacked: Path) -> None:
     def mode(name: str) -> int:
         return stat.S_IMODE((unpacked / name).stat().st_mode)

@@ -15,9 +15,9 @@ from cloison.templates.contain import Tools
 NAME = "cloison-agent"
 # What the guest's part imports (contract in pyproject.toml), as files or folders of the package `cloison`.
 SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "qrexec", "guest")
-# Modules of `qrexec` that only the host has a use for.
-_HOST_QREXEC = ("agent_client.py", "call_log.py", "client.py", "daemon.py", "judge.py", "peer.py", "policy_client.py",
-                "policy_files.py", "policyd.py", "qubesd_client.py", "system_info.py", "host-rpc")
+# Of `qrexec` a qube has the agent's half.
+_QUBES_QREXEC = ("__init__.py", "agent.py", "call.py", "caller.py", "client_vm.py", "filecopy", "fork_server.py", "lookup.py", "pam.py",
+                 "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py")
 _NOT_CODE = ("files", "services", "__pycache__")
 _EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "usr/bin/", "usr/lib/qubes/")
 _SECRET = ("etc/sudoers.d/",)
@@ -83,9 +83,9 @@ def _copy_code(source: str, target: str) -> None:
 
 def _only_code(folder: str, names: list[str]) -> list[str]:
     """What of a folder does not ship: all but Python modules and sub-packages."""
-    absent = _NOT_CODE + (_HOST_QREXEC if os.path.basename(folder) == "qrexec" else ())
+    whole = os.path.basename(folder) != "qrexec"
     return [name for name in names
-            if name in absent or not (name.endswith(".py") or os.path.isdir(os.path.join(folder, name)))]
+            if name in _NOT_CODE or not (whole or name in _QUBES_QREXEC) or not (name.endswith(".py") or os.path.isdir(os.path.join(folder, name)))]
 
 
 def _set_modes(stage: str) -> list[str]:
