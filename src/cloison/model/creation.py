@@ -4,7 +4,7 @@ Making the volumes' files is the daemon's; this is the part that a transaction h
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError
@@ -30,6 +30,7 @@ class Birth:
     pool: str | None = None
     pools: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    guivm: str | None = None        # set once it is there
     values: Mapping[str, Value] = field(default_factory=dict)
 
 
@@ -54,6 +55,8 @@ def create(system: System, birth: Birth) -> Qube:
     system.journal.emit("", "domain-add", vm=qube.name)
     for tag in birth.tags:
         qube.add_tag(tag)
+    if birth.guivm is not None and "guivm" in qube.properties:
+        qube.set("guivm", birth.guivm)
     return qube
 
 
@@ -106,18 +109,32 @@ def inherit_from_template(qube: Qube, template: Qube) -> None:
         if prop.clone and name in template.values and name not in qube.values:
             qube.store_value(name, template.values[name])
     for feature, value in template.features.items():
-        if not feature.startswith(_NOT_COPIED) and feature != "servicevm":
+        if not feature.startswith(_NOT_COPIED):
             qube.journal.put("features", qube.qid, qube.features, feature, value)
     for tag in template.tags:
-        if not tag.startswith("created-by-"):
-            qube.journal.put("tags", qube.qid, qube.tags, tag, None)
+        qube.journal.put("tags", qube.qid, qube.tags, tag, None)
     if "firewall" in template.texts:
         qube.put_text("firewall", template.texts["firewall"])
+
+
+def preloaded(template: Qube) -> list[str]:
+    """Names of the disposables of this template that wait to be used."""
+    return template.features.get("preload-dispvm", "").split()
+
+
+def drop_preloaded(template: Qube, names: Collection[str]) -> None:
+    """They are not for use any more."""
+    before = preloaded(template)
+    rest = [name for name in before if name not in names]
+    if rest != before:
+        template.set_feature("preload-dispvm", " ".join(rest))
 
 
 def forget(qube: Qube) -> None:
     """The end of a qube in the model, and in the store with all that belongs to it."""
     journal = qube.journal
     journal.emit("", "domain-pre-delete", vm=qube.name)
+    if qube.is_preload and qube.template is not None:
+        drop_preloaded(qube.template, [qube.name])
     qube.system.remove(qube)
     journal.emit("", "domain-delete", vm=qube.name)

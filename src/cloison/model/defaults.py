@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cloison.model import addresses
-from cloison.model.domains import DOM0, Qube, System
+from cloison.model.domains import Qube, System
 from cloison.model.properties import Unset
 
 _ICON_KINDS = {"StandaloneVM": "standalonevm", "RemoteVM": "remotevm", "DispVM": "dispvm", "AppVM": "appvm",
@@ -195,7 +195,3 @@ def own_template(qube: Qube) -> str | None:
 
 def guest_start_time(qube: Qube) -> str | None:
     return None if qube.start_time is None else str(qube.start_time)
-
-
-def dom0_is_default(_: System) -> str:
-    return DOM0

@@ -75,6 +75,11 @@ class Qube(Holder):
     def is_running(self) -> bool:
         return self.power in (PowerState.RUNNING, PowerState.TRANSIENT, PowerState.HALTING)
 
+    @property
+    def is_preload(self) -> bool:
+        """Whether it is a disposable that waits, started, to be used."""
+        return "is_preload" in self.properties and bool(self.get("is_preload"))
+
     def reference(self, name: str) -> Qube | None:
         """The qube a property points at."""
         target = self.get_or_none(name)
@@ -144,6 +149,8 @@ class Qube(Holder):
     def set_feature(self, name: str, value: str) -> None:
         """Raises BadValue where the core demands something of it."""
         features.check_meaning(name, value)
+        if name == "preload-dispvm-max" and self.kind.machine:
+            self._check_can_preload()
         if name == "service.meminfo-writer" and "maxmem" in self.properties:
             return self.reset("maxmem") if value else self.set("maxmem", 0)
         pairs = {"feature": name, "value": value}
@@ -163,12 +170,22 @@ class Qube(Holder):
         self.journal.emit(self.name, f"domain-feature-delete:{name}", feature=name)
         self._feature_changed(name)
 
+    def _check_can_preload(self) -> None:
+        """Raises BadValue: a disposable is only put aside once it has said that it is up."""
+        needed = ["qrexec", *(f"supported-rpc.{service}" for service in features.PRELOAD_SERVICES)]
+        missing = [name for name in needed if not self.feature_or_none(name, template=True)]
+        if missing:
+            raise BadValue(f"{self.name} can't have preloaded disposables: its template lacks {', '.join(missing)}")
+
     def _feature_changed(self, name: str) -> None:
         if name == "servicevm":
             self.announce("icon")
         elif name.startswith("boot-mode."):
             for qube in (self, *self.system.children(self)):
                 qube.announce("bootmode")
+        elif name == "preload-dispvm":
+            for child in self.system.children(self):
+                child.announce("is_preload")
         elif name.startswith("net.fake-"):
             for prop in ("visible_ip", "visible_gateway", "visible_netmask"):
                 self.announce(prop)
@@ -312,7 +329,7 @@ class System(Holder):
     def referrers(self, qube: Qube) -> list[tuple[Holder, str]]:
         """Who points here: qubes by an explicitly set property, the system by any."""
         found: list[tuple[Holder, str]] = []
-        for holder in (other for other in self.qubes.values() if other is not qube):
+        for holder in (other for other in self.qubes.values() if other is not qube and not other.is_preload):
             found += [(holder, name) for name, value in holder.values.items()
                       if value == qube.name and holder.properties[name].type == "vm"]
         found += [(self, name) for name, prop in self.properties.items()

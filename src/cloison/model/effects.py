@@ -44,15 +44,22 @@ def keyboard_layout(qube: Qube, _new: Value, _old: Value) -> None:
 
 
 def netvm(qube: Qube, new: Value, old: Value) -> None:
-    """The new provider hears of its client; what the qube sees of the network may differ."""
+    """The new provider hears of its client."""
     if new != old and qube.is_running and isinstance(new, str):
         qube.journal.emit(new, "net-domain-connect", vm=qube.name)
-    for name in ("visible_gateway", "visible_gateway6"):
-        qube.announce(name)
 
 
-def address(qube: Qube, _new: Value, _old: Value) -> None:
-    qube.announce("visible_ip")
+def address(suffix: str) -> Callable[[Qube, Value, Value], None]:
+    """For ip ("") and ip6 ("6"): what the qube and its clients see of the network follows."""
+
+    def effect(qube: Qube, _new: Value, _old: Value) -> None:
+        if qube.get("provides_network"):
+            qube.announce(f"gateway{suffix}")
+        qube.announce(f"visible_ip{suffix}")
+        for client in qube.system.clients(qube):
+            client.announce(f"visible_gateway{suffix}")
+
+    return effect
 
 
 def own_default_dispvm(qube: Qube, _new: Value, _old: Value) -> None:

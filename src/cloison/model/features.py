@@ -6,6 +6,7 @@ import re
 from cloison.errors import BadRequest, BadTag, BadValue, NotPermitted
 
 MAX_NAME = 256
+PRELOAD_SERVICES = ("qubes.WaitForRunningSystem", "qubes.WaitForSession")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
 TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _PERSIST = re.compile(r"((file|dir):[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[0-7]{1,4}:)?/[^\0]*")

@@ -187,7 +187,8 @@ class Holder(abc.ABC):
         if prop.effect is not None:
             prop.effect(self, value, old)
         self.journal.emit(self.subject, f"property-set:{name}", **pairs)
-        self.announce_inherited(prop)
+        if value != old:
+            self.announce_inherited(prop)
 
     def store_value(self, name: str, value: Value) -> None:
         """Store without check or event: for what is being made."""
@@ -208,7 +209,8 @@ class Holder(abc.ABC):
         self.reset_value(prop, old)
         self.journal.emit(self.subject, f"property-reset:{name}", **pairs)
         self.journal.emit(self.subject, f"property-del:{name}", **pairs)
-        self.announce_inherited(prop)
+        if self._default_or_none(name) != old:
+            self.announce_inherited(prop)
 
     def reset_value(self, prop: Property, old: Value) -> None:
         """The middle of a reset. The netvm announces the change to its default as a set, too (recorded order)."""

@@ -13,7 +13,7 @@ from cloison.errors import (
     QubeNotRunning,
     QubeNotStarted,
 )
-from cloison.model.domains import READY, Qube, System
+from cloison.model.domains import READY, REMOVING, Qube, System
 from cloison.values import PowerState
 
 WARM, COLD = "warm", "cold"
@@ -42,11 +42,13 @@ def check_machine(qube: Qube) -> None:
 
 
 def check_start(qube: Qube) -> None:
-    """Raises what forbids a start of a halted qube."""
+    """Raises what forbids a start; nothing forbids to have it that a running qube runs."""
     if not qube.kind.machine:
         raise QubeNotHalted(f"{qube.name} is a {qube.klass}: it runs always")
     if qube.state != READY:
-        raise QubeError(f"{qube.name} is being {'made' if qube.state == 'creating' else 'removed'}")
+        raise QubeError(f"{qube.name} is being {'removed' if qube.state == REMOVING else 'made'}")
+    if not qube.is_halted:
+        return
     rationale = qube.features.get("prohibit-start")
     if rationale:
         raise CloisonError(f"{qube.name} may not be started: {rationale}")
@@ -92,7 +94,8 @@ def check_shutdown(qube: Qube, *, force: bool) -> None:
     if qube.power is PowerState.PAUSED:
         raise QubeNotRunning(f"{qube.name} is paused; unpause it, or use force")
     for prop, error in (("netvm", QubeInUse), ("audiovm", QubeInUse), ("guivm", QubeError)):
-        users = [user.name for user in qube.system.users(qube, prop) if user.kind.machine and not user.is_halted]
+        users = [user.name for user in qube.system.users(qube, prop)
+                 if user.kind.machine and not user.is_halted and (prop == "guivm" or not user.is_preload)]
         if users:
             raise error(f"{qube.name} is the {prop} of {', '.join(sorted(users))}, which run")
 
