@@ -76,11 +76,12 @@ def test_shipped_code_is_complete(unpacked: Path) -> None:
 
 
 def test_what_programs_and_services_import_ships(unpacked: Path) -> None:
-    scripts = [path for path in unpacked.rglob("*") if path.is_file() and "cloison/cloison" not in str(path)]
-    wanted = {name for path in scripts for name in re.findall(r"^(?:from|import) (cloison[a-z_.]+)", path.read_text(), re.MULTILINE)}
     root = unpacked / "usr/lib/cloison"
+    scripts = [path for path in unpacked.rglob("*") if path.is_file() and root / "cloison" not in path.parents]
+    found = re.compile(rb"^(?:from|import) (cloison[a-z_.]+)", re.MULTILINE)
+    wanted = {name.decode() for path in scripts for name in found.findall(path.read_bytes())}
     assert "cloison.qrexec.vmexec" in wanted
-    assert not [name for name in wanted if not (root / (name.replace(".", "/") + ".py")).exists()]
+    assert not [name for name in wanted if not list(root.glob(name.replace(".", "/") + "*"))]
 
 
 def test_modes(unpacked: Path) -> None:
@@ -90,7 +91,14 @@ def test_modes(unpacked: Path) -> None:
     assert mode("etc/sudoers.d/cloison") == 0o440
     assert mode("usr/lib/cloison/agent.py") == 0o644
     for service in (unpacked / "etc/qubes-rpc").glob("*"):
-        assert service.is_dir() or stat.S_IMODE(service.stat().st_mode) == 0o755
+        assert service.is_symlink() or service.is_dir() or stat.S_IMODE(service.stat().st_mode) == 0o755
+
+
+def test_links_lead_to_what_ships_or_to_a_port(unpacked: Path) -> None:
+    for name, target in agent_package.LINKS.items():
+        link = unpacked / name
+        assert str(link.readlink()) == target
+        assert target.startswith("/dev/tcp/127.0.0.1") or link.is_file()
 
 
 def test_configuration_files_are_listed(unpacked: Path) -> None:

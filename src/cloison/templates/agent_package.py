@@ -16,11 +16,24 @@ NAME = "cloison-agent"
 # What the guest's part imports (contract in pyproject.toml), as files or folders of the package `cloison`.
 SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "qrexec", "guest")
 # Of `qrexec` a qube has the agent's half.
-_QUBES_QREXEC = ("__init__.py", "agent.py", "call.py", "caller.py", "client_vm.py", "filecopy", "fork_server.py", "lookup.py", "pam.py",
-                 "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py")
+_QUBES_QREXEC = (
+    "__init__.py", "agent.py", "call.py", "caller.py", "client_vm.py", "filecopy", "fork_server.py", "lookup.py", "pam.py", "process.py",
+    "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
+)
 _NOT_CODE = ("files", "services", "__pycache__")
 _EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "usr/bin/", "usr/lib/qubes/")
 _SECRET = ("etc/sudoers.d/",)
+# Links, which a wheel could not carry. A service that is a link into /dev/tcp is a connection (reference/qrexec.md 10.3).
+LINKS = {
+    "etc/qubes-rpc/qubes.ConnectTCP": "/dev/tcp/127.0.0.1",
+    "etc/qubes-rpc/qubes.UpdatesProxy": "/dev/tcp/127.0.0.1/8082",
+    "etc/qubes-rpc/qubes.VMRootExec": "qubes.VMExec",
+    "etc/qubes-rpc/qubes.VMRootShell": "qubes.VMShell",
+    "usr/bin/qvm-copy-to-vm": "qvm-copy",
+    "usr/bin/qvm-move": "qvm-copy",
+    "usr/bin/qvm-move-to-vm": "qvm-copy",
+    "usr/bin/qvm-open-in-dvm": "qvm-open-in-vm",
+}
 _CONTROL = """\
 Package: {name}
 Version: {version}
@@ -66,6 +79,8 @@ def _stage(source: str, stage: str) -> None:
     _copy_code(source, os.path.join(stage, "usr", "lib", "cloison", "cloison"))
     with open(os.path.join(stage, "DEBIAN", "control"), "w", encoding="utf-8") as control:
         control.write(_control())
+    for link, link_target in LINKS.items():
+        os.symlink(link_target, os.path.join(stage, link))
     files = _set_modes(stage)
     with open(os.path.join(stage, "DEBIAN", "conffiles"), "w", encoding="utf-8") as conffiles:
         conffiles.write("".join(f"/{name}\n" for name in files if name.startswith("etc/")))

@@ -10,7 +10,7 @@ _MIB = 1 << 20
 
 
 class Console:
-    """`sent 12.0 of 100.0 MiB, 85.3 MiB/s` on standard error: one line that changes, or only the last one if that is no terminal."""
+    """`sent 12.0 of 100.0 MiB, 85.3 MiB/s` on standard error: a line that changes; if that is no terminal, its last state."""
 
     def __init__(self, total: int | None, fd: int = 2) -> None:
         self._total = total

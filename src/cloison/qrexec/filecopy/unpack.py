@@ -156,7 +156,7 @@ def _dress(fd: int, entry: wire.Entry) -> None:
 
 
 def open_descriptors() -> int:
-    """A folder in which each of our descriptors has a name, which linkat needs; a process that is shut in can't open it any more."""
+    """A folder in which each of our descriptors has a name, as linkat needs; once shut in, a process can't open it."""
     return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

@@ -104,7 +104,7 @@ def _shut_in(user: int, folder: str | None) -> int:
 
 
 def _namespace() -> bool:
-    """Mounts of our own, before anything is opened in them. An ordinary user may be denied them: the first wall stands alone then."""
+    """Mounts of our own, before anything is opened in them. Where a user is denied them, the first wall stands alone."""
     try:
         confine.new_namespace()
         return True

@@ -1,0 +1,41 @@
+"""A qrexec call out of this qube whose other end we speak with ourselves, through `qrexec-client-vm` and one socket."""
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import NoReturn
+
+CLIENT = "qrexec-client-vm"
+REFUSED = 126
+
+
+class Outgoing:
+    """A call under way. `socket` is our end: what we send is the service's input, what comes is its output."""
+
+    def __init__(self, target: str, service: str) -> None:
+        """Raises OSError if the client can't be started."""
+        self.socket, theirs = socket.socketpair()
+        argv = [CLIENT, "--use-stdin-socket", "--", target, service]
+        with theirs:
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
+            self._pid = os.posix_spawnp(CLIENT, argv, os.environ, file_actions=actions)
+
+    def wait(self) -> int:
+        """Hang up, and wait until the call has ended: its exit status (128 + N for a signal)."""
+        self.socket.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return code if code >= 0 else 128 - code
+
+
+def fail(prog: str, sentence: str, status: int = 1) -> NoReturn:
+    """One sentence on standard error, and the end."""
+    print(f"{prog}: {sentence}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """All of it, to a blocking descriptor. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
