@@ -1,4 +1,4 @@
-"""A qubesd with fake machines and pools, as a process of its own: `crash_daemon.py ROOT`. Tests kill it."""
+"""A qubesd with fake machines on real pools, as a process of its own: `crash_daemon.py ROOT`. Tests kill it."""
 from __future__ import annotations
 
 import asyncio
@@ -10,6 +10,7 @@ from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.host import RealHost
 from cloison.daemon.run import serve
 from cloison.daemon.server import take_lock
+from cloison.daemon.wiring import DRIVERS
 from cloison.runtime.paths import Paths
 
 root = sys.argv[1]
@@ -18,4 +19,4 @@ paths.ensure()
 lock = take_lock(paths)
 wardens = FakeWardens(os.path.join(root, "wardens"))
 host = RealHost(paths.kernels, lambda: ["6.6.1"])
-asyncio.run(serve(fake_parts(root, wardens=wardens, host=host), lock))
+asyncio.run(serve(fake_parts(root, wardens=wardens, host=host, drivers=DRIVERS), lock))

@@ -1,6 +1,7 @@
 """kill -9 of qubesd between any two steps: the next one finds each qube as before or as after, and no stray file (lesson 38)."""
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -59,8 +60,19 @@ def call(root: Path, method: str, dest: str, payload: str = "") -> str | Failure
 
 
 def inventory(root: Path) -> set[str]:
+    """Volumes by their records, `-dirty` for one in use, and every file that belongs to none."""
     pool = root / "data" / "pools" / "qcow2"
-    return {str(path.relative_to(pool)) for path in pool.rglob("*") if path.is_file()}
+    found = set()
+    for path in (path for path in pool.rglob("*") if path.is_file() and path.parent.name != ".blank"):
+        name = path.name.partition(".")[0]
+        record = path.with_name(name + ".json")
+        if not record.exists():
+            found.add(str(path.relative_to(pool)))
+            continue
+        number = json.loads(record.read_text())["dirty"]
+        place = str(path.parent.relative_to(pool) / name)
+        found |= {place} if number is None else {place, f"{place}-dirty"}
+    return found
 
 
 SETUP = (

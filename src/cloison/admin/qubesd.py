@@ -46,7 +46,7 @@ class Qubesd(abc.ABC):
 
     system: System
     drivers: Mapping[str, Driver]
-    tokens: dict[str, tuple[str, str]]          # clone token -> (qube, volume)
+    tokens: dict[str, tuple[str, str]]          # clone token -> (uuid of a qube, volume)
     cache: dict[str, str]                       # texts made of the model; emptied by every transaction
     suspended: set[str]                         # uuids of the qubes that the host's suspend has paused
     imports: dict[tuple[str, str], int]         # (qube, volume) being imported -> size in bytes
@@ -111,6 +111,14 @@ class Qubesd(abc.ABC):
 
     @abc.abstractmethod
     def volume_config(self, qube: Qube, volume: Volume) -> VolumeConfig: ...
+
+    @abc.abstractmethod
+    async def grow(self, qube: Qube, volume: Volume, *, file_system: bool) -> None:
+        """Have a running qube's disk, and the file system on it, follow the volume's size. Raises StorageError."""
+
+    @abc.abstractmethod
+    async def copy_volume(self, volume: Volume, config: VolumeConfig, source: Volume, source_config: VolumeConfig) -> None:
+        """The committed state of `source` becomes the volume's new commit, from whatever pool. Raises StorageError."""
 
     @abc.abstractmethod
     def is_outdated(self, qube: Qube, volume: Volume) -> bool:

@@ -194,7 +194,7 @@ class App(Qubesd):
         with self.transaction():
             creation.forget(qube)
         self._locks.pop(qube.uuid, None)
-        self.tokens = {token: place for token, place in self.tokens.items() if place[0] != qube.name}
+        self.tokens = {token: place for token, place in self.tokens.items() if place[0] != qube.uuid}
         if isinstance(qube.values.get("dispid"), int):
             self._used_dispids.append((self.parts.host.now(), qube.values["dispid"]))  # type: ignore[arg-type]
 
@@ -237,6 +237,12 @@ class App(Qubesd):
 
     def volume_config(self, qube: Qube, volume: Volume) -> VolumeConfig:
         return self.volumes.config(volume)
+
+    async def grow(self, qube: Qube, volume: Volume, *, file_system: bool) -> None:
+        await self.volumes.grow(qube, volume, file_system=file_system)
+
+    async def copy_volume(self, volume: Volume, config: VolumeConfig, source: Volume, source_config: VolumeConfig) -> None:
+        await asyncio.to_thread(self.volumes.copy, volume, config, source, source_config)
 
     def is_outdated(self, qube: Qube, volume: Volume) -> bool:
         return self.volumes.is_outdated(qube, volume)

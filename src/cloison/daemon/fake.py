@@ -10,7 +10,6 @@ from cloison.admin.dispatch import route
 from cloison.admin.methods import SOCKETS
 from cloison.admin.qubesd import Call, Driver
 from cloison.daemon.app import App
-from cloison.daemon.fake_pool import LedgerPool
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.parts import Parts
 from cloison.daemon.recovery import bring_up
@@ -20,6 +19,7 @@ from cloison.errors import CloisonError
 from cloison.model.host import Host
 from cloison.runtime.paths import Paths
 from cloison.storage.base import Pool
+from cloison.storage.fake import FakePool
 from cloison.wire.admin import Request
 from cloison.wire.warden import Kernel
 
@@ -64,7 +64,7 @@ class FakeKernels:
 
 
 def _open_fake(name: str, config: Mapping[str, str]) -> Pool:
-    return LedgerPool(name, config["dir_path"])
+    return FakePool(name, config["dir_path"])
 
 
 def fake_drivers() -> dict[str, Driver]:

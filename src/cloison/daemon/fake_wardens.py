@@ -25,7 +25,8 @@ def _ignore(_uuid: str, _event: str, _detail: dict[str, Any]) -> None:
 
 
 class FakeWardens(Wardens):
-    """`refuse`: names of qubes whose machine fails to start; `deaf`: those that ignore a shutdown request; `faint`: those
+    """`refuse`: names of qubes whose machine fails to start; `deaf`: those that ignore a shutdown request and fail
+    every service; `faint`: those
     whose machine ends the moment it runs.
     """
 
@@ -36,6 +37,8 @@ class FakeWardens(Wardens):
         self.faint: set[str] = set()
         self.launches: list[Launch] = []
         self.qdb: dict[str, dict[str, str]] = {}
+        self.sizes: dict[tuple[str, str], int] = {}                     # (uuid, disk) -> bytes, as resized
+        self.services: list[tuple[str, str, bytes]] = []                # (uuid, service, input), as asked for
         self._folder = folder
         self._running: dict[str, Adopted] = {}
         self._leases: dict[str, tuple[socket.socket, select.epoll]] = {}
@@ -134,6 +137,23 @@ class FakeWardens(Wardens):
                 tree.pop(path, None)
             else:
                 tree[path] = value
+
+    async def resize(self, uuid: str, role: str, size: int) -> None:
+        self._get(uuid)
+        if role not in (disk.role for disk in self._launch(uuid).disks):
+            raise MachineError(f"no disk {role!r}")
+        self.sizes[uuid, role] = size
+
+    async def service(self, uuid: str, service: str, data: bytes) -> None:
+        if self._get(uuid).name in self.deaf:
+            raise MachineError(f"{service} failed in the qube: no such service")
+        self.services.append((uuid, service, data))
+
+    def _launch(self, uuid: str) -> Launch:
+        try:
+            return next(launch for launch in reversed(self.launches) if launch.uuid == uuid)
+        except StopIteration:
+            raise MachineError("started by an earlier daemon") from None
 
     async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
         """One image a root: keyed by the files it is made of."""

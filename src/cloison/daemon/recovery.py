@@ -68,7 +68,9 @@ async def _mend(app: App, qube: Qube) -> None:
         if qube.state != READY or qube.get_or_none("auto_cleanup"):
             log.info("removing %s, which was %s", qube.name, "left over" if qube.state == READY else qube.state)
             await app.discard(qube)
-        elif any(app.pool(volume.pool).is_dirty(app.volumes.config(volume)) for volume in app.volumes.kept(qube)):
+            return
+        if any(app.pool(volume.pool).is_dirty(app.volumes.config(volume)) for volume in app.volumes.kept(qube)):
             await app.volumes.stop(qube)
+        app.volumes.follow_pool(qube)
     except StorageError as error:
         log.error("volumes of %s: %s", qube.name, error)

@@ -2,22 +2,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon.parts import Parts
-from cloison.errors import CloisonError, QubeNotHalted, StorageError
+from cloison.errors import CloisonError, MachineError, QubeNotHalted, StorageError
 from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
 from cloison.storage.base import Kind, Pool, VolumeConfig
+from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
+
+log = logging.getLogger(__name__)
 
 
 class Volumes:
     def __init__(self, qubesd: Qubesd, parts: Parts) -> None:
         self._qubesd, self._parts = qubesd, parts
         self._open: dict[str, Pool] = {}
+        self._closed: dict[str, str] = {}                   # name -> why that pool could not be opened
         self._commits: dict[tuple[str, str], str] = {}      # (uuid, volume) -> commit a running snapshot was taken of
 
     # -- pools ----------------------------------------------------------------------------------------------------
@@ -27,19 +33,39 @@ class Volumes:
         try:
             return self._open[name]
         except KeyError:
-            raise StorageError(f"pool {name} holds no volumes of qubes") from None
+            why = self._closed.get(name, "it holds no volumes of qubes")
+            raise StorageError(f"pool {name} can't be used: {why}") from None
 
     def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
-        """Raises CloisonError, StorageError."""
+        """Raises CloisonError, StorageError; `pool` says the same from then on."""
+        try:
+            self._open_pool(name, driver, config)
+        except CloisonError as error:
+            self._closed[name] = str(error)
+            raise
+        self._closed.pop(name, None)
+
+    def _open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
         if driver not in self._parts.drivers:
-            raise CloisonError(f"pool {name} needs driver {driver}, which this version does not have")
-        if driver != "linux-kernel":
-            pool = self._parts.drivers[driver].open(name, config)
-            pool.setup()
-            self._open[name] = pool
+            raise CloisonError(f"it needs the driver {driver}, which this version does not have")
+        if driver == "linux-kernel":
+            return
+        pool = self._parts.drivers[driver].open(name, config)
+        for other in self._open.values():
+            if os.path.realpath(other.folder) == os.path.realpath(pool.folder):
+                raise StorageError(f"pool {other.name} is kept in {pool.folder} already")
+        pool.setup()
+        self._open[name] = pool
 
     def close_pool(self, name: str) -> None:
-        self._open.pop(name, None)
+        """Take back what the pool made for itself. What can't be taken back stays, and harms nobody."""
+        self._closed.pop(name, None)
+        pool = self._open.pop(name, None)
+        if pool is not None:
+            try:
+                pool.destroy()
+            except StorageError as error:
+                log.warning("%s", error)
 
     # -- volumes --------------------------------------------------------------------------------------------------
 
@@ -95,7 +121,14 @@ class Volumes:
         return disks
 
     def _start(self, volumes: list[Volume]) -> tuple[DiskSource, ...]:
-        return tuple(self.pool(volume.pool).start(self.config(volume)) for volume in volumes)
+        return tuple(self.pool(volume.pool).start(self._start_config(volume)) for volume in volumes)
+
+    def _start_config(self, volume: Volume) -> VolumeConfig:
+        """One that its guest may not write to shows its commits and opens nothing."""
+        config = self.config(volume)
+        if volume.rw or volume.volatile:
+            return config
+        return replace(config, kind=Kind.READONLY, source=volume.source or volume.vid)
 
     async def stop(self, qube: Qube) -> None:
         """Commit what is kept, drop the rest. Raises StorageError after trying all; a volume that failed stays dirty."""
@@ -134,6 +167,43 @@ class Volumes:
         disk = await asyncio.to_thread(self.pool(root.pool).start, child)
         others = (template.volumes[name] for name in ("private", "volatile"))
         return (disk, *(DiskSource(volume.name, volume.size) for volume in others))
+
+    # -- content and size -------------------------------------------------------------------------------------------
+
+    def copy(self, volume: Volume, config: VolumeConfig, source: Volume, source_config: VolumeConfig) -> None:
+        """Make the committed state of `source` the volume's new commit. Between pools it is copied, holes kept."""
+        pool, other = self.pool(volume.pool), self.pool(source.pool)
+        if pool is other:
+            return pool.clone(config, source_config)
+        path = other.export_begin(source_config)
+        try:
+            target = pool.import_begin(config, other.size(source_config))
+            try:
+                copy_content(path, target)
+            except BaseException:
+                pool.import_end(config, ok=False)
+                raise
+            pool.import_end(config, ok=True)
+        finally:
+            other.export_end(source_config, path)
+
+    async def grow(self, qube: Qube, volume: Volume, *, file_system: bool) -> None:
+        """The disk first, then what is on it. Either failing costs nothing: the next start of the qube does it."""
+        try:
+            await self._parts.wardens.resize(qube.uuid, volume.name, volume.size)
+            if file_system:
+                await self._parts.wardens.service(qube.uuid, "qubes.ResizeDisk", f"{volume.name}\n{volume.size}\n".encode())
+        except MachineError as error:
+            raise StorageError(f"volume {volume.name} of {qube.name} has {volume.size} bytes from its next start on, "
+                               f"but could not be grown while the qube runs: {error}") from error
+
+    def follow_pool(self, qube: Qube) -> None:
+        """Take over the sizes that the pools know: a crash may have come between a pool's change and the model's."""
+        for volume in self.kept(qube):
+            size = self.pool(volume.pool).size(self.config(volume))
+            if size != volume.size:
+                with self._qubesd.transaction():
+                    qube.resize_volume(volume.name, size)
 
     def is_outdated(self, qube: Qube, volume: Volume) -> bool:
         taken = self._commits.get((qube.uuid, volume.name))

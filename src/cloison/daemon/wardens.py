@@ -75,6 +75,17 @@ class Wardens(abc.ABC):
         """Change entries of a running qube's QubesDB; None removes one."""
 
     @abc.abstractmethod
+    async def resize(self, uuid: str, role: str, size: int) -> None:
+        """Make a disk of a running machine `size` bytes large. Its guest learns of it a moment later."""
+
+    @abc.abstractmethod
+    async def service(self, uuid: str, service: str, data: bytes) -> None:
+        """Run a qrexec service in a running qube as root, with this input; return when it has succeeded.
+
+        Its output is thrown away; the end of what it complained about is in the MachineError.
+        """
+
+    @abc.abstractmethod
     async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
         """Folder of the warm image for a launch of this shape, made now if missing. None: it can't be, start cold."""
 

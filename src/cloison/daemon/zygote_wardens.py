@@ -14,6 +14,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from cloison.daemon.services import run_service
 from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
 from cloison.errors import MachineError, PeerError
 from cloison.hypervisor.qemu import warm
@@ -267,6 +268,13 @@ class ZygoteWardens(Wardens):
 
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:
         await self._link(uuid).ask("qdb", entries=dict(entries))
+
+    async def resize(self, uuid: str, role: str, size: int) -> None:
+        await self._link(uuid).ask("resize", role=role, size=size)
+
+    async def service(self, uuid: str, service: str, data: bytes) -> None:
+        self._link(uuid)
+        await run_service(self.paths, uuid, service, data)
 
     def usage(self, uuid: str) -> Usage:
         link = self._links.get(uuid)

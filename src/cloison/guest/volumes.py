@@ -7,12 +7,15 @@ import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import time
 
 from cloison.guest import background, libc
 
 SWAP_BYTES = 1 << 30
 SIZE_SECONDS = 10.0
+GROWTH = 8 << 20        # bytes that a disk must have beyond its file system: below a block group's worth resize2fs does nothing
 BIND_DIRS = ("/usr/lib/qubes-bind-dirs.d", "/etc/qubes-bind-dirs.d", "/rw/config/qubes-bind-dirs.d")
 _BINDS = re.compile(r"""binds\+?=\(\s*((?:'[^']*'|"[^"]*"|[^\s()'"]+|\s)*)\)""")
 _WORD = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s()'"]+)""")
@@ -69,6 +72,7 @@ def mount_private(persistence: str, size: int) -> None:
     disk = device("private")
     await_size(disk, size)
     libc.mount(disk, "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
+    grow(disk)
     if persistence == "none" and not os.path.isdir("/rw/config"):
         return
     _first_use()
@@ -78,6 +82,36 @@ def mount_private(persistence: str, size: int) -> None:
     libc.mount("/rw/usrlocal", "/usr/local", flags=libc.MS_BIND)
     for path in bind_dirs():
         bind(path)
+
+
+def grow(disk: str) -> None:
+    """Have a mounted ext4 follow its disk, which the host has enlarged while the qube was off. Usually nothing is to be done,
+    and no process is started. A failure costs the new space only: the qube starts with what it has.
+    """
+    with open(disk, "rb") as file:
+        file.seek(1024)
+        used = file_system_size(file.read(1024))
+    if used is not None and _size(disk) - used >= GROWTH:
+        done = subprocess.run(["resize2fs", "-f", disk], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if done.returncode:
+            print(f"{disk} could not be grown: {done.stderr[-300:].decode('ascii', 'replace')}", file=sys.stderr)
+
+
+def grow_root() -> None:
+    """The same for the root, once a boot. In a throw-away system of a test there is none."""
+    disk = find_devices().get("root")
+    if disk is not None:
+        grow(disk)
+
+
+def file_system_size(superblock: bytes) -> int | None:
+    """Bytes that an ext4 takes, from its superblock (1024 bytes); None if it is no such thing."""
+    if len(superblock) < 1024 or superblock[56:58] != b"\x53\xef":
+        return None
+    low, shift = struct.unpack_from("<I", superblock, 4)[0], struct.unpack_from("<I", superblock, 24)[0]
+    is_64bit = struct.unpack_from("<I", superblock, 96)[0] & 0x80
+    high = struct.unpack_from("<I", superblock, 336)[0] if is_64bit else 0
+    return None if shift > 6 else (high << 32 | low) * (1024 << shift)
 
 
 def _first_use() -> None:

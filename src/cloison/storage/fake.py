@@ -45,6 +45,7 @@ class FakePool(Pool):
         self.folder = os.path.abspath(folder)
         self._numbers = itertools.count(1)      # of all volumes: a commit's id is never reused
         self._states: dict[str, _State] = {}
+        self.fail: set[str] = set()             # names of methods that answer as if the disk were full
 
     def setup(self) -> None:
         with explained(f"can't set up pool {self.name}"):
@@ -56,7 +57,12 @@ class FakePool(Pool):
         if os.path.isdir(self.folder) and not os.listdir(self.folder):
             os.rmdir(self.folder)
 
+    def _may(self, method: str) -> None:
+        if method in self.fail:
+            raise PoolError(f"the pool can't {method}", "no space left on device")
+
     def create(self, volume: VolumeConfig) -> None:
+        self._may("create")
         if volume.kind is Kind.ORIGIN and self._place(volume.vid) not in self._states:
             size = checked_size(volume.size)
             self._states[volume.vid] = _State(size)
@@ -71,6 +77,7 @@ class FakePool(Pool):
                     os.unlink(path)
 
     def start(self, volume: VolumeConfig) -> DiskSource:
+        self._may("start")
         if volume.kind is Kind.VOLATILE:
             return DiskSource(volume.name, checked_size(volume.size))
         state = self._committed(volume)
@@ -87,6 +94,7 @@ class FakePool(Pool):
         return DiskSource(volume.name, state.size, (), Layer(state.dirty, "raw"))
 
     def stop(self, volume: VolumeConfig) -> None:
+        self._may("stop")
         if self.is_dirty(volume):
             state = self._states[volume.vid]
             path, state.dirty = state.dirty, None
@@ -117,6 +125,7 @@ class FakePool(Pool):
         return state.importing
 
     def import_end(self, volume: VolumeConfig, ok: bool) -> None:
+        self._may("import_end")
         state = self._committed(volume)
         if ok and not state.importing:
             raise PoolError(f"can't import into volume {volume.vid}", "no import is running")

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 from cloison.runtime.faults import point
 from cloison.runtime.files import fsync_dir, rename
-from cloison.storage.base import PoolError, checked_size
+from cloison.storage.base import PoolError, checked_size, explained
 from cloison.storage.flatten import program, run
 from cloison.storage.qcow2_image import checked_header
 
@@ -110,10 +110,31 @@ def copy_data(source: int, target: int) -> None:
     while (start := next_data(source, end)) < size:
         end = os.lseek(source, start, os.SEEK_HOLE)
         while start < end:
-            copied = os.copy_file_range(source, target, end - start, start, start)
-            if copied == 0:
-                raise OSError(errno.EIO, "the image became shorter while it was copied")
-            start += copied
+            start += _copy_range(source, target, start, end - start)
+
+
+def _copy_range(source: int, target: int, offset: int, count: int) -> int:
+    """Bytes copied: at least one. Shares blocks where the file system can."""
+    try:
+        copied = os.copy_file_range(source, target, count, offset, offset)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        os.lseek(target, offset, os.SEEK_SET)
+        copied = os.sendfile(target, source, offset, count)
+    if copied == 0:
+        raise OSError(errno.EIO, "the image became shorter while it was copied")
+    return copied
+
+
+def copy_content(path: str, target: str) -> None:
+    """The same between two files that are there, on whatever file systems, and durably. Raises PoolError."""
+    with explained("can't copy an image"), opened(path) as source, opened(target, os.O_RDWR) as copy:
+        size = os.fstat(copy).st_size
+        os.ftruncate(copy, 0)
+        copy_data(source, copy)
+        os.ftruncate(copy, size)
+        os.fsync(copy)
 
 
 def next_data(fd: int, offset: int) -> int:

@@ -17,7 +17,7 @@ from cloison.errors import StorageError
 from cloison.runtime.faults import point
 from cloison.runtime.files import rename
 from cloison.storage import images, qcow2_image
-from cloison.storage.base import PoolError, explained
+from cloison.storage.base import explained
 from cloison.storage.flatten import flatten
 from cloison.storage.image_pool import ImagePool
 from cloison.storage.manifest import Manifest

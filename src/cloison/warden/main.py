@@ -27,6 +27,7 @@ from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Handler, Port
+from cloison.storage.base import MAX_SIZE
 from cloison.warden import disks
 from cloison.warden.control import ControlServer
 from cloison.wire import agent
@@ -47,6 +48,7 @@ class Warden:
         self._paths, self._launch, self._requester, self._lease, self._ram = paths, launch, control, lease, ram
         self._make_machine = make_machine
         self._state = "starting"
+        self._sizes: dict[str, int] = {}     # of disks that have grown since the start
         self._lost = ""                  # why the channels went before the start was done
         self._loop = asyncio.get_running_loop()
         self._reported: asyncio.Future[None] = self._loop.create_future()
@@ -237,10 +239,20 @@ class Warden:
             await self._shutdown(machine)
         elif order == "kill":
             machine.kill()
+        elif order == "resize":
+            await self._resize(machine, request.get("role"), request.get("size"))
         elif order == "qdb":
             self._write_qubesdb(request.get("entries"))
         else:
             raise MachineError(f"a warden knows no order {order!r}")
+
+    async def _resize(self, machine: Machine, role: object, size: object) -> None:
+        """A disk has grown. Never below what the guest was last told: it would lose what lies beyond."""
+        disk = next((disk for disk in self._launch.disks if disk.role == role), None)
+        if disk is None or type(size) is not int or not self._sizes.get(disk.role, disk.size) <= size <= MAX_SIZE:
+            raise MachineError("no such disk, or not a larger size")
+        await machine.announce_size(disk.role, size)
+        self._sizes[disk.role] = size
 
     async def _shutdown(self, machine: Machine) -> None:
         if self._port is not None and self._state == "running":

@@ -7,15 +7,14 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cloison.admin.qubesd import Call
-from cloison.errors import BadRequest, BadValue, CloisonError, NotPermitted, QubeNotHalted, StorageError, TokenNotFound
-from cloison.model.domains import Qube
+from cloison.errors import BadRequest, BadValue, CloisonError, NotPermitted, QubeNotFound, StorageError, TokenNotFound
 from cloison.model.properties import parse_bool
 from cloison.model.volumes import Volume
-from cloison.storage.base import Pool, VolumeConfig
+from cloison.plan import volumes as rules
+from cloison.storage.base import Pool, VolumeConfig, checked_size
 
 T = TypeVar("T")
 MAX_DIGITS = 19
-MAX_SIZE = 1 << 60
 _REVISION = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:_.-")
 
 
@@ -56,14 +55,26 @@ async def _with_volume(call: Call, do: Callable[[Pool, VolumeConfig], T]) -> T:
 
 def _saved(call: Call) -> Volume:
     volume = _volume(call)
-    if not volume.save_on_stop:
-        raise StorageError(f"volume {volume.name} of {call.dest.name} keeps nothing, so it can't take this")
+    rules.check_saved(call.dest, volume)
     return volume
 
 
-def _check_halted(qube: Qube) -> None:
-    if qube.kind.machine and not qube.is_halted:
-        raise QubeNotHalted(f"{qube.name} is {qube.power}: shut it down first")
+async def _replace_content(call: Call, do: Callable[[Pool, VolumeConfig], None]) -> Volume:
+    """Have the driver make a new commit of a halted qube's volume; the volume as the model knows it then."""
+    async with call.qubesd.lock(call.dest):
+        rules.check_halted(call.dest)
+        volume = _saved(call)
+        await asyncio.to_thread(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
+        return _follow_size(call, volume)
+
+
+def _follow_size(call: Call, volume: Volume) -> Volume:
+    """The pool knows how large a volume is; the model follows."""
+    size = call.qubesd.pool(volume.pool).size(call.qubesd.volume_config(call.dest, volume))
+    if size != volume.size:
+        with call.qubesd.transaction():
+            call.dest.resize_volume(volume.name, size)
+    return call.dest.volumes[volume.name]
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------
@@ -85,6 +96,14 @@ def is_ephemeral(call: Call, volume: Volume) -> bool:
     return volume.volatile and call.system.pool(volume.pool).config.get("ephemeral_volatile") == "True"
 
 
+def _usage(call: Call, volume: Volume) -> int:
+    """Bytes; 0 where it can't be told: a pool that is away must not keep the rest from being shown."""
+    try:
+        return call.qubesd.pool(volume.pool).usage(call.qubesd.volume_config(call.dest, volume))
+    except StorageError:
+        return 0
+
+
 def info(call: Call) -> str:
     volume = _volume(call)
     folder = call.system.pool(volume.pool).config.get("dir_path", "")
@@ -93,7 +112,7 @@ def info(call: Call) -> str:
         usage, path = 0, f"{folder}/{vid}/modules.img"
     else:
         vid = volume.vid
-        usage = call.qubesd.pool(volume.pool).usage(call.qubesd.volume_config(call.dest, volume))
+        usage = _usage(call, volume)
         path = f"{folder}/{vid}"
     pairs = {
         "pool": volume.pool, "vid": vid, "size": volume.size, "usage": usage, "rw": volume.rw,
@@ -120,18 +139,18 @@ async def revert(call: Call) -> None:
     revision = call.payload.decode("ascii", "replace").strip()
     if not _REVISION.issuperset(revision):
         raise BadRequest(f"{revision[:60]!r} is not the id of a revision")
-    _check_halted(call.dest)
+    rules.check_halted(call.dest)
     pool = call.qubesd.pool(volume.pool)
     if revision not in pool.revisions(call.qubesd.volume_config(call.dest, volume)):
         raise StorageError(f"volume {volume.name} of {call.dest.name} has no revision {revision[:60]!r}")
-    await _with_volume(call, lambda pool, config: pool.revert(config, revision))
+    await _replace_content(call, lambda pool, config: pool.revert(config, revision))
 
 
 def clone_from(call: Call) -> str:
     """A one-use token that stands for this volume."""
     _saved(call)
     token = call.qubesd.new_token()
-    call.qubesd.tokens[token] = (call.dest.name, call.argument)
+    call.qubesd.tokens[token] = (call.dest.uuid, call.argument)
     return token
 
 
@@ -140,40 +159,39 @@ async def clone_to(call: Call) -> None:
     token = call.payload.decode("ascii", "replace")
     if token not in call.qubesd.tokens:
         raise TokenNotFound("the clone token is unknown or was used")
-    source_name, source_volume = call.qubesd.tokens.pop(token)
-    source = call.system.qube(source_name)
-    origin = source.volumes[source_volume]
-    if not volume.save_on_stop or origin.pool != volume.pool:
-        raise StorageError(f"volume {volume.name} of {call.dest.name} can't take the content of {source_name}'s {origin.name}")
-    _check_halted(call.dest)
+    uuid, source_volume = call.qubesd.tokens.pop(token)
+    try:
+        source = call.system.qube_by_uuid(uuid)
+        origin = source.volumes[source_volume]
+    except (QubeNotFound, KeyError):
+        raise StorageError("the volume that the clone token stood for is gone") from None
     origin_config = call.qubesd.volume_config(source, origin)
-    await _with_volume(call, lambda pool, config: pool.clone(config, origin_config))
+    async with call.qubesd.lock(call.dest):
+        rules.check_halted(call.dest)
+        volume = _saved(call)
+        await call.qubesd.copy_volume(volume, call.qubesd.volume_config(call.dest, volume), origin, origin_config)
+        _follow_size(call, volume)
     with call.qubesd.transaction():
-        call.dest.resize_volume(volume.name, origin.size)
         call.system.journal.emit(call.dest.name, "domain-import-volume", name=volume.name, source=origin.vid)
 
 
 async def resize(call: Call) -> None:
-    volume = _volume(call)
-    size = number(call.payload.strip())
-    if size > MAX_SIZE:
-        raise StorageError(f"a volume has at most {MAX_SIZE} bytes")
-    if volume.name == "kernel":
-        raise StorageError("the kernel volume has no size of its own")
-    if size < volume.size:
-        raise StorageError(f"volume {volume.name} of {call.dest.name} has {volume.size} bytes and can't shrink to {size}")
-    if not call.dest.is_halted:
-        raise QubeNotHalted(f"{call.dest.name} is {call.dest.power}: volumes grow only while it is halted")
-    if volume.save_on_stop:
-        await _with_volume(call, lambda pool, config: pool.resize(config, size))
-    with call.qubesd.transaction():
-        call.dest.resize_volume(volume.name, size)
+    """The record first: whatever fails or dies after that, the next start of the qube brings the new size."""
+    size = checked_size(number(call.payload.strip()))
+    async with call.qubesd.lock(call.dest):
+        volume = _volume(call)
+        growth = rules.plan_resize(call.dest, volume, size)
+        if volume.save_on_stop:
+            pool, config = call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume)
+            await asyncio.to_thread(pool.resize, config, size)
+        with call.qubesd.transaction():
+            call.dest.resize_volume(volume.name, size)
+    if growth is not rules.Growth.OFFLINE:      # without the lock: a guest may take its time, and can be killed meanwhile
+        await call.qubesd.grow(call.dest, call.dest.volumes[volume.name], file_system=growth is rules.Growth.FILE_SYSTEM)
 
 
 async def clear(call: Call) -> None:
-    volume = _saved(call)
-    _check_halted(call.dest)
-    await _with_volume(call, lambda pool, config: pool.clear(config))
+    volume = await _replace_content(call, lambda pool, config: pool.clear(config))
     with call.qubesd.transaction():
         call.system.journal.emit(call.dest.name, "domain-volume-import-begin", volume=volume.name, size=None)
         call.system.journal.emit(call.dest.name, "domain-volume-import-end", volume=volume.name, success=True)
@@ -190,25 +208,24 @@ def _change(call: Call, volume: Volume) -> None:
 def set_revisions(call: Call) -> None:
     volume = _volume(call)
     keep = number(call.payload, signed=True)
-    if keep < -1 or keep > 10**6:
-        raise BadValue("revisions_to_keep must be -1 (no snapshots) or more")
+    rules.check_revisions(keep)
     if (keep == -1) != (revisions_to_keep(call, volume) == -1):
-        _check_halted(call.dest)
+        rules.check_halted(call.dest)
     _change(call, replace(volume, revisions_to_keep=keep))
 
 
 def set_rw(call: Call) -> None:
     volume = _volume(call)
     rw = flag(call.payload)
-    _check_halted(call.dest)
+    rules.check_halted(call.dest)
     _change(call, replace(volume, rw=rw))
 
 
 def set_ephemeral(call: Call) -> None:
     volume = _volume(call)
     ephemeral = flag(call.payload)
-    if ephemeral and not volume.volatile:
-        raise BadValue(f"volume {volume.name} can't be ephemeral: only a volatile, writable one can")
+    if ephemeral:
+        rules.check_ephemeral(volume)
     _change(call, replace(volume, ephemeral=ephemeral))
 
 
@@ -220,9 +237,8 @@ async def import_begin(call: Call) -> str:
     if volume is None:
         raise BadRequest(f"{call.dest.name} has no volume {call.argument[:60]!r}")
     size = number(call.payload.strip()) if call.payload else volume.size
-    if not volume.save_on_stop or size > MAX_SIZE:
-        raise StorageError(f"volume {volume.name} of {call.dest.name} can't take {size} bytes")
-    _check_halted(call.dest)
+    rules.check_saved(call.dest, volume)
+    rules.check_halted(call.dest)
     path = await _with_volume(call, lambda pool, config: pool.import_begin(config, size))
     call.qubesd.imports[(call.dest.name, volume.name)] = size
     with call.qubesd.transaction():
@@ -235,14 +251,12 @@ async def import_end(call: Call) -> None:
     status, _, reason = call.payload.partition(b"\n")
     if volume is None or status not in (b"ok", b"fail"):
         raise BadRequest("ImportEnd takes a volume and ok or fail")
-    size = call.qubesd.imports.pop((call.dest.name, volume.name), None)
-    if size is None:
+    if call.qubesd.imports.pop((call.dest.name, volume.name), None) is None:
         raise StorageError(f"no import to volume {volume.name} of {call.dest.name} is under way")
     good = status == b"ok"
     await _with_volume(call, lambda pool, config: pool.import_end(config, ok=good))
+    _follow_size(call, volume)
     with call.qubesd.transaction():
-        if good:
-            call.dest.resize_volume(volume.name, size)
         call.system.journal.emit(call.dest.name, "domain-volume-import-end", volume=volume.name, success=good)
     if not good:
         raise CloisonError(reason.decode("ascii", "replace")[:1000].strip() or "the import failed")
