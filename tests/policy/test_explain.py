@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.policy.support import entry, facts, request, rules, system_info
 
 from cloison.policy.evaluate import evaluate
-from cloison.policy.explain import MAX_SHOWN, describe, explain, verb_of
+from cloison.policy.explain import MAX_PASSED, MAX_SHOWN, describe, explain, verb_of
 from cloison.policy.facts import facts_from_system_info
 from cloison.policy.rules import Rules
 
@@ -29,12 +29,26 @@ def test_a_denial_by_a_rule() -> None:
 
 
 def test_a_denial_by_no_rule() -> None:
-    assert told("s +a dvm vault allow\ns +a work vault allow", "vault", argument="+b")[:3] == [
+    lines = told("s +a dvm vault allow\ns +a work vault allow", "vault", argument="+b")
+    assert lines[:7] == [
         "outcome:  denied: no rule is for this call",
-        "nearest:  a.policy:2 would decide otherwise, if it were for this argument",
+        "earlier rules for this service that did not apply:",
+        "          s +a dvm vault allow",
+        "            a.policy:1: other argument and source",
         "          s +a work vault allow",
+        "            a.policy:2: other argument",
+        "nearest:  a.policy:2 would decide otherwise, if it were for this argument",
     ]
-    assert told("s +a dvm vault allow", "vault", argument="+b")[1].endswith("if it were for this argument and source")
+
+
+def test_the_last_of_many_earlier_rules_are_shown() -> None:
+    lines = told("s * dvm vault allow\n" * 20 + "s * work vault deny", "vault")
+    assert lines[1:4] == [
+        "decided:  a.policy:21",
+        "          s * work vault deny",
+        f"earlier rules for this service that did not apply (the last {MAX_PASSED} of 20):",
+    ]
+    assert lines[5] == f"            a.policy:{21 - MAX_PASSED}: other source"
 
 
 def test_a_question() -> None:

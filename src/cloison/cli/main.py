@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from cloison.cli import tool
 from cloison.cli.qvm_shutdown import shut_down
@@ -27,13 +28,18 @@ from cloison.runtime.unix import connect
 PROG = "cloison"
 START_TIME = 30.0                        # seconds qubesd may take until it answers
 END_TIME = 20.0                          # seconds it may take to end
+POLICY_SOCKET = "policy.sock"
+AGENT_SOCKET = "policy-agent.sock"
 _STEP = 0.02
 _LOG_TAIL = 2000                         # bytes of its log that are shown if it fails
 
 # Verbs of other modules, with what --help says of them.
 OTHERS = {
+    "ask-agent": "ask the person where a rule of the policy says so",
     "doctor": "what this machine has and lacks for running qubes",
+    "policy": "why a call is allowed or denied, recent decisions, faults of the policy",
     "template": "build and list templates",
+    "qubes-xml": "take over or write a qubes.xml of Qubes OS",
     "bench": "measure starts, calls and streams",
     "dom0": "run a program made for Qubes OS's dom0",
     "demo": "make two qubes and a disposable, and show what keeps them apart",
@@ -41,7 +47,7 @@ OTHERS = {
 
 
 class StartFailed(HostError):
-    """qubesd ended, or did not answer in time."""
+    """A daemon ended, or did not answer in time."""
 
     hint = "cloison doctor looks for causes; the log has more."
 
@@ -67,7 +73,7 @@ def parser(verb: str = "") -> tool.Parser:
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     for name, meaning in OTHERS.items():
         if name == verb:
-            importlib.import_module(f"cloison.cli.{name}").add_parsers(verbs)
+            _module(name).add_parsers(verbs)
         elif not verb:
             verbs.add_parser(name, help=meaning, add_help=False)
     return result
@@ -75,7 +81,7 @@ def parser(verb: str = "") -> tool.Parser:
 
 def run(args: argparse.Namespace, connection: Connection) -> int:
     if args.verb in OTHERS:
-        status: int = importlib.import_module(f"cloison.cli.{args.verb}").run(args)
+        status: int = _module(args.verb).run(args)
         return status
     if args.verb == "completion":
         from cloison.cli.completion import script
@@ -85,21 +91,41 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     return {"up": _up, "down": _down, "status": _status}[args.verb](args, connection)
 
 
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"cloison.cli.{verb.replace('-', '_')}")
+
+
 # -- up ------------------------------------------------------------------------------------------------------------------
 
 
 def _up(args: argparse.Namespace, connection: Connection) -> int:
     paths = connection.paths
+    paths.ensure()
     if args.foreground:
+        _up_helpers(paths)
         command = _command(bare=args.bare)
         os.execv(command[0], command)    # noqa: S606 the daemon takes this process's place
-    if _answers(paths):
-        return _say_unless_quiet(args, "qubesd runs already")
-    paths.ensure()
-    log = os.path.join(paths.log, "qubesd.log")
-    child = _spawn(_command(bare=args.bare), log)
-    _await_answer(paths, child, log)
-    return _say_unless_quiet(args, "qubesd runs")
+    started = _ensure(paths, "qubesd", "qubesd.sock", _command(bare=args.bare))
+    _up_helpers(paths)
+    return _say_unless_quiet(args, "qubesd runs" if started else "qubesd runs already")
+
+
+def _up_helpers(paths: Paths) -> None:
+    """Who decides on calls, and, where there is a display, who asks the person."""
+    from cloison.cli.ask_agent import has_windows
+
+    _ensure(paths, "policyd", POLICY_SOCKET, [sys.executable, "-P", "-m", "cloison.qrexec.policyd"])
+    if has_windows():
+        _ensure(paths, "ask-agent", AGENT_SOCKET, [sys.executable, "-P", "-m", "cloison.cli.main", "ask-agent"])
+
+
+def _ensure(paths: Paths, name: str, at: str, command: list[str]) -> bool:
+    """Start the daemon and wait until it answers; False if it runs already. Raises StartFailed."""
+    if _answers(paths, at):
+        return False
+    log = os.path.join(paths.log, f"{name}.log")
+    _await_answer(paths, _spawn(command, log), log, at)
+    return True
 
 
 def _say_unless_quiet(args: argparse.Namespace, text: str) -> int:
@@ -126,23 +152,24 @@ def _spawn(command: list[str], log: str) -> int:
     )
 
 
-def _await_answer(paths: Paths, child: int, log: str) -> None:
-    """Until somebody answers on the socket; that may be another qubesd, started at the same time."""
+def _await_answer(paths: Paths, child: int, log: str, at: str = "qubesd.sock") -> None:
+    """Until somebody answers on the socket; that may be another daemon, started at the same time."""
     deadline = time.monotonic() + START_TIME
     alive = True
-    while not _answers(paths):
+    while not _answers(paths, at):
         if alive and os.waitpid(child, os.WNOHANG)[0]:
             alive = False                # it may have given way to another that is about to answer
             deadline = min(deadline, time.monotonic() + 1)
         if time.monotonic() > deadline:
             what = "does not answer" if alive else "ended"
-            raise StartFailed(f"qubesd {what}; the end of {log}:\n{_tail(log)}")
+            name = os.path.basename(log).removesuffix(".log")
+            raise StartFailed(f"{name} {what}; the end of {log}:\n{_tail(log)}")
         time.sleep(_STEP)
 
 
-def _answers(paths: Paths) -> bool:
+def _answers(paths: Paths, at: str) -> bool:
     try:
-        connect(paths.socket("qubesd.sock")).close()
+        connect(paths.socket(at)).close()
     except OSError:
         return False
     return True
@@ -164,19 +191,26 @@ def _down(args: argparse.Namespace, connection: Connection) -> int:
     try:
         qubes = list_qubes(connection)
     except NoDaemon:
+        _end_helpers(connection.paths)
         return _say_unless_quiet(args, "qubesd does not run")
     status = 0
     if not args.keep:
         names = [qube.name for qube in qubes.values() if qube.running and qube.klass not in ("AdminVM", "RemoteVM")]
         status = shut_down(connection, names, wait=True, force=True, prog=PROG)
-    _end(connection.paths)
+    _end(connection.paths, "qubesd.sock")
+    _end_helpers(connection.paths)
     return min(status, 1)
 
 
-def _end(paths: Paths) -> None:
+def _end_helpers(paths: Paths) -> None:
+    for at in (POLICY_SOCKET, AGENT_SOCKET):
+        _end(paths, at)
+
+
+def _end(paths: Paths, at: str) -> None:
     """End the process that listens on the socket, and wait for it. Raises HostError if it does not end."""
     try:
-        with connect(paths.socket("qubesd.sock")) as sock:
+        with connect(paths.socket(at)) as sock:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             pid: int = struct.unpack("3i", credentials)[0]
             process = os.pidfd_open(pid)
@@ -187,7 +221,7 @@ def _end(paths: Paths) -> None:
         poll = select.poll()
         poll.register(process, select.POLLIN)
         if not poll.poll(END_TIME * 1000):
-            raise HostError(f"qubesd (process {pid}) did not end within {END_TIME:.0f} s")
+            raise HostError(f"the process {pid} behind {at} did not end within {END_TIME:.0f} s")
     except ProcessLookupError:
         pass                             # it was quicker
     finally:
@@ -253,3 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tool.fail(PROG, f"the verb {verb} is not installed: {error}")
         return 1
     return tool.main(chosen, run, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

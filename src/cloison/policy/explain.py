@@ -4,7 +4,7 @@ For people, so it may take its time: a suggestion is tried before it is made.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from cloison.policy.evaluate import Allow, Ask, Call, Decision, Deny, Request, decide, evaluate, resolve
@@ -14,6 +14,7 @@ from cloison.policy.rules import Rule, Rules, Verb
 from cloison.policy.tokens import Endpoint, Token, Unresolvable
 
 MAX_SHOWN = 12          # targets to choose from that one screen has room for
+MAX_PASSED = 8          # rules that did not apply, likewise
 _OTHERWISE = {Verb.DENY: (Verb.ALLOW, Verb.ASK), Verb.ASK: (Verb.ALLOW, Verb.DENY), Verb.ALLOW: (Verb.DENY,)}
 
 
@@ -25,9 +26,12 @@ class Near(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """`suggestion` is a rule that changes the outcome when it stands before all others."""
+    """`passed`: the rules for the service that came earlier, and why each did not apply. `suggestion` is a rule that changes
+    the outcome when it stands before all others.
+    """
 
     decision: Decision
+    passed: tuple[Near, ...]
     nearest: Near | None
     suggestion: Rule | None
 
@@ -44,8 +48,16 @@ def explain(rules: Rules, facts: Facts, request: Request) -> Explanation:
     decision = evaluate(rules, facts, request)
     call = resolve(facts, request)
     if isinstance(call, Deny):
-        return Explanation(decision, None, None)
-    return Explanation(decision, _nearest(rules, facts, call, decision), _suggestion(rules, facts, request, decision, call))
+        return Explanation(decision, (), None, None)
+    return Explanation(decision, tuple(_passed(rules, call, decision)), _nearest(rules, facts, call, decision),
+                       _suggestion(rules, facts, request, decision, call))
+
+
+def _passed(rules: Rules, call: Call, decision: Decision) -> Iterator[Near]:
+    for rule in rules.for_service(call.service):
+        if rule is decision.rule:
+            return
+        yield Near(rule, tuple(_misses(rule, call)))
 
 
 def _nearest(rules: Rules, facts: Facts, call: Call, decision: Decision) -> Near | None:
@@ -88,19 +100,32 @@ def _suggestion(rules: Rules, facts: Facts, request: Request, decision: Decision
     return None
 
 
-def describe(explanation: Explanation) -> list[str]:
-    """An explanation as lines of text."""
-    decision, nearest, suggestion = explanation
+def describe(explanation: Explanation, where: Callable[[Rule], str] = lambda rule: rule.place) -> list[str]:
+    """An explanation as lines of text. `where`: how a rule's place is told."""
+    decision, passed, nearest, suggestion = explanation
     lines = [f"outcome:  {_outcome(decision)}"]
     if decision.rule is not None:
-        lines += [f"decided:  {decision.rule.place}", f"          {decision.rule}"]
+        lines += [f"decided:  {where(decision.rule)}", f"          {decision.rule}"]
     if isinstance(decision, Ask):
         lines += _question(decision)
+    lines += _earlier(passed, where)
     if nearest is not None:
         what = f"if it were for this {' and '.join(nearest.misses)}" if nearest.misses else "if it came earlier"
-        lines += [f"nearest:  {nearest.rule.place} would decide otherwise, {what}", f"          {nearest.rule}"]
+        lines += [f"nearest:  {where(nearest.rule)} would decide otherwise, {what}", f"          {nearest.rule}"]
     if suggestion is not None:
         lines += [f"to {suggestion.action.verb} exactly this, put before all other rules:", f"          {suggestion}"]
+    return lines
+
+
+def _earlier(passed: Sequence[Near], where: Callable[[Rule], str]) -> list[str]:
+    """The last ones: those came closest to deciding."""
+    shown = passed[-MAX_PASSED:]
+    if not shown:
+        return []
+    hidden = len(passed) - len(shown)
+    lines = [f"earlier rules for this service that did not apply{f' (the last {len(shown)} of {len(passed)})' if hidden else ''}:"]
+    for rule, misses in shown:
+        lines += [f"          {rule}", f"            {where(rule)}: other {' and '.join(misses)}"]
     return lines
 
 

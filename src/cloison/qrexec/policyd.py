@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -26,8 +24,10 @@ from cloison.qrexec.call_log import CallLog, path
 from cloison.qrexec.judge import Judge
 from cloison.qrexec.policy_files import LivePolicy, folders, make_folders
 from cloison.qrexec.system_info import Snapshot, SystemInfo
+from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
+from cloison.runtime.unix import is_same_user
 from cloison.wire import policy as wire
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ MAX_UNFINISHED = 512      # callers whose request is not whole yet
 MAX_WAITING = 2048        # callers whose verdict takes time
 _ACCEPTS = 16             # connections taken in one go, so that other sockets get their turn
 _CHUNK = 1 << 16
-_CREDENTIALS = struct.Struct("3i")
 
 # What has come so far and whether it is all -> the query, or None for more. Raises PeerError: close without an answer.
 Parse = Callable[[bytearray, bool], wire.Query | None]
@@ -185,7 +184,7 @@ class _Caller:
 
     def _judge(self, query: wire.Query) -> None:
         try:
-            if not _is_ours(self._stream):
+            if not is_same_user(self._stream):
                 log.warning("a caller is dropped: it runs as another user")
                 self.close()
                 return
@@ -202,7 +201,7 @@ class _Caller:
         if task is None:
             self._reply(wire.DENY)
             return
-        stop = watch_hangup(self._stream, partial(_cancel, task))
+        stop = watch_hangup(self._stream, task.cancel)
 
         def end(_: asyncio.Task[None]) -> None:
             stop()
@@ -235,26 +234,14 @@ class _Caller:
         self._stream.close()
 
 
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-
-
-def _is_ours(stream: socket.socket) -> bool:
-    credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())
-
-
 # -- the process ---------------------------------------------------------------------------------------------------------
 
 
 def take_lock(paths: Paths) -> int:
-    """The descriptor that holds the lock. Raises HostError when another daemon lives."""
-    fd = os.open(paths.socket(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise HostError(f"another policy daemon uses {paths.run} already") from error
+    """The descriptor that holds the lock. Raises HostError when another lives."""
+    fd = try_lock(paths.socket(LOCK))
+    if fd is None:
+        raise HostError("another policy daemon runs already")
     return fd
 
 

@@ -1,6 +1,8 @@
 """Files that are the old one or the new one, whatever dies in between."""
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 
@@ -34,3 +36,13 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
         if os.path.lexists(temporary):
             os.unlink(temporary)
         raise
+
+
+def try_lock(path: str) -> int | None:
+    """A descriptor that holds the file locked until it is closed; None if somebody else does. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+    os.close(fd)
+    return None

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 
 
-def watch_hangup(stream: socket.socket, on_hangup: Callable[[], None]) -> Callable[[], None]:
+def watch_hangup(stream: socket.socket, on_hangup: Callable[[], object]) -> Callable[[], None]:
     """Call `on_hangup` once when the peer has closed. Returns what ends the watch. The socket stays the caller's."""
     loop = asyncio.get_running_loop()
     watcher = select.epoll()

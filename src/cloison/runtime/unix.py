@@ -1,10 +1,18 @@
-"""Connecting to Unix sockets, however deep the folder lies."""
+"""Unix sockets: connecting however deep the folder lies, and who is at the other end."""
 from __future__ import annotations
 
 import os
 import socket
+import struct
 
 _ADDRESS = 107                           # bytes of a path that fit a socket address
+_CREDENTIALS = struct.Struct("3i")       # process, user, group
+
+
+def is_same_user(stream: socket.socket) -> bool:
+    """Whether the peer was this user when it connected."""
+    credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())
 
 
 def connect(path: str, *, blocking: bool = True) -> socket.socket:

@@ -1,0 +1,319 @@
+"""The window that asks: may this qube call that service, and where? One question, one process: `python -m cloison.ui.dialog`.
+
+The question comes as one line of JSON on standard input, the answer goes to standard output; the end of standard input means
+that nobody waits for it any more. Only this process imports Qt.
+
+What was typed or clicked for another window must never say yes here. So "Allow" stays grey until the window has had the
+focus for a second in which no key was pressed, anew each time it gets the focus; nothing is chosen beforehand but what the
+policy proposes; and Enter that is held down counts for nothing.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+
+from PySide6.QtCore import QEvent, QModelIndex, QObject, QSize, QSocketNotifier, QSortFilterProxyModel, Qt, QTimer
+from PySide6.QtGui import QColor, QFont, QIcon, QKeyEvent, QPainter, QPen, QPixmap, QStandardItem, QStandardItemModel
+from PySide6.QtWidgets import (
+    QApplication,
+    QDialog,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QListView,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from cloison.errors import PeerError
+from cloison.ui.colours import UNKNOWN
+from cloison.wire import ask as wire
+
+ARMING = 1000             # milliseconds of quiet focus before "Allow" can be pressed
+MAX_INPUT = 2 * wire.MAX_REQUEST
+_ROWS = 7                 # targets that are seen without scrolling
+_TARGET = Qt.ItemDataRole.UserRole
+_PURPOSES = {
+    "qubes.ClipboardPaste": "paste the clipboard's text into",
+    "qubes.Filecopy": "copy files to",
+    "qubes.OpenInVM": "open a file in",
+    "qubes.OpenURL": "open a web address in",
+    "qubes.StartApp": "start a program in",
+    "qubes.VMExec": "run commands in",
+    "qubes.VMShell": "run commands in",
+}
+_STYLE = """
+QDialog { background: #f6f5f4; }
+QWidget { color: #1d1d1f; font-size: 14px; }
+QFrame#edge { background: #f6f5f4; border: 5px solid %(shade)s; }
+QLabel#band { background: %(shade)s; color: %(ink)s; font-size: 20px; font-weight: 600; padding: 12px 16px 14px 16px; }
+QLabel#service { font-family: monospace; font-size: 13px; color: #555; }
+QLabel#hint { font-size: 12px; color: #666; }
+QLineEdit, QListView { background: white; border: 1px solid #b9b6b2; border-radius: 6px; padding: 6px; }
+QLineEdit:focus, QListView:focus { border: 2px solid #3584e4; padding: 5px; }
+QListView::item { height: 30px; border-radius: 4px; padding-left: 4px; }
+QListView::item:selected { background: #d3e3f8; color: #1d1d1f; }
+QPushButton { background: #e4e2df; border: 1px solid #b9b6b2; border-radius: 6px; padding: 8px 22px; min-width: 84px; }
+QPushButton:hover, QPushButton:focus { border: 2px solid #3584e4; padding: 7px 21px; }
+QPushButton#allow:enabled { background: #2c7a3f; color: white; border-color: #1f5c2e; font-weight: 600; }
+QPushButton#allow:disabled { color: #9a9996; }
+"""
+
+
+def _ink(shade: str) -> str:
+    """Black or white, whichever can be read on it."""
+    colour = QColor(shade)
+    luminance = 0.299 * colour.red() + 0.587 * colour.green() + 0.114 * colour.blue()
+    return "#000000" if luminance > 140 else "#ffffff"
+
+
+def _shown(target: str) -> str:
+    if target.startswith("@dispvm:"):
+        return f"new disposable of {target.removeprefix('@dispvm:')}"
+    return f"{target} (this computer)" if target == "dom0" else target
+
+
+def _order(target: str) -> tuple[bool, bool, str]:
+    """Qubes, then disposables, then the host."""
+    return target == "dom0", target.startswith("@"), target
+
+
+def _icon(shade: str, *, disposable: bool) -> QIcon:
+    """A square of the qube's colour; a disposable's is hollow."""
+    pixmap = QPixmap(20, 20)
+    pixmap.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(pixmap)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    painter.setPen(QPen(QColor(shade) if disposable else QColor(0, 0, 0, 60), 3 if disposable else 1))
+    painter.setBrush(Qt.BrushStyle.NoBrush if disposable else QColor(shade))
+    painter.drawRoundedRect(2, 2, 16, 16, 4, 4)
+    painter.end()
+    icon = QIcon()
+    for mode in (QIcon.Mode.Normal, QIcon.Mode.Selected):    # or the theme tints the chosen one's colour
+        icon.addPixmap(pixmap, mode)
+    return icon
+
+
+def _text(text: str, name: str = "") -> QLabel:
+    """A label that shows its text and nothing else: no markup."""
+    label = QLabel(text)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setObjectName(name)
+    label.setWordWrap(True)
+    return label
+
+
+def _column(parent: QWidget, *children: QWidget) -> None:
+    """Children below each other without gaps."""
+    layout = QVBoxLayout(parent)
+    layout.setSpacing(0)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for child in children:
+        layout.addWidget(child)
+
+
+class QuestionDialog(QDialog):
+    """`answer` is the chosen target once it was accepted, else None."""
+
+    def __init__(self, question: wire.Question, shades: Mapping[str, str]) -> None:
+        super().__init__(None, Qt.WindowType.Window | Qt.WindowType.WindowStaysOnTopHint)
+        self.answer: str | None = None
+        self._question, self._shades = question, shades
+        self._armed = False
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(ARMING)
+        self._timer.timeout.connect(self._arm)
+        self._filter, self._list = QLineEdit(), QListView()
+        self._allow, self._deny = QPushButton("&Allow"), QPushButton("&Deny")
+        self._hint = _text("", "hint")
+        self._model = QSortFilterProxyModel(self)
+        self._fill()
+        self._lay_out()
+        self._connect()
+        self._propose()
+        self._update()
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        items = QStandardItemModel(self)
+        for target in sorted(self._question.targets, key=_order):
+            shade = self._shades.get(target, UNKNOWN)
+            item = QStandardItem(_icon(shade, disposable=target.startswith("@dispvm")), _shown(target))
+            item.setData(target, _TARGET)
+            item.setEditable(False)
+            items.appendRow(item)
+        self._model.setSourceModel(items)
+        self._model.setFilterRole(_TARGET)
+        self._model.setFilterCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+        self._list.setModel(self._model)
+        self._list.setIconSize(QSize(20, 20))
+        self._list.setUniformItemSizes(True)
+        self._list.setMinimumHeight(30 * min(_ROWS, max(2, len(self._question.targets))) + 20)
+
+    def _lay_out(self) -> None:
+        question = self._question
+        shade = self._shades.get(question.source, UNKNOWN)
+        self.setWindowTitle(f"{question.source} asks - Cloison")
+        self.setStyleSheet(_STYLE % {"shade": shade, "ink": _ink(shade)})
+        self.setMinimumWidth(460)
+        edge, body = QFrame(), QWidget()
+        edge.setObjectName("edge")
+        _column(self, edge)
+        _column(edge, _text(question.source, "band"), body)
+        column = QVBoxLayout(body)
+        column.setSpacing(10)
+        column.setContentsMargins(16, 14, 16, 16)
+        column.addWidget(_text(f"wants to {_PURPOSES.get(question.service, 'use a service of')}"))
+        column.addWidget(self._filter)
+        column.addWidget(self._list)
+        column.addWidget(_text(_service(question), "service"))
+        column.addWidget(self._hint)
+        buttons = QHBoxLayout()
+        buttons.addStretch(1)
+        buttons.addWidget(self._deny)
+        buttons.addWidget(self._allow)
+        column.addLayout(buttons)
+        self._filter.setPlaceholderText("type to find a qube")
+        self._filter.setMaxLength(128)
+        self._filter.setClearButtonEnabled(True)
+        self._allow.setObjectName("allow")
+        for button in (self._allow, self._deny):
+            button.setAutoDefault(False)
+
+    def _connect(self) -> None:
+        self._filter.textChanged.connect(self._filtered)
+        self._filter.installEventFilter(self)
+        self._list.installEventFilter(self)
+        self._list.selectionModel().selectionChanged.connect(lambda *_: self._update())
+        self._allow.clicked.connect(self._accepted)
+        self._deny.clicked.connect(self.reject)
+
+    def _propose(self) -> None:
+        """Only what the policy proposes is chosen beforehand."""
+        for row in range(self._model.rowCount()):
+            index = self._model.index(row, 0)
+            if index.data(_TARGET) == self._question.default_target:
+                self._list.setCurrentIndex(index)
+                self._list.scrollTo(index)
+        self._filter.setFocus()
+
+    # -- choosing ------------------------------------------------------------------------------------------------------
+
+    def _chosen(self) -> str | None:
+        rows = self._list.selectionModel().selectedRows()
+        return str(rows[0].data(_TARGET)) if rows else None
+
+    def _filtered(self, text: str) -> None:
+        """Typing narrows the list; a name typed whole is chosen, and nothing else is."""
+        self._model.setFilterFixedString(text)
+        self._list.clearSelection()
+        self._list.setCurrentIndex(QModelIndex())
+        for row in range(self._model.rowCount()):
+            index = self._model.index(row, 0)
+            if text and text in (index.data(_TARGET), index.data()):
+                self._list.setCurrentIndex(index)
+        self._update()
+
+    def _step(self, by: int) -> None:
+        """Move the choice in the list from the text field."""
+        current = self._list.currentIndex()
+        row = current.row() + by if current.isValid() else 0 if by > 0 else self._model.rowCount() - 1
+        if 0 <= row < self._model.rowCount():
+            self._list.setCurrentIndex(self._model.index(row, 0))
+
+    def _accepted(self) -> None:
+        target = self._chosen()
+        if self._armed and target is not None:
+            self.answer = target
+            self.accept()
+
+    # -- not by accident -------------------------------------------------------------------------------------------------
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Each time the window gets the focus the second begins anew."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ActivationChange:
+            self._armed = False
+            if self.isActiveWindow():
+                self._timer.start()
+            else:
+                self._timer.stop()
+            self._update()
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Keys, before the text field and the list see them."""
+        if isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
+            return self._key(event, in_filter=watched is self._filter)
+        return super().eventFilter(watched, event)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Those that neither took, as Escape; Enter on a button is the button's."""
+        self._wait_for_quiet()
+        if event.key() == Qt.Key.Key_Escape:
+            self.reject()
+
+    def _key(self, event: QKeyEvent, *, in_filter: bool) -> bool:
+        armed = self._armed
+        self._wait_for_quiet()
+        key = event.key()
+        if key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            if armed and not event.isAutoRepeat():
+                self._accepted()
+            return True
+        if in_filter and key in (Qt.Key.Key_Down, Qt.Key.Key_Up):
+            self._step(1 if key == Qt.Key.Key_Down else -1)
+            return True
+        return False
+
+    def _wait_for_quiet(self) -> None:
+        """Who still types into what was there before this window doesn't read it yet."""
+        if not self._armed and self.isActiveWindow():
+            self._timer.start()
+
+    def _arm(self) -> None:
+        self._armed = self.isActiveWindow()
+        self._update()
+
+    def _update(self) -> None:
+        target = self._chosen()
+        self._allow.setEnabled(self._armed and target is not None)
+        if not self._armed:
+            hint = "Allow works once this window has had the focus for a second."
+        else:
+            hint = "Choose where." if target is None else f"Enter or Allow: {self._question.source} to {_shown(target)}."
+        self._hint.setText(hint)
+
+
+def _service(question: wire.Question) -> str:
+    shown = f"{question.service}{question.argument}".removesuffix("+")
+    return shown if len(shown) <= 160 else f"{shown[:157]}..."
+
+
+def main() -> int:
+    line = sys.stdin.buffer.readline(MAX_INPUT)
+    order = json.loads(line)
+    question = wire.parse(order["request"].encode("ascii"))
+    if not isinstance(question, wire.Question):
+        raise PeerError("only questions are shown in a window")
+    application = QApplication(["cloison-ask"])
+    application.setStyle("Fusion")
+    application.setFont(QFont("Sans Serif"))
+    dialog = QuestionDialog(question, order["colours"])
+    gone = QSocketNotifier(0, QSocketNotifier.Type.Read)
+    gone.activated.connect(dialog.reject)
+    dialog.show()
+    dialog.raise_()
+    dialog.activateWindow()
+    dialog.exec()
+    sys.stdout.buffer.write(wire.encode_answer(dialog.answer))
+    sys.stdout.buffer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
