@@ -92,4 +92,5 @@ def test_help_and_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_tool_has_its_script() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     scripts = {name: f"cloison.cli.{name.replace('-', '_')}:main" for name in completion.TOOLS}
-    assert project["project"]["scripts"] == {"cloison": "cloison.cli.main:main", **scripts}
+    written = {name: place for name, place in project["project"]["scripts"].items() if place.startswith("cloison.cli.")}
+    assert written == {"cloison": "cloison.cli.main:main", **scripts}
