@@ -44,11 +44,11 @@ def wait_until_ready(root: Path, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(process.stderr.read().decode())
 
 
-def call(root: Path, method: str, dest: str, payload: str = "") -> str | Failure | None:
+def call(root: Path, method: str, dest: str, payload: str = "", *, socket_name: str = "qubesd.sock") -> str | Failure | None:
     """None: the daemon died."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
-        client.connect(str(root / "run" / "qubesd.sock"))
+        client.connect(str(root / "run" / socket_name))
         try:
             client.sendall(f"{method} dom0 name {dest}\0{payload}".encode())
             client.shutdown(socket.SHUT_WR)

@@ -137,6 +137,10 @@ class Qubesd(abc.ABC):
     async def status(self) -> dict[str, Any]: ...
 
     @abc.abstractmethod
+    async def import_qubes_xml(self, path: str) -> list[str]:
+        """Take over what the file describes; returns remarks. Raises CloisonError."""
+
+    @abc.abstractmethod
     async def seal_root(self, qube: Qube, path: str) -> None: ...
 
 

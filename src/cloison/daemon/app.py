@@ -16,6 +16,7 @@ from typing import Any
 
 import cloison
 from cloison.admin.qubesd import NewQube, Qubesd, Send
+from cloison.daemon import qubes_xml
 from cloison.daemon.events import EventBus, Listener
 from cloison.daemon.machines import Machines
 from cloison.daemon.parts import Parts
@@ -257,6 +258,10 @@ class App(Qubesd):
         while len(self.tokens) >= MAX_TOKENS:
             self.tokens.pop(next(iter(self.tokens)))
         return "".join(secrets.choice(_TOKEN) for _ in range(32))
+
+    async def import_qubes_xml(self, path: str) -> list[str]:
+        self.choose_kernel()
+        return await qubes_xml.take_over(self, self.volumes, await asyncio.to_thread(qubes_xml.read, path))
 
     async def seal_root(self, qube: Qube, path: str) -> None:
         self.choose_kernel()

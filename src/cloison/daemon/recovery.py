@@ -1,16 +1,17 @@
 """What the daemon does before it listens: open pools, take over machines, mend what a crash left (reference/admin-api.md 7.4).
 
-A qube that was being made is undone, one that was being removed goes; volumes of qubes that do not run are stopped, so
-that what a power loss left dirty is committed; disposables that do not run are removed.
+A qube that was being made is undone, one that was being removed goes, one that was being imported is finished; volumes of
+qubes that do not run are stopped, so that what a power loss left dirty is committed; disposables that do not run are removed.
 """
 from __future__ import annotations
 
 import logging
 
+from cloison.daemon import qubes_xml
 from cloison.daemon.app import App
 from cloison.errors import CloisonError, StorageError
 from cloison.model import labels
-from cloison.model.domains import READY, SYSTEM, Qube, System
+from cloison.model.domains import IMPORTING, READY, SYSTEM, Qube, System
 from cloison.model.volumes import Pool
 from cloison.runtime.paths import Paths
 
@@ -65,7 +66,10 @@ def _break_network_loops(system: System) -> None:
 
 async def _mend(app: App, qube: Qube) -> None:
     try:
-        if qube.state != READY or qube.get_or_none("auto_cleanup"):
+        if qube.state == IMPORTING:
+            log.info("making the disks of %s, which was being imported", qube.name)
+            await qubes_xml.make_disks(app, app.volumes, qube)
+        elif qube.state != READY or qube.get_or_none("auto_cleanup"):
             log.info("removing %s, which was %s", qube.name, "left over" if qube.state == READY else qube.state)
             await app.discard(qube)
             return

@@ -39,9 +39,12 @@ class Server:
         self._to_flush: list[Connection] = []
 
     async def listen(self) -> None:
-        """Accept calls from here on. The caller holds the daemon's lock, so sockets that lie there are stale."""
+        """Accept calls from here on. The caller holds the daemon's lock, so sockets that lie there are stale.
+
+        The first socket comes last: who can connect to it finds the others there.
+        """
         loop = asyncio.get_running_loop()
-        for name, methods in self._sockets.items():
+        for name, methods in reversed(list(self._sockets.items())):
             listener = _listener(self._paths.socket(name))
             self._servers.append(await loop.create_unix_server(partial(Connection, self, methods), sock=listener, backlog=BACKLOG))
 

@@ -30,7 +30,7 @@ DOM0 = "dom0"
 DOM0_UUID = "00000000-0000-0000-0000-000000000000"
 SYSTEM = -1
 MAX_QID = 9999
-READY, CREATING, REMOVING = "ready", "creating", "removing"
+READY, CREATING, IMPORTING, REMOVING = "ready", "creating", "importing", "removing"
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class Qube(Holder):
         return [assignment for assignment in self.assignments.values() if assignment.device.devclass == "pci"]
 
     def set_state(self, state: str) -> None:
-        """creating -> ready -> removing: a crash in between is mended when the daemon comes up."""
+        """creating or importing -> ready -> removing: a crash in between is mended when the daemon comes up."""
         self.journal.assign(self, "state", state, Row("qubes", self.qid, "state", state))
 
 

@@ -66,11 +66,17 @@ async def status(call: Call) -> str:
     return json.dumps(await call.qubesd.status())
 
 
-async def seal_root(call: Call) -> None:
-    """The payload names a raw image below data/tmp, which becomes the root volume's new commit."""
-    path = call.payload.decode("utf-8", "replace")
+def host_path(untrusted: bytes) -> str:
+    """A path of this host as payload. Raises BadRequest."""
+    path = untrusted.decode("utf-8", "replace")
     if len(path) > MAX_PATH or "\0" in path or not path.startswith("/"):
         raise BadRequest("the payload must be an absolute path")
+    return path
+
+
+async def seal_root(call: Call) -> None:
+    """The payload names a raw image below data/tmp, which becomes the root volume's new commit."""
+    path = host_path(call.payload)
     if not call.dest.volumes.get("root") or not call.dest.volumes["root"].save_on_stop:
         raise QubeError(f"{call.dest.name} has no root volume of its own to seal")
     await call.qubesd.seal_root(call.dest, path)
