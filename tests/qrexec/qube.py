@@ -36,7 +36,6 @@ class Qube:
         self.guest.accept = self._scripted if scripted else self._real
         uuid = f"00000000-0000-4000-8000-{xid:012d}"
         self.daemon = Daemon(self.host.port, Served(xid, name, uuid, USER), str(folder), self._violation)
-        self.host.accept = self.daemon.opened
         self.daemon.connect()
         self.daemon.start()
 

@@ -516,7 +516,7 @@ def test_real_client_of_a_hostile_agent(tmp_path: Path) -> None:
     os.makedirs(paths.qubes)
 
     async def work(qube: Qube) -> None:
-        await qube.scripted_control()
+        (await qube.scripted_control()).send(qrexec.hello(4))
         news = News()
         calling = asyncio.ensure_future(asyncio.to_thread(client.run, paths, "work", "DEFAULT:true"))
         calling.add_done_callback(lambda _: news.tell())

@@ -1,26 +1,32 @@
-"""The host's end of one qube's qrexec: its local socket for callers, its control channel, its data ports (reference/qrexec.md 4-8).
+"""The host's end of one qube's qrexec: control channel, local socket for callers, data ports (reference/qrexec.md 4-8).
 
-What the guest sends here is the control channel only; data channels are handed through unread to the caller that owns them.
-A guest that breaks the protocol loses qrexec (`on_violation`). Calls that a guest asks for are refused: no policy yet.
+It runs over either transport. Over a multiplexer (`Port`) data channels pass through here, unread, to whoever has the other
+end: a descriptor that came with the request, or a vchan-socket. Over `VchanSocket` (`direct`) the qube meets its peers by itself.
+
+What the guest sends here is the control channel only. A guest that breaks the protocol loses qrexec (`on_violation`); what it
+asks for is for `Outgoing` to decide.
 """
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from cloison.errors import PeerError
-from cloison.runtime.port import Handler, Outbox, Port
+from cloison.qrexec.local_socket import Client, LocalSocket
+from cloison.runtime.port import Channels, Outbox
 from cloison.runtime.relay import Relay
+from cloison.runtime.vchan_socket import Dialer
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 
-MAX_CLIENTS = 512
-MAX_FDS = 4
-MAX_ANSWERS = 1 << 20         # bytes waiting for the agent before callers have to wait
+MAX_ANSWERS = 1 << 20         # bytes waiting for the agent before it is taken for hostile
+
+# What a qube asks for: to be answered by `refuse` or one of the `connect_` calls, now or later.
+Asked = Callable[[qrexec.Trigger], None]
+# Whether a caller on the local socket may answer that request id, once.
+Answerable = Callable[[bytes], bool]
 
 
 @dataclass(frozen=True)
@@ -34,103 +40,179 @@ class Served:
 
 
 @dataclass
-class _Call:
-    """A data port in use: who asked, and the caller's end of the data channel until the guest takes it up."""
+class _Use:
+    """A data port in use: who waits for its end, and what still has to end before it is free."""
 
-    client: _Client
-    stream: socket.socket | None
-    parts: set[str] = field(default_factory=lambda: {"guest", "data"})   # who still uses the port
+    peer: int                            # domain at the other end
+    client: Client | None
+    parts: set[str] = field(default_factory=lambda: {"guest"})   # guest, data
+    relay: Relay | None = None
+    cancel: Callable[[], None] | None = None     # gives up what was to bring the other end
 
 
 class Daemon:
-    """`start` when the guest is somebody; `close` removes what was made in the folder."""
+    """`connect`, then `start` when the guest is somebody; `close` removes what was made in the folder.
 
-    def __init__(self, port: Port, qube: Served, folder: str, on_violation: Callable[[str], None]) -> None:
-        self._port, self._qube, self._folder, self._on_violation = port, qube, folder, on_violation
+    `dialer`: where callers and daemons meet that send no descriptors. `on_ready` is called when the agent has said hello.
+    """
+
+    def __init__(
+        self, channels: Channels, qube: Served, folder: str, on_violation: Callable[[str], None], *, direct: bool = False,
+        dialer: Dialer | None = None, on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.qube, self.folder, self.direct = qube, folder, direct
+        self._channels, self._on_violation, self._dialer, self._on_ready = channels, on_violation, dialer, on_ready
+        self.asked: Asked = self._refuse_all
+        self.answerable: Answerable = lambda _ident: False
+        self.on_restart: Callable[[], None] = lambda: None
         self._ports = qrexec.Ports(qube.xid)
-        self._calls: dict[int, _Call] = {}
-        self._clients: set[_Client] = set()
+        self._uses: dict[int, _Use] = {}
+        self._relays: set[Relay] = set()             # of channels whose port is in another daemon's table
+        self._local = LocalSocket(folder, (str(qube.xid), qube.name, f"uuid:{qube.uuid}"), self._request)
         self._decoder = qrexec.Decoder(qrexec.FROM_AGENT)
-        self._server: socket.socket | None = None
-        self._outbox: Outbox | None = None
-        self._loop = asyncio.get_running_loop()
+        self._outbox: Outbox | None = None           # None: no control channel
+        self._early: list[tuple[bytes, Callable[[], None] | None]] = []   # until the agent has said hello
+        self._greeted = self._started = self._closed = False
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
         """Open the control channel; the guest may not be listening yet."""
-        channel = self._port.open(Address(self._qube.xid, 0, qrexec.CONTROL_PORT), self)
-        self._outbox = Outbox(self._port, channel)
-        self._outbox.put(qrexec.hello(qrexec.VERSION))
+        self._decoder = qrexec.Decoder(qrexec.FROM_AGENT)
+        self._greeted = False
+        channel = self._channels.open(Address(self.qube.xid, 0, qrexec.CONTROL_PORT), self)
+        self._outbox = Outbox(self._channels, channel)
 
     def start(self) -> None:
         """Accept callers. Raises OSError."""
-        path = self._path(str(self._qube.xid))
-        _unlink(path)
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._server.bind(path)
-        self._server.listen(MAX_CLIENTS)
-        for name in self._links():
-            _unlink(self._path(name))
-            os.symlink(os.path.basename(path), self._path(name))
-        self._loop.add_reader(self._server, self._accept, self._server)
+        self._started = True
+        self._local.listen()
 
     def close(self) -> None:
-        if self._server is not None:
-            self._loop.remove_reader(self._server)
-            self._server.close()
-            self._server = None
-            for name in (*self._links(), str(self._qube.xid)):
-                _unlink(self._path(name))
-        for client in list(self._clients):
-            client.close()
-        for call in self._calls.values():
-            if call.stream is not None:
-                call.stream.close()
-        self._calls.clear()
-
-    def _links(self) -> tuple[str, str]:
-        return self._qube.name, f"uuid:{self._qube.uuid}"
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._folder, f"qrexec.{name}")
+        """Idempotent."""
+        self._closed = True
+        self._local.close()
+        for port in list(self._uses):
+            use = self._uses.pop(port)
+            if use.cancel is not None:
+                use.cancel()
+            if use.relay is not None:
+                use.relay.end()
+        for relay in list(self._relays):
+            relay.end()
 
     # -- callers -------------------------------------------------------------------------------------------------------
 
-    def _accept(self, server: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            stream, _ = server.accept()
-            if len(self._clients) >= MAX_CLIENTS:
-                stream.close()
-                return
-            self._clients.add(_Client(stream, self))
-
-    def request(self, client: _Client, message: qrexec.Message, stream: socket.socket | None) -> bytes:
+    def _request(self, client: Client, message: qrexec.Message, stream: socket.socket | None) -> bytes:
         """A caller's one request; the answer to it. Raises PeerError when it can't be served."""
-        if not isinstance(message, qrexec.Exec) or message.port != 0 or self._outbox is None:
-            raise PeerError("not a request that can be served here")
-        if stream is None:
+        if self._outbox is None:
+            raise PeerError("the agent is gone")
+        if isinstance(message, qrexec.Exec) and message.port == 0:
+            return self._execute(client, message, stream)
+        if isinstance(message, qrexec.ServiceConnect):
+            return self._accept_for(client, message, stream)
+        raise PeerError("not a request that can be served here")
+
+    def _execute(self, client: Client, message: qrexec.Exec, stream: socket.socket | None) -> bytes:
+        """A program in this qube, with its data channel to `message.domain`."""
+        if stream is None and not self.direct and self._dialer is None:
             raise PeerError("a request without a data channel")
-        port = self._ports.take(0)
+        port = self._take(message.domain, client)
+        address = Address(message.domain, self.qube.xid, port)
+        if stream is not None or not self.direct:
+            self._expect(self._uses[port], address, stream)
+        command = qrexec.with_default_user(message.command, self.qube.default_user)
+        self._post(qrexec.exec_command(message.kind, message.domain, port, command))
+        return qrexec.allocated(message.kind, self.qube.xid, port)
+
+    def _expect(self, use: _Use, address: Address, stream: socket.socket | None) -> None:
+        """The qube will open that channel; without a descriptor the caller listens on a vchan-socket."""
+        use.parts.add("data")
+        relay = use.relay = Relay(self._channels, None, stream, partial(self._done, address.port, "data"))
+        self._channels.listen(address, relay.bind)
+        give_up = self._dialer.dial(address, relay.attach, relay.end) if stream is None and self._dialer else lambda: None
+
+        def cancel() -> None:
+            self._channels.unlisten(address)
+            give_up()
+
+        use.cancel = cancel
+
+    def _accept_for(self, client: Client, message: qrexec.ServiceConnect, stream: socket.socket | None) -> bytes:
+        """A caller answers a request of the qube's: its data goes where the caller says."""
+        if not self.answerable(message.request_id):
+            raise PeerError("no such request waits")
+        ident = message.request_id[:message.sent]
+        if message.port:
+            self.connect_peer(ident, message.domain, message.port, stream)
+            return b""
+        try:
+            port = self._take(message.domain, client)
+        except PeerError:
+            self.refuse(message.request_id)
+            raise
+        opening = None
+        if stream is not None or not self.direct:
+            self._uses[port].parts.add("data")
+            opening = partial(self._open_relay, Address(self.qube.xid, message.domain, port), stream, self._uses[port])
+        self._post(qrexec.service_connect(message.domain, port, ident), opening)
+        return qrexec.allocated(qrexec.SERVICE_CONNECT, self.qube.xid, port)
+
+    def _take(self, peer: int, client: Client | None) -> int:
+        port = self._ports.take(peer)
         if port is None:
             raise PeerError("no free data port")
-        self._calls[port] = _Call(client, stream)
-        command = qrexec.with_default_user(message.command, self._qube.default_user)
-        self._outbox.put(qrexec.exec_command(message.kind, 0, port, command))
-        return qrexec.allocated(message.kind, self._qube.xid, port)
+        self._uses[port] = _Use(peer, client)
+        return port
 
-    def gone(self, client: _Client) -> None:
-        self._clients.discard(client)
+    # -- answers to the qube's requests --------------------------------------------------------------------------------
+
+    def refuse(self, ident: bytes) -> None:
+        if self._outbox is not None:
+            if len(self._outbox) > MAX_ANSWERS:
+                self._on_violation("calls without end, and no answer is read")
+                return
+            self._post(qrexec.service_refused(ident))
+
+    def connect_host(self, ident: bytes, serve: Callable[[Channels, Address, Callable[[], None]], None]) -> None:
+        """The call is served here: `serve` opens the data channel and calls what it got last at its end.
+
+        Raises PeerError when no port is free.
+        """
+        port = self._take(0, None)
+        self._uses[port].parts.add("data")
+        address = Address(self.qube.xid, 0, port)
+        opening = partial(serve, self._channels, address, partial(self._done, port, "data"))
+        self._post(qrexec.service_connect(0, port, ident), opening)
+
+    def connect_peer(self, ident: bytes, peer: int, port: int, stream: socket.socket | None) -> None:
+        """The call is served by domain `peer`, at a port of its own table; `stream` leads there if it isn't met directly.
+
+        Raises PeerError when there is no way to meet it.
+        """
+        if stream is None and not self.direct and self._dialer is None:
+            raise PeerError("the other daemon takes no descriptors")
+        opening = None
+        if stream is not None or not self.direct:
+            opening = partial(self._open_relay, Address(self.qube.xid, peer, port), stream, None)
+        self._post(qrexec.service_connect(peer, port, ident), opening)
+
+    def _open_relay(self, address: Address, stream: socket.socket | None, use: _Use | None) -> None:
+        """The qube listens at that address by now, for it has been told before."""
+        def ended() -> None:
+            self._relays.discard(relay)
+            if self._dialer is not None:
+                self._dialer.unlisten(address)
+            if use is not None:
+                self._done(address.port, "data")
+
+        relay = Relay(self._channels, None, stream, ended)
+        self._relays.add(relay)
+        relay.bind(self._channels.open(address, relay))
+        if stream is None and self._dialer is not None:
+            self._dialer.listen(address, relay.attach, relay.end)
 
     # -- the guest -----------------------------------------------------------------------------------------------------
-
-    def opened(self, channel: int, address: Address) -> Handler | None:
-        """A data channel that the guest opens as vchan client: only one that was announced to it, once."""
-        call = self._calls.get(address.port)
-        if address.server != 0 or address.client != self._qube.xid or call is None or call.stream is None:
-            return None
-        stream, call.stream = call.stream, None
-        return Relay(self._port, channel, stream, lambda: self._done(address.port, "data"))
 
     def data(self, untrusted: bytes) -> None:
         if self._outbox is None:
@@ -142,113 +224,67 @@ class Daemon:
         except PeerError as error:
             self._on_violation(str(error))
             return
-        self._port.consumed(self._outbox.channel, len(untrusted))
+        self._channels.consumed(self._outbox.channel, len(untrusted))
 
     def _from_agent(self, message: qrexec.Message, outbox: Outbox) -> None:
-        if isinstance(message, qrexec.Terminated):
-            if message.domain == 0:
+        if isinstance(message, qrexec.Hello):
+            self._hello(outbox)
+        elif isinstance(message, qrexec.Terminated):
+            use = self._uses.get(message.port)
+            if use is not None and use.peer == message.domain:
                 self._done(message.port, "guest")
-        elif isinstance(message, qrexec.Trigger | qrexec.BadTrigger):
-            if len(outbox) > MAX_ANSWERS:
-                raise PeerError("calls without end, and no answer is read")
-            request_id = message.request_id if isinstance(message, qrexec.Trigger) else message.untrusted_request_id
-            outbox.put(qrexec.service_refused(request_id))
+        elif isinstance(message, qrexec.Trigger):
+            self.asked(message)
+        elif isinstance(message, qrexec.BadTrigger):
+            self.refuse(message.untrusted_request_id)
+
+    def _hello(self, outbox: Outbox) -> None:
+        outbox.put(qrexec.hello(self._decoder.version))
+        self._greeted = True
+        early, self._early = self._early, []
+        for message, then in early:
+            outbox.put(message, then)
+        if self._started and not self._local.listening:      # the agent is back
+            self._local.listen()
+        self._on_ready()
+
+    def _refuse_all(self, trigger: qrexec.Trigger) -> None:
+        """Until somebody decides."""
+        self.refuse(trigger.request_id)
+
+    def _post(self, message: bytes, then: Callable[[], None] | None = None) -> None:
+        """To the agent; `then` when it is on its way. The hello goes first."""
+        if not self._greeted:
+            self._early.append((message, then))
+        elif self._outbox is not None:
+            self._outbox.put(message, then)
 
     def writable(self) -> None:
         if self._outbox is not None:
             self._outbox.flush()
 
     def closed(self) -> None:
+        """The agent is gone; it may come back. Data channels go on, callers that wait are hung up on (4.5)."""
         self._outbox = None
+        self._early.clear()
+        self._local.close()
+        self.on_restart()
+        if not self._closed:
+            self.connect()
 
     def _done(self, port: int, part: str) -> None:
         """One side has finished with a data port; it is free when both have, and the caller is told."""
-        call = self._calls.get(port)
-        if call is None:
+        use = self._uses.get(port)
+        if use is None:
             return
-        call.parts.discard(part)
-        if part == "guest" and call.stream is not None:   # it never took the channel up
-            call.stream.close()
-            call.stream = None
-            call.parts.discard("data")
-        if not call.parts:
-            del self._calls[port]
-            self._ports.free(0, port)
-            call.client.close()
-
-
-class _Client:
-    """A caller on the local socket: one hello, one request, one answer; then it waits for the call's end."""
-
-    def __init__(self, stream: socket.socket, daemon: Daemon) -> None:
-        stream.setblocking(False)
-        self._stream, self._daemon = stream, daemon
-        self._decoder = qrexec.Decoder(qrexec.FROM_CLIENT)
-        self._fds: list[int] = []
-        self._requested = False
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(stream, self._readable)
-        self._answer(qrexec.hello(qrexec.SOCKET_VERSION))
-
-    def _readable(self) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._stream, qrexec.MAX_REQUEST + 64, MAX_FDS)
-        except BlockingIOError:
+        use.parts.discard(part)
+        if part == "guest" and use.relay is not None and use.relay.channel is None:   # it never took the channel up
+            use.relay.end()              # which comes back here for the data
             return
-        except OSError:
-            data, fds = b"", []
-        self._fds += fds
-        try:
-            if not data or len(self._fds) > MAX_FDS:
-                raise PeerError("the caller is gone, or sends too much")
-            self._decoder.feed(data)
-            while (message := self._decoder.next_message()) is not None:
-                self._message(message)
-        except PeerError:
-            self.close()
-
-    def _message(self, message: qrexec.Message) -> None:
-        if isinstance(message, qrexec.Hello):
-            return
-        if self._requested:
-            raise PeerError("a second request")
-        self._requested = True
-        stream = self._take_stream()
-        try:
-            answer = self._daemon.request(self, message, stream)
-        except PeerError:
-            if stream is not None:
-                stream.close()
-            raise
-        self._answer(answer)
-
-    def _take_stream(self) -> socket.socket | None:
-        """The caller's end of the data channel. Raises PeerError when it sent something else than a socket."""
-        if not self._fds:
-            return None
-        try:
-            stream = socket.socket(fileno=self._fds[0])
-        except OSError as error:
-            raise PeerError("the data channel must be a socket", error.strerror) from error
-        del self._fds[0]
-        return stream
-
-    def _answer(self, data: bytes) -> None:
-        """Some twenty bytes into an empty socket buffer: it takes them at once, or the caller is gone."""
-        with contextlib.suppress(OSError):
-            self._stream.send(data)
-
-    def close(self) -> None:
-        if self._stream.fileno() < 0:
-            return
-        self._loop.remove_reader(self._stream)
-        self._stream.close()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
-        self._daemon.gone(self)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        if not use.parts:
+            if use.cancel is not None:
+                use.cancel()
+            del self._uses[port]
+            self._ports.free(use.peer, port)
+            if use.client is not None:
+                use.client.close()

@@ -104,7 +104,7 @@ async def _ask_program(program: str, query: Query) -> bytes:
     with ours:
         ours.setblocking(False)
         with theirs:
-            process = await asyncio.create_subprocess_exec(*words, stdin=theirs, stdout=theirs)
+            process = await asyncio.create_subprocess_exec(*words, stdin=theirs.fileno(), stdout=theirs.fileno())
         try:
             answer = await _read(ours)
             status = await process.wait()

@@ -39,7 +39,7 @@ class Paths:
 
     def ensure(self) -> None:
         """Make the folders, mode 0700. Raises UnsafeRunDirectory when `run` is not ours alone."""
-        for folder in (self.run, self.data, self.config, self.qubes, self.tmp, self.warm, self.log):
+        for folder in (self.run, self.data, self.config, self.qubes, self.vchans, self.tmp, self.warm, self.log):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         status = os.lstat(self.run)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -52,6 +52,11 @@ class Paths:
     @property
     def qubes(self) -> str:
         return os.path.join(self.run, "qubes")
+
+    @property
+    def vchans(self) -> str:
+        """Where channels meet that are Unix sockets: those of programs that send no descriptors."""
+        return os.path.join(self.run, "vchan")
 
     @property
     def store(self) -> str:

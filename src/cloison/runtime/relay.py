@@ -14,13 +14,14 @@ READ = 1 << 16
 class Relay:
     """A Handler. It owns the socket; it ends when either side does, after handing on what that side had sent.
 
-    The socket may come later (`attach`): until then what the channel brings waits, at most its credit.
+    Channel (`bind`) and socket (`attach`) may come later, in any order; what one of them brings waits for the other, at most
+    its credit.
 
     Only a stream that hangs up while the channel takes no more ends at once: else a program that never reads its input would
     hold the channel for a caller that is gone.
     """
 
-    def __init__(self, port: Channels, channel: int, stream: socket.socket | None, on_end: Callable[[], None]) -> None:
+    def __init__(self, port: Channels, channel: int | None, stream: socket.socket | None, on_end: Callable[[], None]) -> None:
         self.channel = channel
         self._port, self._on_end = port, on_end
         self._stream: socket.socket | None = None
@@ -36,14 +37,25 @@ class Relay:
             self.attach(stream)
 
     def attach(self, stream: socket.socket) -> None:
+        """The socket is there. After the end it is only closed."""
         if self._ended:
             stream.close()
             return
         stream.setblocking(False)
         self._stream = stream
-        self._loop.add_reader(stream, self._readable)
-        if self._to_stream or self._peer_closed:
-            self._write()
+        self._start()
+
+    def bind(self, channel: int) -> Relay:
+        """The channel is there; this is its handler."""
+        self.channel = channel
+        self._start()
+        return self
+
+    def _start(self) -> None:
+        if self._stream is not None and self.channel is not None:
+            self._loop.add_reader(self._stream, self._readable)
+            if self._to_stream or self._peer_closed:
+                self._write()
 
     def end(self) -> None:
         """Give it up, both ways. Idempotent."""
@@ -56,7 +68,7 @@ class Relay:
             self._write()
 
     def _write(self) -> None:
-        if self._stream is None:
+        if self._stream is None or self.channel is None:
             return
         while self._to_stream:
             first = self._to_stream[0]
@@ -88,7 +100,7 @@ class Relay:
                 self._loop.remove_writer(self._stream)
 
     def _readable(self) -> None:
-        assert self._stream is not None
+        assert self._stream is not None and self.channel is not None
         try:
             data = self._stream.recv(READ)
         except BlockingIOError:
@@ -105,7 +117,7 @@ class Relay:
             self._unwatch = watch_hangup(self._stream, self._hung_up)
 
     def writable(self) -> None:
-        if self._ended or self._stream is None:
+        if self._stream is None or self.channel is None:
             return
         if self._to_channel:
             self._to_channel = self._to_channel[self._port.send(self.channel, self._to_channel):]
@@ -137,6 +149,6 @@ class Relay:
             self._loop.remove_writer(self._stream)
             self._stream.close()
             self._stream = None
-        if tell_channel:
+        if tell_channel and self.channel is not None:
             self._port.close(self.channel)
         self._on_end()

@@ -23,7 +23,7 @@ READ = 1 << 17
 MAX_EARLY = WINDOW             # bytes that may be sent before the peer is there
 BUFFER = 1 << 18               # bytes asked of the kernel for each direction
 REFUSED_AGAIN = 0.001          # s: a foreign listener is bound, but does not listen yet; nothing tells when it does
-PATIENCE = 120.0               # s that a client waits for its server, as the reference's programs do
+PATIENCE = 120.0               # s that one end of a data channel waits for the other, as the reference's programs do
 
 Connected = Callable[[socket.socket], None]
 
@@ -64,8 +64,11 @@ class Dialer:
             os.close(self._fd)
             self._fd = -1
 
-    def listen(self, address: Address, connected: Connected) -> None:
-        """`connected` is called once, with the first client. Replaces a former listener there. Raises OSError."""
+    def listen(self, address: Address, connected: Connected, failed: Callable[[], None] | None = None) -> None:
+        """`connected` is called once, with the first client. Replaces a former listener there. Raises OSError.
+
+        With `failed` the wait has an end, of which that tells.
+        """
         self.unlisten(address)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         temporary = self._path(f".{file_name(address)}.{secrets.token_hex(4)}")
@@ -78,6 +81,13 @@ class Dialer:
             raise
         self._listeners[address] = listener
         self._loop.add_reader(listener, self._accept, address, listener, connected)
+        if failed is not None:
+            self._loop.call_later(PATIENCE, self._expire, address, listener, failed)
+
+    def _expire(self, address: Address, listener: socket.socket, failed: Callable[[], None]) -> None:
+        if self._listeners.get(address) is listener:
+            self.unlisten(address)
+            failed()
 
     def unlisten(self, address: Address) -> None:
         """Idempotent."""

@@ -22,17 +22,21 @@ from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 from cloison.qdb.server import Server as QubesDbServer
+from cloison.qrexec import call_log, host_service
 from cloison.qrexec.daemon import Daemon, Served
+from cloison.qrexec.outgoing import Host, Outgoing
 from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
-from cloison.runtime.port import Handler, Port
+from cloison.runtime.port import Port
+from cloison.runtime.vchan_socket import Dialer
 from cloison.storage.base import MAX_SIZE
 from cloison.warden import disks
+from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
 from cloison.wire import agent
 from cloison.wire.mux import HOST, Address
-from cloison.wire.warden import Launch
+from cloison.wire.warden import MAX_LINE, Launch, encode
 
 NOBODY = "00000000-0000-0000-0000-000000000001"   # a warm image's uuid: its clones get their own from the agent
 CONSOLE_TAIL = 600            # characters of a failed guest's console that a person is shown
@@ -58,7 +62,10 @@ class Warden:
         self._port: Port | None = None
         self._stream: socket.socket | None = None
         self._daemon: Daemon | None = None
+        self._outgoing: Outgoing | None = None
+        self._dialer: Dialer | None = None
         self._qubesdb: QubesDbServer | None = None
+        self._console: Console | None = None
 
     async def run(self) -> None:
         """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
@@ -85,14 +92,13 @@ class Warden:
         faults.point("warden:spawn")
         self._stream = await self._machine.start()
         faults.point("warden:spawned")
-        self._port = Port(self._stream.fileno(), HOST, on_control=self._report, on_open=self._opened, on_end=self._port_ended)
+        self._port = Port(self._stream.fileno(), HOST, on_control=self._report, on_open=_refuse, on_end=self._port_ended)
         self._port.control(agent.become(self._identity()))
         if launch.warm is not None:
             for disk in launch.disks:
                 if warm.MADE_SIZES.get(disk.role, disk.size) != disk.size:
                     await self._machine.announce_size(disk.role, disk.size)
-        served = Served(launch.xid, launch.name, launch.uuid, launch.default_user)
-        self._daemon = Daemon(self._port, served, self._paths.qubes, self._violation)
+        self._daemon = self._make_daemon(self._port)
         self._daemon.connect()
         self._qubesdb = QubesDbServer(self._port, launch.xid, self._changed, self._violation)
         self._qubesdb.fill(launch.identity)
@@ -103,6 +109,17 @@ class Warden:
         self._control.listen()
         self._state = "running"
         self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid})
+
+    def _make_daemon(self, port: Port) -> Daemon:
+        """The qrexec daemon, with what serves the qube's own calls."""
+        launch, paths = self._launch, self._paths
+        self._dialer = Dialer(paths.vchans)
+        served = Served(launch.xid, launch.name, launch.uuid, launch.default_user)
+        daemon = Daemon(port, served, paths.qubes, self._violation, dialer=self._dialer)
+        host_service.set_folders(os.environ, paths)
+        log = call_log.CallLog(call_log.path(paths))
+        self._outgoing = Outgoing(daemon, Host(paths.socket("policy.sock"), None, paths.socket("qubesd.sock"), log))
+        return daemon
 
     async def _until_reported(self) -> None:
         """The agent has answered, or the machine is gone, or time is up."""
@@ -130,6 +147,12 @@ class Warden:
             self._port.end("the machine is gone")
         if self._daemon is not None:
             self._daemon.close()
+        if self._outgoing is not None:
+            await self._outgoing.close()
+        if self._dialer is not None:
+            self._dialer.close()
+        if self._console is not None:
+            self._console.close()
         if self._stream is not None:
             self._stream.close()
         if self._life is not None:
@@ -192,9 +215,6 @@ class Warden:
         elif report.word == "halting":
             self._halting()
 
-    def _opened(self, channel: int, address: Address) -> Handler | None:
-        return self._daemon.opened(channel, address) if self._daemon is not None else None
-
     def _changed(self, path: str) -> None:
         self._control.event({"event": "qdb-change", "path": path})
 
@@ -224,8 +244,8 @@ class Warden:
         return {"state": self._state, "name": launch.name, "uuid": launch.uuid, "xid": launch.xid, "start": self._kind(),
                 "memory": launch.memory, "pid": self._machine.pid if self._machine else None}
 
-    async def _do(self, order: str, request: dict[str, object]) -> None:
-        """One order. Raises MachineError; what isn't known is one."""
+    async def _do(self, order: str, request: dict[str, object]) -> dict[str, object] | None:
+        """One order, and what its answer has beside the status. Raises MachineError; what isn't known is one."""
         machine = self._up()
         if order == "pause":
             await machine.pause()
@@ -243,8 +263,14 @@ class Warden:
             await self._resize(machine, request.get("role"), request.get("size"))
         elif order == "qdb":
             self._write_qubesdb(request.get("entries"))
+        elif order == "qdb-read":
+            return {"entries": self._read_qubesdb(str(request.get("prefix")))}
+        elif order == "console":
+            self._console = self._console or Console(machine)
+            return {"tty": await self._console.open()}
         else:
             raise MachineError(f"a warden knows no order {order!r}")
+        return None
 
     async def _resize(self, machine: Machine, role: object, size: object) -> None:
         """A disk has grown. Never below what the guest was last told: it would lose what lies beyond."""
@@ -267,6 +293,19 @@ class Warden:
             self._qubesdb.write(entries)
         except ValueError as error:
             raise MachineError(str(error)) from error
+
+
+def _refuse(_channel: int, _address: Address) -> None:
+    """A channel that nobody told the guest to open."""
+
+    def _read_qubesdb(self, prefix: str) -> dict[str, str]:
+        """Entries below a path, each byte as one character. Their number and size are bounded by the tree's quota."""
+        if self._qubesdb is None:
+            raise MachineError("no QubesDB")
+        found = {path: value.decode("latin-1") for path, value in self._qubesdb.tree.entries(prefix)}
+        if len(encode({"entries": found})) > MAX_LINE // 2:
+            raise MachineError(f"too much in QubesDB below {prefix}")
+        return found
 
 
 def console_tail(untrusted: bytes) -> str:
