@@ -98,12 +98,10 @@ def check_link(path: bytes, target: bytes, *, all_names: bool = False, any_targe
     """
     if b"\0" in target or not (all_names or is_displayable(target)):
         raise Refused(errno.EILSEQ, target)
-    depth = path.count(b"/") + 1
-    if depth < 2:
-        raise Refused(errno.ENOLINK, target)
     if any_target:
         return
-    if target.startswith(b"/"):
+    depth = path.count(b"/") + 1
+    if depth < 2 or target.startswith(b"/"):
         raise Refused(errno.ENOLINK, target)
     up, seen_name = 0, False
     for part in target.split(b"/"):

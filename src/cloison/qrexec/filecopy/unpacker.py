@@ -42,14 +42,15 @@ def main(argv: Sequence[str]) -> int:
         _fail(f"can't prepare the folder to receive into: {error}")
     result = receive(0, root, descriptors, options, _tell if verbose else None)
     os.close(0)                          # a sender that still sends learns that nobody reads
+    if result.code:
+        print(f'qfile-unpacker: ended with error {result.code} at "{wire.printable(result.name)}"', file=sys.stderr)
     answer = result.encode()
     try:
         while answer:
             answer = answer[os.write(1, answer):]
     except OSError as error:
-        _fail(f"the sender does not take the answer: {error.strerror}")
-    if result.code:
-        print(f'qfile-unpacker: ended with error {result.code} at "{wire.printable(result.name)}"', file=sys.stderr)
+        print(f"qfile-unpacker: the sender does not take the answer: {error.strerror}", file=sys.stderr)
+        return result.code & 255 or 1
     return result.code & 255
 
 
