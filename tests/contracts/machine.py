@@ -183,6 +183,23 @@ class MachineContract:
 
         started(machine, work)
 
+    def test_an_attached_console_ends_with_the_machine(self, make: Make, tmp_path: Path) -> None:
+        machine = make(tiny(tmp_path))
+
+        async def work(_stream: socket.socket) -> None:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            with ours, theirs:
+                await machine.attach_console(theirs)
+                theirs.close()
+                assert await machine.console() == b""
+                ours.send(b"typed")
+                machine.kill()
+                await machine.wait()
+                await ended(ours)
+
+        started(machine, work)
+
     def test_save(self, make: Make, tmp_path: Path) -> None:
         ram = os.open(tmp_path / "ram", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(ram, MEMORY << 20)

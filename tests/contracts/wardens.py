@@ -109,6 +109,34 @@ class WardensContract:
 
         asyncio.run(run())
 
+    def test_qubesdb_of_a_running_qube_is_read_and_written(self, wardens: Wardens, launch: Launch) -> None:
+        async def run() -> None:
+            Heard(wardens)
+            await wardens.start(launch)
+            await wardens.qdb_write(launch.uuid, {"/a/one": "1", "/a/two": "x y", "/b": "3"})
+            assert await wardens.qdb_read(launch.uuid, "/a/") == {"/a/one": b"1", "/a/two": b"x y"}
+            await wardens.qdb_write(launch.uuid, {"/a/one": None})
+            assert await wardens.qdb_read(launch.uuid, "/a/") == {"/a/two": b"x y"}
+            await wardens.kill(launch.uuid)
+            for call in (wardens.qdb_read(launch.uuid, "/"), wardens.console(launch.uuid)):
+                with pytest.raises(MachineError):
+                    await call
+            await wardens.close()
+
+        asyncio.run(run())
+
+    def test_a_console_is_a_terminal_of_the_host(self, wardens: Wardens, launch: Launch) -> None:
+        async def run() -> None:
+            Heard(wardens)
+            await wardens.start(launch)
+            path = await wardens.console(launch.uuid)
+            assert path.startswith("/dev/")
+            assert await wardens.console(launch.uuid) == path
+            await wardens.kill(launch.uuid)
+            await wardens.close()
+
+        asyncio.run(run())
+
     def test_warm_images_are_kept_and_forgotten(self, wardens: Wardens, launch: Launch) -> None:
         async def run() -> None:
             Heard(wardens)

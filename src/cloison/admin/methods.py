@@ -19,6 +19,7 @@ from cloison.admin.calls import (
     pools,
     power,
     properties,
+    requests,
     store,
     volumes,
 )
@@ -162,9 +163,9 @@ INTERNAL = _table(
 )
 
 MISC = _table(
-    Method("qubes.FeaturesRequest", "0--", "gw", internal.features_request),
-    Method("qubes.NotifyTools", "0--", "gw", internal.features_request),
-    Method("qubes.NotifyUpdates", "0-R", "gw", internal.notify_updates),
+    Method("qubes.FeaturesRequest", "0--", "gw", requests.features_request),
+    Method("qubes.NotifyTools", "0--", "gw", requests.notify_tools),
+    Method("qubes.NotifyUpdates", "0-R", "gw", requests.notify_updates),
 )
 
 SOCKETS = {"qubesd.sock": ADMIN, "qubesd.internal.sock": INTERNAL, "qubesd.misc.sock": MISC}

@@ -101,6 +101,18 @@ class Qubesd(abc.ABC):
         """Memory in KiB and processor time in ns of a qube that runs."""
 
     @abc.abstractmethod
+    async def console(self, qube: Qube) -> str:
+        """Path of the terminal that is a running qube's console. Raises MachineError."""
+
+    @abc.abstractmethod
+    async def qdb_read(self, qube: Qube, prefix: str) -> dict[str, bytes]:
+        """Entries of a running qube's QubesDB, by path: untrusted. Raises MachineError."""
+
+    @abc.abstractmethod
+    async def service(self, qube: Qube, service: str) -> None:
+        """Run a service of a running qube as root, without input, until it has succeeded. Raises MachineError."""
+
+    @abc.abstractmethod
     def stopped(self, qube: Qube) -> Awaitable[None]:
         """Completes when the qube is halted (at once if it is)."""
 

@@ -219,6 +219,15 @@ class App(Qubesd):
     async def stopped(self, qube: Qube) -> None:
         await self.machines.stopped(qube)
 
+    async def console(self, qube: Qube) -> str:
+        return await self.parts.wardens.console(qube.uuid)
+
+    async def qdb_read(self, qube: Qube, prefix: str) -> dict[str, bytes]:
+        return await self.parts.wardens.qdb_read(qube.uuid, prefix)
+
+    async def service(self, qube: Qube, service: str) -> None:
+        await self.parts.wardens.service(qube.uuid, service, b"")
+
     def usage(self, qube: Qube) -> tuple[int, int]:
         usage = self.parts.wardens.usage(qube.uuid)
         return usage.memory, usage.cpu_time

@@ -138,6 +138,14 @@ class FakeWardens(Wardens):
             else:
                 tree[path] = value
 
+    async def qdb_read(self, uuid: str, prefix: str) -> dict[str, bytes]:
+        self._get(uuid)
+        return {path: value.encode() for path, value in self.qdb[uuid].items() if path.startswith(prefix)}
+
+    async def console(self, uuid: str) -> str:
+        self._get(uuid)
+        return "/dev/tty"
+
     async def resize(self, uuid: str, role: str, size: int) -> None:
         self._get(uuid)
         if role not in (disk.role for disk in self._launch(uuid).disks):

@@ -75,6 +75,14 @@ class Wardens(abc.ABC):
         """Change entries of a running qube's QubesDB; None removes one."""
 
     @abc.abstractmethod
+    async def qdb_read(self, uuid: str, prefix: str) -> dict[str, bytes]:
+        """Entries of a running qube's QubesDB whose path begins so. The guest may have written them: untrusted."""
+
+    @abc.abstractmethod
+    async def console(self, uuid: str) -> str:
+        """Path of a terminal of this host that is the running qube's serial console."""
+
+    @abc.abstractmethod
     async def resize(self, uuid: str, role: str, size: int) -> None:
         """Make a disk of a running machine `size` bytes large. Its guest learns of it a moment later."""
 

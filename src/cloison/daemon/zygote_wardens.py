@@ -28,6 +28,7 @@ STATES = {
     "starting": PowerState.TRANSIENT, "running": PowerState.RUNNING, "paused": PowerState.PAUSED, "halting": PowerState.HALTING,
 }
 ENDS = ("stopped", "failed")
+STATUS = ("state", "name", "uuid", "xid", "start", "memory", "pid")
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -103,7 +104,7 @@ class _Link:
         reply: dict[str, Any] = await answer
         if "error" in reply:
             raise MachineError(str(reply["error"]))
-        self.facts |= reply
+        self.facts |= {key: value for key, value in reply.items() if key in STATUS}
         return reply
 
 
@@ -268,6 +269,13 @@ class ZygoteWardens(Wardens):
 
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:
         await self._link(uuid).ask("qdb", entries=dict(entries))
+
+    async def qdb_read(self, uuid: str, prefix: str) -> dict[str, bytes]:
+        reply = await self._link(uuid).ask("qdb-read", prefix=prefix)
+        return {path: value.encode("latin-1") for path, value in reply["entries"].items()}
+
+    async def console(self, uuid: str) -> str:
+        return str((await self._link(uuid).ask("console"))["tty"])
 
     async def resize(self, uuid: str, role: str, size: int) -> None:
         await self._link(uuid).ask("resize", role=role, size=size)

@@ -87,6 +87,10 @@ class Machine(abc.ABC):
         """The last of what the guest wrote on its serial console: untrusted."""
 
     @abc.abstractmethod
+    async def attach_console(self, stream: socket.socket) -> None:
+        """From now on the serial console is this stream, which gets a copy of its own; `console` has nothing any more."""
+
+    @abc.abstractmethod
     async def wait(self) -> int:
         """Exit status of the machine's process, once it is gone."""
 

@@ -34,6 +34,7 @@ class FakeMachine(Machine):
         self._guest: socket.socket | None = None
         self._fds: list[int] = []
         self._console = b""
+        self.serial: socket.socket | None = None              # the console, once it is attached
         self._error = ""
 
     # -- for the guest ---------------------------------------------------------------------------------------------------
@@ -44,13 +45,18 @@ class FakeMachine(Machine):
             return
         self._state, self._error = MachineState.GONE, error
         self._guest.close()
+        if self.serial is not None:
+            self.serial.close()
         for fd in self._fds:
             os.close(fd)
         self._gone.set_result(status)
 
     def print(self, text: bytes) -> None:
         """On the serial console."""
-        self._console += text
+        if self.serial is not None:
+            self.serial.sendall(text)
+        else:
+            self._console += text
 
     # -- Machine ---------------------------------------------------------------------------------------------------------
 
@@ -105,6 +111,11 @@ class FakeMachine(Machine):
 
     async def console(self) -> bytes:
         return self._console if self._state in (MachineState.RUNNING, MachineState.PAUSED) else b""
+
+    async def attach_console(self, stream: socket.socket) -> None:
+        self._up()
+        self._console = b""
+        self.serial = stream.dup()
 
     async def wait(self) -> int:
         if self._gone is None:

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from cloison.errors import CloisonError, PeerError
 from cloison.wire.warden import Lines, encode
 
-Do = Callable[[str, dict[str, object]], Awaitable[None]]
+Do = Callable[[str, dict[str, object]], Awaitable[dict[str, object] | None]]
 MAX_PEERS = 8
 
 
 class ControlServer:
-    """Answers `status` itself; every other order goes to `do`. Events go to every connection."""
+    """Answers `status` itself; every other order goes to `do`, which may add to the answer. Events go to every connection."""
 
     def __init__(self, path: str, do: Do, status: Callable[[], dict[str, object]]) -> None:
         self._path, self._do, self._status = path, do, status
@@ -85,8 +85,7 @@ class ControlServer:
         number = request.get("id")
         order = str(request.get("do"))
         try:
-            if order != "status":
-                await self._do(order, request)
-            return {"id": number, "ok": True, **self._status()}
+            found = None if order == "status" else await self._do(order, request)
+            return {"id": number, "ok": True, **self._status(), **(found or {})}
         except CloisonError as error:
             return {"id": number, "error": str(error)}

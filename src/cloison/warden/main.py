@@ -294,10 +294,6 @@ class Warden:
         except ValueError as error:
             raise MachineError(str(error)) from error
 
-
-def _refuse(_channel: int, _address: Address) -> None:
-    """A channel that nobody told the guest to open."""
-
     def _read_qubesdb(self, prefix: str) -> dict[str, str]:
         """Entries below a path, each byte as one character. Their number and size are bounded by the tree's quota."""
         if self._qubesdb is None:
@@ -306,6 +302,10 @@ def _refuse(_channel: int, _address: Address) -> None:
         if len(encode({"entries": found})) > MAX_LINE // 2:
             raise MachineError(f"too much in QubesDB below {prefix}")
         return found
+
+
+def _refuse(_channel: int, _address: Address) -> None:
+    """A channel that nobody told the guest to open."""
 
 
 def console_tail(untrusted: bytes) -> str:

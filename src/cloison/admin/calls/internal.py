@@ -1,10 +1,7 @@
-"""Calls of trusted parts of this host, Cloison's own calls, and what qubes report about themselves
-(reference/admin-api.md 5.11, 19, 20).
-"""
+"""Calls of trusted parts of this host, and Cloison's own calls (reference/admin-api.md 5.11, 19, 20)."""
 from __future__ import annotations
 
 import json
-import time
 
 from cloison.admin.calls.create import disposable_template
 from cloison.admin.qubesd import Call
@@ -32,31 +29,6 @@ async def suspend_post(call: Call) -> None:
         if qube.uuid in call.qubesd.suspended and qube.power is PowerState.PAUSED:
             await call.qubesd.unpause(qube)
     call.qubesd.suspended.clear()
-
-
-def notify_updates(call: Call) -> None:
-    """A qube says how many updates wait for it; one that shares its template's software says so for the template."""
-    text = call.payload.decode("ascii", "replace").strip()
-    if not text.isdecimal() or len(text) > 9:
-        raise BadRequest("the payload must be the number of updates")
-    count, qube = int(text), call.source
-    if not qube.get_or_none("updateable"):
-        template = qube.root_template()
-        if template is qube or not template.is_halted or count == 0:
-            return
-        with call.qubesd.transaction():
-            template.set_feature("updates-available", "1")
-        return
-    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(call.system.host.now()))
-    with call.qubesd.transaction():
-        if count == 0 and qube.features.get("updates-available"):
-            qube.set_feature("last-update", now)
-        qube.set_feature("updates-available", "1" if count else "")
-        qube.set_feature("last-updates-check", now)
-
-
-def features_request(_: Call) -> None:
-    raise NotAvailable("what a qube asks for in its QubesDB can't be read yet")
 
 
 # -- Cloison's own -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from cloison.admin.qubesd import Call
-from cloison.errors import BadRequest, NotAvailable, QubeNotRunning
+from cloison.errors import BadRequest, QubeNotRunning
 from cloison.plan import lifecycle
 
 
@@ -36,8 +36,9 @@ async def suspend(call: Call) -> None:
         await call.qubesd.pause(call.dest)
 
 
-def console(call: Call) -> str:
+async def console(call: Call) -> str:
+    """Path of a terminal of this host. Who uses it takes a lock first: see `cli/vm_console.py`."""
     lifecycle.check_machine(call.dest)
     if not call.dest.is_running:
         raise QubeNotRunning(f"{call.dest.name} does not run, so it has no console")
-    raise NotAvailable("consoles are not available yet")
+    return await call.qubesd.console(call.dest)

@@ -126,6 +126,13 @@ class QemuMachine(Machine):
         except (MachineError, TimeoutError, binascii.Error):
             return b""
 
+    async def attach_console(self, stream: socket.socket) -> None:
+        await self._connected()
+        self._qmp.send_fd_scm(stream.fileno())
+        await self._execute("getfd", {"fdname": "console"})
+        socket_backend = {"addr": {"type": "fd", "data": {"str": "console"}}, "server": False}
+        await self._execute("chardev-change", {"id": "console", "backend": {"type": "socket", "data": socket_backend}})
+
     async def wait(self) -> int:
         if self._gone is None:
             raise MachineError("the machine was never started")

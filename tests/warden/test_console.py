@@ -1,0 +1,95 @@
+"""The console as a terminal: both ways, history first, no echo, bounded while nobody reads."""
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from cloison.hypervisor.base import MachineSpec
+from cloison.hypervisor.fake import FakeMachine
+from cloison.warden.console import KEPT, Console
+
+
+def on_console(scenario: Callable[[FakeMachine, Console], Awaitable[None]]) -> None:
+    async def run() -> None:
+        machine = FakeMachine(MachineSpec("u", 64, 1, "tcg", ()))
+        stream = await machine.start()
+        console = Console(machine)
+        async with asyncio.timeout(60):
+            await scenario(machine, console)
+        console.close()
+        console.close()
+        machine.kill()
+        stream.close()
+
+    asyncio.run(run())
+
+
+async def read(path: str, size: int) -> bytes:
+    """So many bytes of the terminal, as a program that opens it gets them."""
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        data = b""
+        while len(data) < size:
+            data += await asyncio.to_thread(os.read, fd, size - len(data))
+        return data
+    finally:
+        os.close(fd)
+
+
+def test_history_comes_first_and_nothing_is_echoed() -> None:
+    async def scenario(machine: FakeMachine, console: Console) -> None:
+        machine.print(b"booting\r\n")
+        path = await console.open()
+        machine.print(b"login: ")
+        assert await read(path, 16) == b"booting\r\nlogin: "
+        serial = machine.serial
+        assert serial is not None
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+        os.write(fd, b"root\n\x03")
+        serial.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(serial, 100) == b"root\n\x03"
+        os.close(fd)
+
+    on_console(scenario)
+
+
+def test_it_is_one_terminal_however_often_it_is_asked_for() -> None:
+    async def scenario(_: FakeMachine, console: Console) -> None:
+        paths = await asyncio.gather(*(console.open() for _number in range(5)))
+        assert len(set(paths)) == 1
+        assert Path(paths[0]).is_char_device()
+
+    on_console(scenario)
+
+
+def test_while_nobody_reads_only_the_latest_is_kept() -> None:
+    async def scenario(machine: FakeMachine, console: Console) -> None:
+        path = await console.open()
+        serial = machine.serial
+        assert isinstance(serial, socket.socket)
+        serial.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for number in range(40):
+            await loop.sock_sendall(serial, b"%08d" % number * 1024)
+            assert len(console._waiting) <= KEPT
+        await loop.sock_sendall(serial, b"last")
+        seen = b""
+        while not seen.endswith(b"last"):
+            seen += await read(path, 1)
+        assert len(seen) < 40 * 8192, "what was too old is gone"
+
+    on_console(scenario)
+
+
+def test_the_end_of_the_machine_is_no_error() -> None:
+    async def scenario(machine: FakeMachine, console: Console) -> None:
+        await console.open()
+        ends = asyncio.get_running_loop().create_task(machine.wait())
+        machine.end()
+        await ends
+        console.close()
+
+    on_console(scenario)
