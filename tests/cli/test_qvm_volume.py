@@ -76,6 +76,43 @@ def test_on_a_terminal_a_shared_volume_is_named_once(
     assert [len(line.split()) for line in screen.getvalue().splitlines()] == [4, 4, 4, 4]
 
 
+def test_clone(qubesd: Connection, capsys: pytest.CaptureFixture[str], image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert qvm_volume.main(["import", "work:private", str(image)]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert qvm_volume.main(["clone", "work:private", "net:private"]) == 1, "nobody there to agree"
+    assert volume_info(qubesd, "net", "private")["size"] == str(2 * GIB)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert qvm_volume.main(["clone", "work:private", "net:private"]) == 0
+    assert volume_info(qubesd, "net", "private")["size"] == "4096"
+    for wrong in (["work:root", "net:private"], ["work:private", "net:root"], ["work:private", "nope:private"]):
+        assert qvm_volume.main(["clone", "--force", *wrong]) != 0
+    assert "save_on_stop" in capsys.readouterr().err
+
+
+def test_clear(qubesd: Connection, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert qvm_volume.main(["import", "work:private", str(image)]) == 0
+    for answer in ("", "n\n", "yesno\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        assert qvm_volume.main(["clear", "work:private"]) == 1
+    before = qubesd.call("work", "admin.vm.volume.ListSnapshots", "private")
+    assert qvm_volume.main(["clear", "-f", "work:private"]) == 0
+    assert qubesd.call("work", "admin.vm.volume.ListSnapshots", "private") != before and size(qubesd) == 4096
+
+
+def test_snapshots_switched_off_are_shown_as_such(qubesd: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qvm_volume.main(["set", "work:private", "revisions_to_keep", "-1"]) == 0
+    assert qvm_volume.main(["info", "work:private"]) == 0
+    assert "-1 (snapshot disabled)" in capsys.readouterr().out
+    assert qvm_volume.main(["info", "work:private", "revisions_to_keep"]) == 0
+    assert capsys.readouterr().out == "-1\n"
+
+
+def test_an_import_of_unknown_size_says_what_to_do(qubesd: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert qvm_volume.main(["import", "work:private", "/dev/zero"]) == 1
+    assert "--size" in capsys.readouterr().err
+    assert size(qubesd) == 2 * GIB
+
+
 def test_info(qubesd: Connection, capsys: pytest.CaptureFixture[str], image: Path) -> None:
     assert qvm_volume.main(["info", "work:private"]) == 0
     lines = capsys.readouterr().out.splitlines()

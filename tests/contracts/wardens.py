@@ -82,12 +82,29 @@ class WardensContract:
 
         asyncio.run(run())
 
+    def test_a_disk_grows_and_one_that_is_not_there_is_an_error(self, wardens: Wardens, launch: Launch) -> None:
+        async def run() -> None:
+            Heard(wardens)
+            await wardens.start(launch)
+            await wardens.resize(launch.uuid, "root", launch.disks[0].size * 2)
+            for role, size in (("nope", 1 << 30), ("modules", 1 << 30)):
+                with pytest.raises(MachineError):
+                    await wardens.resize(launch.uuid, role, size)
+            await wardens.kill(launch.uuid)
+            await wardens.close()
+
+        asyncio.run(run())
+
     def test_unknown_qube_is_a_machine_error(self, wardens: Wardens, launch: Launch) -> None:
         async def run() -> None:
             Heard(wardens)
             for refused in (wardens.pause, wardens.unpause, wardens.shutdown, wardens.kill):
                 with pytest.raises(MachineError):
                     await refused(launch.uuid)
+            with pytest.raises(MachineError):
+                await wardens.resize(launch.uuid, "root", 1 << 30)
+            with pytest.raises(MachineError):
+                await wardens.service(launch.uuid, "qubes.ResizeDisk", b"root\n")
             await wardens.close()
 
         asyncio.run(run())

@@ -1,6 +1,7 @@
 """Boot files by version."""
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_versions_are_the_complete_ones(pool: KernelPool, tmp_path: Path) -> Non
     (tmp_path / ".6.9.0-1.tmp").mkdir()
     assert pool.versions() == ["6.1.0-18", "6.9.0-1"]
     assert KernelPool(str(tmp_path / "absent")).versions() == []
+
+
+def test_versions_are_in_the_order_of_their_numbers(pool: KernelPool, tmp_path: Path) -> None:
+    """The last one is the default kernel: 6.10 is newer than 6.9."""
+    right = ["5.15", "6.1.0-9-cloud-amd64", "6.1.0-18", "6.1.0-56-cloud-amd64", "6.9", "6.9.0-1", "6.9.1", "6.10-rc1",
+             "6.10-rc2", "6.10", "6.10.1", "6.10-1", "6.100", "new"]
+    for version in right:
+        if not (tmp_path / version).exists():
+            shutil.copytree(tmp_path / "6.1.0-18", tmp_path / version)
+    assert pool.versions() == right
 
 
 def test_kernel_and_its_modules(pool: KernelPool, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_file_system_that_cannot_share_blocks_is_refused_clearly(tmp_path_fact
     """/dev/shm is such a one everywhere."""
     folder = f"/dev/shm/cloison-test-{os.getpid()}"
     try:
-        with pytest.raises(PoolError, match="can't set up pool r: .*share blocks") as caught:
+        with pytest.raises(PoolError, match=r"can't set up pool r: .*share blocks") as caught:
             ReflinkPool("r", folder).setup()
         assert not os.path.exists(folder)
         assert "qcow2" in caught.value.hint and "btrfs" in caught.value.hint

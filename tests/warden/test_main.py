@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.qrexec.qube import USER, Caller, Result
 from tests.runtime.ports import PATIENCE, News, Recorder, Side
+from tests.warden.guests import Guest
 
-from cloison.guest.agent import Agent, System
 from cloison.hypervisor.base import MachineSpec
 from cloison.hypervisor.fake import Boot, FakeMachine, silent
 from cloison.runtime import life
@@ -25,44 +25,6 @@ from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, Lines, encode
 
 UUID = "00000000-0000-4000-8000-000000000001"
 MEGABYTE = 1 << 20
-
-
-class Guest(System, News):
-    """What happens to the guest that the real agent runs in: written down. `fault`: why it can't become a qube."""
-
-    def __init__(self, folder: Path, fault: Exception | None = None) -> None:
-        News.__init__(self)
-        self.qubesdb_socket = str(folder / "qubesdb.sock")
-        self._fault = fault
-        self.who: agent.Identity | None = None
-        self.clocks: list[int] = []
-        self.machine: FakeMachine | None = None
-
-    def boot(self, machine: FakeMachine, port: socket.socket) -> None:
-        self.machine = machine
-        Agent(port.fileno(), self, self._ended)
-
-    def _ended(self, _reason: str) -> None:
-        self.tell()
-
-    def become(self, who: agent.Identity) -> None:
-        if self._fault is not None:
-            raise self._fault
-        self.who = who
-
-    def set_clock(self, now: int) -> None:
-        self.clocks.append(now)
-        self.tell()
-
-    def rehearse(self) -> None:
-        self.tell()
-
-    def power_off(self) -> None:
-        assert self.machine is not None
-        asyncio.get_running_loop().call_soon(self.machine.end)
-
-    def settle(self, who: agent.Identity) -> None:
-        self.tell()
 
 
 class Qubesd(News):
@@ -189,6 +151,24 @@ def test_identities_of_two_starts_differ_but_for_the_machine_id(place: Place, tm
     one, two = seen
     assert one.machine_id == two.machine_id and len(one.machine_id) == 32
     assert one.boot_id != two.boot_id and one.entropy != two.entropy and len(bytes.fromhex(one.entropy)) == 64
+
+
+def test_a_disk_grows_and_never_shrinks(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        assert (await qubesd.ask("resize", role="private", size=3 * MEGABYTE))["ok"]
+        assert (await qubesd.ask("resize", role="private", size=3 * MEGABYTE))["ok"], "twice is fine"
+        wrong: list[tuple[object, object]] = [
+            ("private", 2 * MEGABYTE), ("private", 1 << 60), ("private", None), ("private", True), ("private", "5000000"),
+            ("private", -1), ("modules", MEGABYTE), ("../x", MEGABYTE), (None, MEGABYTE), ([], MEGABYTE)]
+        for role, size in wrong:
+            assert "error" in await qubesd.ask("resize", role=role, size=size)
+        assert place.machines[0].sizes == {"private": 3 * MEGABYTE}
+        await qubesd.ask("kill")
+
+    place.run(guest.boot, work)
 
 
 def test_pause_unpause_sets_the_clock(place: Place, tmp_path: Path) -> None:

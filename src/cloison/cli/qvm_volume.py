@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
@@ -42,6 +43,7 @@ def parser() -> tool.Parser:
         ("qvm-volume revert work:private", "back to what it was before the last run"),
         ("qvm-volume resize work:private 20GiB", "make it larger"),
         ("qvm-volume import work:private home.img", "replace what it holds"),
+        ("qvm-volume clone work:private copy:private", "the same with what another volume holds"),
     ])
     verbs = result.add_subparsers(dest="verb", metavar="COMMAND")
     _add(verbs, "info", ("i",), "tell about a volume", _info).add_argument(
@@ -62,6 +64,13 @@ def parser() -> tool.Parser:
     filling.add_argument("path", metavar="PATH", help="an image; '-' for standard input")
     filling.add_argument("--size", type=_bytes, help="bytes of the image, which become the volume's size")
     filling.add_argument("--no-resize", action="store_true", help="keep the volume's size")
+    cloning = verbs.add_parser("clone", help="replace a volume's content by another's")
+    cloning.add_argument("source", metavar="SOURCE_VM:VOLUME")
+    cloning.add_argument("volume", metavar="VM:VOLUME")
+    cloning.set_defaults(act=_clone)
+    clearing = _add(verbs, "clear", (), "empty a volume", _clear)
+    for verb in (cloning, clearing):
+        verb.add_argument("--force", "-f", action="store_true", help="don't ask")
     result.set_defaults(act=_list, names=[], exclude=[], all_qubes=False, pools=[], full=False)
     return result
 
@@ -96,11 +105,11 @@ def parse_size(text: str) -> int:
     return int(digits) * unit
 
 
-def _chosen(args: argparse.Namespace, connection: Connection) -> tuple[str, str]:
+def _chosen(text: str, connection: Connection) -> tuple[str, str]:
     """Qube and volume, both there."""
-    qube, colon, volume = args.volume.partition(":")
+    qube, colon, volume = text.partition(":")
     if not colon or not qube or not volume or ":" in volume:
-        tool.quit_usage(PROG, f"expected a qube and a volume such as work:private, not {args.volume!r}")
+        tool.quit_usage(PROG, f"expected a qube and a volume such as work:private, not {text!r}")
     dest = qube if qube == DOM0 else tool.qube_name(qube)
     try:
         present = volumes(connection, dest)
@@ -120,7 +129,7 @@ def _revisions(connection: Connection, dest: str, volume: str) -> list[str]:
 
 
 def _info(args: argparse.Namespace, connection: Connection) -> None:
-    dest, volume = _chosen(args, connection)
+    dest, volume = _chosen(args.volume, connection)
     wanted = args.property
     if wanted == "revisions":
         return _say(_revisions(connection, dest, volume))
@@ -131,6 +140,8 @@ def _info(args: argparse.Namespace, connection: Connection) -> None:
         if wanted not in names:
             raise StorageError(f"no such property: {wanted}")
         return tool.say(info.get(wanted, ""))
+    if info.get("revisions_to_keep") == "-1":
+        info["revisions_to_keep"] = "-1 (snapshot disabled)"
     tool.say(tool.table([(name, info.get(name, "")) for name in names]))
     revisions = _revisions(connection, dest, volume)
     title = "List of available revisions (for revert):"
@@ -143,14 +154,14 @@ def _say(rows: list[str]) -> None:
 
 
 def _config(args: argparse.Namespace, connection: Connection) -> None:
-    dest, volume = _chosen(args, connection)
+    dest, volume = _chosen(args.volume, connection)
     if args.property not in _SETTABLE:
         raise NoSuchProperty(f"invalid property: {args.property}")
     connection.call(dest, f"admin.vm.volume.Set.{args.property}", volume, args.value.encode())
 
 
 def _resize(args: argparse.Namespace, connection: Connection) -> None:
-    dest, volume = _chosen(args, connection)
+    dest, volume = _chosen(args.volume, connection)
     size = parse_size(args.size)
     present = int(volume_info(connection, dest, volume).get("size", "0"))
     if size < present and not args.force:
@@ -160,7 +171,7 @@ def _resize(args: argparse.Namespace, connection: Connection) -> None:
 
 
 def _revert(args: argparse.Namespace, connection: Connection) -> None:
-    dest, volume = _chosen(args, connection)
+    dest, volume = _chosen(args.volume, connection)
     revision = args.revision
     if revision is None:
         revisions = _revisions(connection, dest, volume)
@@ -170,12 +181,48 @@ def _revert(args: argparse.Namespace, connection: Connection) -> None:
     connection.call(dest, "admin.vm.volume.Revert", volume, revision.encode())
 
 
+def _clone(args: argparse.Namespace, connection: Connection) -> int:
+    places = [_chosen(text, connection) for text in (args.source, args.volume)]
+    if any(volume_info(connection, *place).get("save_on_stop") != "True" for place in places):
+        raise StorageError("only volumes that keep their content (save_on_stop) can be cloned")
+    if not args.force and not _agreed(f"This replaces what {args.volume} holds by what {args.source} holds."):
+        return 1
+    (source, source_volume), (dest, volume) = places
+    token = connection.call(source, "admin.vm.volume.CloneFrom", source_volume)
+    connection.call(dest, "admin.vm.volume.CloneTo", volume, token)
+    return 0
+
+
+def _clear(args: argparse.Namespace, connection: Connection) -> int:
+    dest, volume = _chosen(args.volume, connection)
+    if not args.force and not _agreed(f"This empties {args.volume}."):
+        return 1
+    connection.call(dest, "admin.vm.volume.Clear", volume)
+    return 0
+
+
+def _agreed(question: str) -> bool:
+    """Whether the person says yes. Nobody there to ask: no."""
+    tool.say(f"{question} What it holds now stays only as a revision, if it keeps any.")
+    try:
+        answer = input("Are you sure? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    tool.fail(PROG, "nothing was changed")
+    return False
+
+
 def _import(args: argparse.Namespace, connection: Connection) -> None:
-    dest, volume = _chosen(args, connection)
+    dest, volume = _chosen(args.volume, connection)
     with _opened(args.path) as source:
         size = args.size
         if size is None and not args.no_resize:
-            size = os.fstat(source.fileno()).st_size
+            status = os.fstat(source.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise CloisonError("the size of what is to be imported is unknown: say it with --size, or use --no-resize")
+            size = status.st_size
         import_volume(connection, dest, volume, source, None if args.no_resize else size)
 
 

@@ -49,6 +49,8 @@ class Volumes:
         if driver not in self._parts.drivers:
             raise CloisonError(f"it needs the driver {driver}, which this version does not have")
         if driver == "linux-kernel":
+            if os.path.realpath(config["dir_path"]) != os.path.realpath(self._parts.paths.kernels):
+                raise CloisonError(f"kernels are kept in {self._parts.paths.kernels} and nowhere else")
             return
         pool = self._parts.drivers[driver].open(name, config)
         for other in self._open.values():
@@ -137,6 +139,7 @@ class Volumes:
         before = self.root_commit(qube)
         if self.kept(qube):
             await asyncio.to_thread(self._stop, self.kept(qube))
+        self.follow_pool(qube)
         if before is not None and self.root_commit(qube) != before:
             await self._parts.wardens.forget_warm([before])
 
@@ -198,8 +201,10 @@ class Volumes:
                                f"but could not be grown while the qube runs: {error}") from error
 
     def follow_pool(self, qube: Qube) -> None:
-        """Take over the sizes that the pools know: a crash may have come between a pool's change and the model's."""
-        for volume in self.kept(qube):
+        """Take over the sizes that the pools know: a crash may have come between a pool's change and the model's, and what
+        a snapshot had grown to is gone with it.
+        """
+        for volume in [each for each in qube.volumes.values() if each.save_on_stop or each.snap_on_start]:
             size = self.pool(volume.pool).size(self.config(volume))
             if size != volume.size:
                 with self._qubesd.transaction():

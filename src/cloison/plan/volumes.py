@@ -54,6 +54,8 @@ def plan_resize(qube: Qube, volume: Volume, size: int) -> Growth:
     if size < volume.size:
         raise StorageError(f"{place} has {volume.size} bytes and can't shrink to {size}")
     if qube.is_halted:
+        if volume.snap_on_start:
+            raise StorageError(f"{place} is made anew of {volume.source} at each start: resize that one, or this one while it runs")
         return Growth.OFFLINE
     if qube.power is PowerState.PAUSED:
         raise QubeNotRunning(f"{qube.name} is paused: its file system can't follow the disk")

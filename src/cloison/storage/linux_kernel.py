@@ -13,8 +13,22 @@ from cloison.storage.base import PoolError, explained
 from cloison.wire.warden import DiskSource, Kernel, Layer
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")
+_PARTS = re.compile(r"[0-9]+|~?[A-Za-z]+")
 _OPTIONS = re.compile(r"[ -~]{0,4096}")
 _FILES = ("vmlinuz", "initramfs", "modules.img")
+
+
+def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts versions as their numbers count: 6.9 before 6.10, 6.10-rc1 before 6.10. Total: every text has one."""
+    parts = _PARTS.findall(version)
+    return (*map(_rank, parts), (1, 0, ""))
+
+
+def _rank(part: str) -> tuple[int, int, str]:
+    """Before the end of a version (1) comes what leads up to it; numbers and other words come after it."""
+    if part.isdecimal():
+        return 2, int(part), ""
+    return 0 if part.startswith(("rc", "~")) else 3, 0, part
 
 
 class KernelPool:
@@ -27,13 +41,13 @@ class KernelPool:
         self.folder = os.path.abspath(folder)
 
     def versions(self) -> list[str]:
-        """Complete versions, sorted by name. No folder: none."""
+        """Complete versions, the oldest first. No folder: none."""
         with explained("can't list the kernels"):
             try:
                 names = os.listdir(self.folder)
             except FileNotFoundError:
                 return []
-        return sorted(name for name in names if _VERSION.fullmatch(name) and self._missing(name) is None)
+        return sorted((name for name in names if _VERSION.fullmatch(name) and self._missing(name) is None), key=version_key)
 
     def kernel(self, version: str) -> Kernel:
         """Boot files of a version. Raises StorageError when there is no such version or a file of it is missing."""

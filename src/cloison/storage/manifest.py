@@ -7,7 +7,8 @@ files have their final names from the start, so nothing needs to be renamed when
      "dirty_format": "qcow2",
      "commits": [{"id": 4, "format": "raw", "base": null, "size": 2147483648, "time": 1767225600}, ...]}
 
-A dirty `qcow2` is an overlay on the present commit; a dirty `raw` is a whole copy of it. `commits` holds every image that `current` or a revision needs; `base` is the commit below. Pure but for the names.
+A dirty `qcow2` is an overlay on the present commit; a dirty `raw` is a whole copy of it. `commits` holds every image that
+`current` or a revision needs; `base` is the commit below. Pure but for the names.
 """
 from __future__ import annotations
 
@@ -136,6 +137,10 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("bad dirty image")
     if manifest.dirty_format not in ("raw", "qcow2"):
         raise ValueError("bad format of the dirty image")
+    _check_commits(manifest)
+
+
+def _check_commits(manifest: Manifest) -> None:
     if not 1 <= len(manifest.commits) <= MAX_COMMITS:
         raise ValueError("bad number of commits")
     ids: set[int] = set()

@@ -1,14 +1,17 @@
 """Storage pools (reference/admin-api.md 5.9)."""
 from __future__ import annotations
 
+import os
 import re
-import shutil
 
 from cloison.admin.calls.volumes import flag, number
-from cloison.admin.qubesd import Call
-from cloison.errors import BadRequest, CloisonError, NotPermitted, PoolInUse
+from cloison.admin.qubesd import Call, Driver
+from cloison.errors import BadRequest, CloisonError, NotPermitted, PoolInUse, StorageError
 from cloison.model.volumes import Pool
+from cloison.plan import volumes as rules
 
+MAX_PATH = 1024
+_DEFAULTS = {"revisions_to_keep": "1", "ephemeral_volatile": "False"}
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -27,28 +30,38 @@ def drivers(call: Call) -> str:
     return "".join(" ".join((name, *driver.options)) + "\n" for name, driver in call.qubesd.drivers.items())
 
 
-def _space(pool: Pool) -> tuple[int, int] | None:
-    """Size and usage of the file system in bytes, if it can be told."""
+def _space(call: Call, pool: Pool) -> tuple[int, int] | None:
+    """Size and usage in bytes of where the pool is kept, if it can be told."""
     try:
-        usage = shutil.disk_usage(pool.config["dir_path"])
-    except (KeyError, OSError):
+        return None if pool.driver == "linux-kernel" else call.qubesd.pool(pool.name).space()
+    except StorageError:
         return None
-    return usage.total, usage.used
+
+
+def _included_in(call: Call, pool: Pool) -> str | None:
+    """Name of the first pool in whose folder this one is kept."""
+    place = os.path.realpath(pool.config.get("dir_path", ""))
+    for other in call.system.pools.values():
+        if other is not pool and "dir_path" in other.config:
+            above = os.path.realpath(other.config["dir_path"])
+            if os.path.commonpath((above, place)) == above:
+                return other.name
+    return None
 
 
 def info(call: Call) -> str:
     pool = _pool(call)
     pairs = {**pool.config, "driver": pool.driver, "name": pool.name}
     lines = [f"{key}={value}\n" for key, value in sorted(pairs.items())]
-    space = None if pool.driver == "linux-kernel" else _space(pool)
+    space = _space(call, pool)
     if space is not None:
         lines += [f"size={space[0]}\n", f"usage={space[1]}\n"]
-    return "".join(lines)
+    above = _included_in(call, pool)
+    return "".join(lines) + (f"included_in={above}\n" if above else "")
 
 
 def usage_details(call: Call) -> str:
-    pool = _pool(call)
-    space = None if pool.driver == "linux-kernel" else _space(pool)
+    space = _space(call, _pool(call))
     return "" if space is None else f"data_size={space[0]}\ndata_usage={space[1]}\n"
 
 
@@ -90,13 +103,28 @@ def add(call: Call) -> None:
         raise CloisonError(f"driver {call.argument} needs the option {missing[0]}")
     if name in call.system.pools:
         raise PoolInUse(f"there is a pool {name} already")
-    config = {key: options.get(key, default) for key, default in
-              (("revisions_to_keep", "1"), ("ephemeral_volatile", "False"), *options.items())
-              if key in driver.options}
+    config = _config(driver, options)
     call.qubesd.open_pool(name, call.argument, config)
-    with call.qubesd.transaction():
-        call.system.put_pool(Pool(name, call.argument, config))
-        call.system.journal.emit("", "pool-add", pool=name)
+    try:
+        with call.qubesd.transaction():
+            call.system.put_pool(Pool(name, call.argument, config))
+            call.system.journal.emit("", "pool-add", pool=name)
+    except BaseException:
+        call.qubesd.close_pool(name)
+        raise
+
+
+def _config(driver: Driver, options: dict[str, str]) -> dict[str, str]:
+    """What a pool is stored with: every option a value that its readers can take. Raises CloisonError for others."""
+    config = {key: value for key, value in _DEFAULTS.items() if key in driver.options} | options
+    if not os.path.isabs(config["dir_path"]) or len(config["dir_path"]) > MAX_PATH or not config["dir_path"].isprintable():
+        raise CloisonError("dir_path must be an absolute path")
+    if "revisions_to_keep" in config:
+        rules.check_revisions(number(config["revisions_to_keep"].encode(), signed=True))
+    for key in ("ephemeral_volatile", "setup_check"):
+        if key in config:
+            config[key] = str(flag(config[key].encode()))
+    return config
 
 
 def remove(call: Call) -> None:
@@ -111,14 +139,23 @@ def remove(call: Call) -> None:
 
 def set_revisions(call: Call) -> None:
     pool = _pool(call)
+    _check_option(call, pool, "revisions_to_keep")
     keep = number(call.payload, signed=True)
-    if keep < -1 or keep > 10**6:
+    if keep < -1:
         raise BadRequest("revisions_to_keep must be -1 (no snapshots) or more")
+    rules.check_revisions(keep)
     with call.qubesd.transaction():
         call.system.configure_pool(pool.name, revisions_to_keep=str(keep))
 
 
 def set_ephemeral(call: Call) -> None:
     pool = _pool(call)
+    _check_option(call, pool, "ephemeral_volatile")
     with call.qubesd.transaction():
         call.system.configure_pool(pool.name, ephemeral_volatile=str(flag(call.payload)))
+
+
+def _check_option(call: Call, pool: Pool, option: str) -> None:
+    driver = call.qubesd.drivers.get(pool.driver)
+    if driver is not None and option not in driver.options:
+        raise StorageError(f"pool {pool.name} has no setting {option}: its driver {pool.driver} takes none")
