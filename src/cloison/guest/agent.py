@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from cloison.guest import background, identity, qubesdb, volumes
 from cloison.guest.qubesdb import QubesDb
+from cloison.qrexec import trigger
 from cloison.qrexec.agent import ControlChannel
 from cloison.runtime.port import Handler, Port
 from cloison.wire import agent as orders
@@ -28,6 +29,7 @@ class System:
     """What the orders do to the guest that the agent runs in. A test gives another one: it has a host to lose."""
 
     qubesdb_socket = qubesdb.SOCKET
+    trigger_socket = trigger.SOCKET
 
     def become(self, who: Identity) -> None:
         """Raises OSError or ValueError."""
@@ -58,8 +60,8 @@ class Agent:
     """One guest's agent. Before `become` it is nobody and opens no service to anyone."""
 
     def __init__(self, fd: int, system: System, on_end: Callable[[str], None]) -> None:
-        self._system = system
-        self._port = Port(fd, GUEST, on_control=self._order, on_open=self._opened, on_end=on_end)
+        self._system, self._on_end = system, on_end
+        self._port = Port(fd, GUEST, on_control=self._order, on_open=self._opened, on_end=self._ended)
         self._control = ControlChannel(self._port, self._lost)
         self._qubesdb = QubesDb(self._port)
         self._orders = {
@@ -79,6 +81,7 @@ class Agent:
             return
         self._control.xid = who.xid
         self._qubesdb.fill(who.qubesdb)
+        self._control.triggers.serve(self._system.trigger_socket)
         self._port.control(orders.report("running"))
         asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, who)
 
@@ -87,6 +90,7 @@ class Agent:
 
     def _seal(self, _: dict[str, object]) -> None:
         self._system.rehearse()
+        self._control.triggers.serve(self._system.trigger_socket)
         self._port.control(orders.report("sealed"))
 
     def _shutdown(self, _: dict[str, object]) -> None:
@@ -99,6 +103,10 @@ class Agent:
     def _settle(self, who: Identity) -> None:
         self._qubesdb.serve(self._system.qubesdb_socket)
         self._system.settle(who)
+
+    def _ended(self, reason: str) -> None:
+        self._control.triggers.close()
+        self._on_end(reason)
 
     def _lost(self, reason: str) -> None:
         """The daemon hung up, which ends nothing here; or it broke the protocol, and then nothing can be trusted any more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -28,6 +29,30 @@ _CANDIDATE = 0                           # no message's kind: a program's stdin,
 # What a service writes is read here, behind its header, and leaves from here: one thread, and no callback waits.
 _frame = bytearray(qrexec.HEADER.size + qrexec.MAX_CHUNK)
 _view = memoryview(_frame)
+
+# Programs that may signal that their stdin serves both directions. One process, one signal: which program sent it can't be told
+# for sure (it may have ended, signals merge), so each that is running is then watched for bytes on its stdin, which else has none.
+_programs: set[Call] = set()
+_signalled: list[int] = []
+_hearing: list[asyncio.AbstractEventLoop] = []
+
+
+def _hear_signals(loop: asyncio.AbstractEventLoop) -> None:
+    if _hearing == [loop]:
+        return
+    _hearing[:] = [loop]
+    _programs.clear()
+    loop.add_signal_handler(signal.SIGUSR1, _one_socket)
+    signal.signal(signal.SIGUSR1, _mark)         # runs before the next callback; `_one_socket` is such a callback
+
+
+def _mark(number: int, _frame: object) -> None:
+    _signalled[:] = [number]
+
+
+def _one_socket() -> None:
+    for call in _programs:
+        call.may_use_one_socket()
 
 
 class Call:
@@ -60,6 +85,7 @@ class Call:
         self._stream: socket.socket | None = None    # to a socket service
         self._status: int | None = None              # of the service
         self._exit_sent = False
+        self.status: int | None = None               # what the caller is told
         self._over = False
         self._channel: int | None = None
         self._channel = channels.open(address, self)
@@ -98,6 +124,8 @@ class Call:
             self._exit(0)
             return
         self._input, self._ready = started.stdin, True
+        _hear_signals(self._loop)
+        _programs.add(self)
         self._sources = {started.stdout.fileno(): qrexec.STDOUT, started.stderr: qrexec.STDERR}
         if not self._send_stderr:
             self._send(qrexec.end_of_stream(qrexec.STDERR))
@@ -229,7 +257,7 @@ class Call:
     # -- one socket for both directions --------------------------------------------------------------------------------
 
     def may_use_one_socket(self) -> None:
-        """A program has signalled that it uses its stdin both ways; which one did shows when it writes there (7.4)."""
+        """A program, perhaps this one, has signalled that it uses its stdin both ways."""
         if self._started is None or qrexec.STDOUT not in self._sources.values():
             return
         fd = self._started.stdin.fileno()
@@ -251,7 +279,9 @@ class Call:
             self._use_one_socket(fd, stdout)
 
     def _one_socket_after(self, stdout: int) -> bool:
-        """Its stdout has ended: does it go on on its stdin?"""
+        """Its stdout has ended: does it go on on its stdin? The signal may have come in this very turn of the loop."""
+        if _signalled:
+            self.may_use_one_socket()
         fd = next((each for each, kind in self._sources.items() if kind == _CANDIDATE), None)
         if fd is None or not self._has_written_to_stdin():
             return False
@@ -289,19 +319,21 @@ class Call:
             self._exit(self._status)
 
     def _exit(self, status: int) -> None:
-        self._exit_sent = True
+        self._exit_sent, self.status = True, status
         self._read_sources(False)
         self._sources.clear()
         self._send(qrexec.exit_code(status))
 
     def _finish_when_sent(self) -> None:
-        if self._exit_sent and not self._unsent and not self._over:
+        """Not before the caller has said hello: it may be about to send more, and would meet a closed channel."""
+        if self._exit_sent and not self._unsent and not self._over and self._decoder.version:
             self._channels.close(self._handle)
             self._end()
 
     def _end(self) -> None:
         """The channel is used no longer."""
         self._over = True
+        _programs.discard(self)
         self._unsent.clear()
         self._to_service.clear()
         self._read_sources(False)
@@ -312,6 +344,8 @@ class Call:
         if self._stream is not None:
             self._loop.remove_writer(self._stream)
             self._stream.close()
+        if self._log is not None and not self._quiet:
+            self._log.write(b"")
         self._on_end()
 
     # -- from the caller -----------------------------------------------------------------------------------------------
@@ -360,6 +394,7 @@ class Call:
             return
         if self._ready:
             self._write_input()
+        self._finish_when_sent()
 
     def _write_input(self) -> None:
         while self._to_service:

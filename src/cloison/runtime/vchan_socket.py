@@ -23,6 +23,7 @@ READ = 1 << 17
 MAX_EARLY = WINDOW             # bytes that may be sent before the peer is there
 BUFFER = 1 << 18               # bytes asked of the kernel for each direction
 REFUSED_AGAIN = 0.001          # s: a foreign listener is bound, but does not listen yet; nothing tells when it does
+PARTING = 5.0                  # s that a peer has for hanging up after us
 PATIENCE = 120.0               # s that one end of a data channel waits for the other, as the reference's programs do
 
 Connected = Callable[[socket.socket], None]
@@ -206,7 +207,7 @@ class _Channel:
             return
         self._loop.remove_writer(self._stream)
         if self.closing:
-            self.drop()
+            self._part()
         elif self._starved:
             self._writable()
 
@@ -282,12 +283,20 @@ class _Channel:
         """As soon as what was sent is on its way."""
         self.closing = True
         if self._stream is None:
-            if not self._early and self.give_up is not None:
-                self.give_up()
+            if not self._early:
+                self.drop()
             return
         self._stop_reading()
         if not self._early:
-            self.drop()
+            self._part()
+
+    def _part(self) -> None:
+        """Nothing more is sent. A peer that is sending must not meet a closed socket: no other transport makes that an error."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._loop.remove_reader(stream)
+            self._loop.remove_writer(stream)
+            self._owner.parting.add(stream)
 
     def _stop_reading(self) -> None:
         assert self._stream is not None
@@ -309,13 +318,52 @@ class _Channel:
             self._stream = None
 
 
+class Parting:
+    """Sockets that are read, and nothing done with it, until the peer hangs up too or has had its time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._streams: dict[socket.socket, asyncio.TimerHandle] = {}
+
+    def add(self, stream: socket.socket) -> None:
+        try:
+            stream.shutdown(socket.SHUT_WR)
+        except OSError:
+            stream.close()
+            return
+        self._streams[stream] = self._loop.call_later(PARTING, self._end, stream)
+        self._loop.add_reader(stream, self._drain, stream)
+
+    def _drain(self, stream: socket.socket) -> None:
+        try:
+            if stream.recv(READ):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._end(stream)
+
+    def _end(self, stream: socket.socket) -> None:
+        self._streams.pop(stream).cancel()
+        self._loop.remove_reader(stream)
+        stream.close()
+
+    def close(self) -> None:
+        for stream in list(self._streams):
+            self._end(stream)
+
+
 class VchanSocket:
     """The channels of `Port`, each a socket in that folder. `end` when done."""
 
     def __init__(self, folder: str) -> None:
         self.dialer = Dialer(folder)
+        self.parting = Parting()
         self._channels: dict[int, _Channel] = {}
         self._last = 0
+        self._lingering: set[_Channel] = set()       # closed, with bytes that still have to go
+        self._flushed: list[asyncio.Future[None]] = []
 
     def open(self, address: Address, handler: Handler) -> int:
         """See Port. If no server comes, the handler hears `closed`."""
@@ -323,6 +371,7 @@ class VchanSocket:
 
         def failed() -> None:
             channel.give_up = None
+            channel.drop()
             if self.forget(channel):
                 handler.closed()
 
@@ -357,7 +406,21 @@ class VchanSocket:
         found = self._channels.pop(channel, None)
         if found is not None:
             found.handler = _NOBODY
+            self._lingering.add(found)
             found.close()
+
+    async def flushed(self) -> None:
+        """Until what was sent on closed channels is on its way, or nobody has come for it."""
+        while self._lingering:
+            change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flushed.append(change)
+            await change
+
+    def dropped(self, channel: _Channel) -> None:
+        self._lingering.discard(channel)
+        for change in self._flushed:
+            change.set_result(None)
+        self._flushed.clear()
 
     def end(self, _reason: str = "") -> None:
         """Give every channel up; their handlers hear `closed`."""
@@ -365,6 +428,7 @@ class VchanSocket:
         self._channels.clear()
         for channel in channels:
             channel.drop()
+        self.parting.close()
         self.dialer.close()
         for channel in channels:
             channel.handler.closed()

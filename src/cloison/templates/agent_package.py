@@ -17,8 +17,8 @@ NAME = "cloison-agent"
 SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "qrexec", "guest")
 # Of `qrexec` a qube has the agent's half.
 _QUBES_QREXEC = (
-    "__init__.py", "agent.py", "call.py", "caller.py", "client_vm.py", "filecopy", "fork_server.py", "lookup.py", "pam.py", "process.py",
-    "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
+    "__init__.py", "agent.py", "agent_main.py", "call.py", "caller.py", "client_vm.py", "filecopy", "fork_server.py", "lookup.py", "pam.py",
+    "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
 )
 _NOT_CODE = ("files", "services", "__pycache__")
 _EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "usr/bin/", "usr/lib/qubes/")

@@ -151,6 +151,7 @@ class Role(NamedTuple):
     versions: dict[int, Lengths]         # by protocol version, oldest first; the newest is our own
     handshake: bool = True               # HELLO comes first
     zero_port: bool = False              # port 0 stands for "choose one"
+    any_port: bool = False               # from a trusted peer: its own affair
     alias: dict[int, int] = {}           # types taken for another
 
 
@@ -176,7 +177,7 @@ FROM_AGENT: Final = Role({
     3: {TRIGGER_SERVICE3: _TRIGGER3, CONNECTION_TERMINATED: _TERMINATED},
     4: {TRIGGER_SERVICE3: _TRIGGER3, TRIGGER_SERVICE4: _TRIGGER4, CONNECTION_TERMINATED: _TERMINATED},
 })
-FROM_DAEMON: Final = Role({2: _TO_AGENT, 3: _TO_AGENT, 4: _TO_AGENT})
+FROM_DAEMON: Final = Role({2: _TO_AGENT, 3: _TO_AGENT, 4: _TO_AGENT}, any_port=True)
 FROM_CLIENT: Final = Role({3: {
     EXEC_CMDLINE: (PARAMS.size + 1, MAX_REQUEST),
     JUST_EXEC: (PARAMS.size + 1, MAX_REQUEST),
@@ -257,7 +258,7 @@ class Decoder:
 
     def _with_port(self, kind: int, untrusted: bytes) -> Message:
         domain, port = PARAMS.unpack_from(untrusted)
-        if not is_data_port(port) and not (port == 0 and self._role.zero_port):
+        if not (is_data_port(port) or self._role.any_port or (port == 0 and self._role.zero_port)):
             raise PeerError("port out of range", port)
         if kind == CONNECTION_TERMINATED:
             return Terminated(domain, port)
@@ -379,6 +380,11 @@ def allocated(kind: int, domain: int, port: int) -> bytes:
 
 def connection_terminated(domain: int, port: int) -> bytes:
     return _message(CONNECTION_TERMINATED, PARAMS.pack(domain, port))
+
+
+def trigger_service2(target: str, ident: bytes, service: str) -> bytes:
+    """Protocol 2. Raises ValueError for a name that doesn't fit."""
+    return _message(TRIGGER_SERVICE, _field(service, 64), _field(target, 32), ident)
 
 
 def trigger_service3(target: str, ident: bytes, service: str) -> bytes:

@@ -1,0 +1,189 @@
+"""Calls out of a qube: the socket that the qube's programs ask on (reference/qrexec.md 9.1).
+
+Its clients are any programs of the qube. What they ask for is checked here for its form only; the host decides. A call's id is a
+number that is never used again: an answer can't reach another program than the one that asked.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from cloison.errors import PeerError
+from cloison.runtime.port import Channels
+from cloison.runtime.relay import Relay
+from cloison.wire import qrexec
+from cloison.wire.mux import Address
+
+SOCKET = "/var/run/qubes/qrexec-agent"
+MAX_CLIENTS = 256
+_READ = 65536
+
+
+class Daemon(Protocol):
+    """What calls need of the control channel."""
+
+    channels: Channels
+    xid: int
+    gives_descriptors: bool              # a data channel reaches its program by descriptor; else the program listens itself
+
+    def trigger(self, request: qrexec.Trigger) -> bool: ...
+    def terminated(self, domain: int, port: int) -> None: ...
+
+
+class TriggerSocket:
+    """Open from `serve` to `close`."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._loop = asyncio.get_running_loop()
+        self._server: socket.socket | None = None
+        self._path = ""
+        self._clients: dict[_Client, None] = {}            # the oldest first
+        self._asking: dict[bytes, _Client] = {}            # by request id
+        self._last = 0
+
+    def serve(self, path: str) -> None:
+        """Idempotent. Every program of the qube may use it, as upstream. Raises OSError."""
+        if self._server is not None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._server.bind(path)
+        os.chmod(path, 0o777)  # noqa: S103 whoever may run programs here may ask for calls; the host's policy decides
+        self._server.listen(MAX_CLIENTS)
+        self._path = path
+        self._loop.add_reader(self._server, self._accept, self._server)
+
+    def close(self) -> None:
+        """The socket is gone, and so are the calls."""
+        if self._server is not None:
+            self._loop.remove_reader(self._server)
+            self._server.close()
+            self._server = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+        for client in list(self._clients):
+            client.close()
+
+    def daemon_lost(self) -> None:
+        """What was asked gets no answer any more."""
+        for client in list(self._asking.values()):
+            client.close()
+
+    def connect(self, answer: qrexec.ServiceConnect) -> None:
+        """The host has accepted a call. Whoever asked may be gone by now."""
+        client = self._asking.pop(answer.request_id, None)
+        if client is None:
+            self._daemon.terminated(answer.domain, answer.port)
+        else:
+            client.connect(answer.domain, answer.port)
+
+    def refused(self, answer: qrexec.ServiceRefused) -> None:
+        client = self._asking.pop(answer.request_id, None)
+        if client is not None:
+            client.close()
+
+    def _accept(self, server: socket.socket) -> None:
+        try:
+            stream, _ = server.accept()
+        except OSError:
+            return
+        if len(self._clients) >= MAX_CLIENTS and not self._make_room():
+            stream.close()
+            return
+        self._clients[_Client(stream, self, self._daemon)] = None
+
+    def _make_room(self) -> bool:
+        """Drop the oldest of those who have not asked for anything yet: sitting there must not keep others out."""
+        silent = next((client for client in self._clients if client.silent), None)
+        if silent is not None:
+            silent.close()
+        return silent is not None
+
+    def ask(self, client: _Client, untrusted: qrexec.Trigger) -> bytes | None:
+        """Its request id if the host was asked."""
+        self._last += 1
+        request_id = qrexec.request_id(f"SOCKET{self._last}")
+        if not self._daemon.trigger(untrusted._replace(request_id=request_id)):
+            return None
+        self._asking[request_id] = client
+        return request_id
+
+    def gone(self, client: _Client, request_id: bytes | None) -> None:
+        self._clients.pop(client, None)
+        if request_id is not None:
+            self._asking.pop(request_id, None)
+
+
+class _Client:
+    """A program: one request, one answer of 8 bytes; it keeps the connection for as long as its call lasts."""
+
+    def __init__(self, stream: socket.socket, owner: TriggerSocket, daemon: Daemon) -> None:
+        stream.setblocking(False)
+        self._stream, self._owner, self._daemon = stream, owner, daemon
+        self._decoder = qrexec.Decoder(qrexec.FROM_CLIENT_VM)
+        self._request_id: bytes | None = None
+        self._on_close: Callable[[], None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(stream, self._readable)
+        self.silent = True
+
+    def _readable(self) -> None:
+        try:
+            untrusted = self._stream.recv(_READ)
+            self._decoder.feed(untrusted)
+            message = self._decoder.next_message()
+        except BlockingIOError:
+            return
+        except (OSError, PeerError):
+            untrusted, message = b"", None
+        if not untrusted or not self.silent:      # nothing more is to come until it hangs up
+            self.close()
+        elif message is not None:
+            self.silent = False
+            self._request_id = self._owner.ask(self, message) if isinstance(message, qrexec.Trigger) else None
+            if self._request_id is None:
+                self.close()
+
+    def connect(self, domain: int, port: int) -> None:
+        self._request_id = None
+        answer = qrexec.PARAMS.pack(domain, port)
+        if not self._daemon.gives_descriptors:
+            self._on_close = lambda: self._daemon.terminated(domain, port)
+            self._answer(answer, [])
+            return
+        ours, theirs = socket.socketpair()
+        address = Address(self._daemon.xid, domain, port)
+        relay = Relay(self._daemon.channels, None, ours, lambda: self._daemon.terminated(domain, port))
+
+        def give_up() -> None:
+            """A relay that has begun ends by itself, with what the program sent last."""
+            if relay.channel is None:
+                self._daemon.channels.unlisten(address)
+                relay.end()
+
+        self._on_close = give_up
+        with theirs:
+            self._daemon.channels.listen(address, relay.bind)
+            self._answer(answer, [theirs.fileno()])
+
+    def _answer(self, answer: bytes, fds: list[int]) -> None:
+        """Eight bytes into an empty socket buffer: it takes them at once, or the program is gone."""
+        try:
+            socket.send_fds(self._stream, [answer], fds)
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        if self._stream.fileno() < 0:
+            return
+        self._loop.remove_reader(self._stream)
+        self._stream.close()
+        self._owner.gone(self, self._request_id)
+        if self._on_close is not None:
+            self._on_close()
