@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 TOOLS = (
+    "qrexec-legacy-convert", "qrexec-policy-graph", "qubes-policy", "qubes-policy-editor", "qubes-policy-lint",
     "qubes-prefs", "qvm-block", "qvm-check", "qvm-clone", "qvm-create", "qvm-device", "qvm-features", "qvm-firewall", "qvm-kill",
     "qvm-ls", "qvm-notes", "qvm-pause", "qvm-pci", "qvm-pool", "qvm-prefs", "qvm-remove", "qvm-run", "qvm-service", "qvm-shutdown",
     "qvm-start", "qvm-tags", "qvm-unpause", "qvm-usb", "qvm-volume",

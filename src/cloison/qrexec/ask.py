@@ -33,7 +33,7 @@ class NoAnswer(CloisonError):
 
 def qrexec_client(gui_qube: str, service: str) -> list[str]:
     """The command that calls a service of that qube in the name of the host."""
-    return [sys.executable, "-P", "-m", "cloison.qrexec.client", "-d", gui_qube, f"DEFAULT:QUBESRPC {service} {HOST}"]
+    return [sys.executable, "-P", "-m", "cloison.qrexec.client_main", "-d", gui_qube, f"DEFAULT:QUBESRPC {service} {HOST}"]
 
 
 class Agents:
