@@ -152,6 +152,7 @@ def _markers(qubesdb: dict[str, str], persistence: str) -> None:
     """Files that scripts look at: what kind of qube this is, which services are on."""
     kind = qubesdb.get("/qubes-vm-type", "AppVM").lower()
     os.makedirs("/run/qubes-service", exist_ok=True)
+    os.makedirs("/run/qubes", exist_ok=True)
     for name in (f"/run/qubes/this-is-{kind}", f"/run/qubes/persistent-{persistence}"):
         _write(name, "")
     for path, value in qubesdb.items():
