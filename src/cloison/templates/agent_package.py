@@ -21,7 +21,7 @@ _QUBES_QREXEC = (
     "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
 )
 _NOT_CODE = ("files", "services", "__pycache__")
-_EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "usr/bin/", "usr/lib/qubes/")
+_EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "etc/qubes/post-install.d/", "etc/qubes/suspend-", "usr/bin/", "usr/lib/qubes/")
 _SECRET = ("etc/sudoers.d/",)
 # Links, which a wheel could not carry. A service that is a link into /dev/tcp is a connection (reference/qrexec.md 10.3).
 LINKS = {
@@ -29,7 +29,12 @@ LINKS = {
     "etc/qubes-rpc/qubes.UpdatesProxy": "/dev/tcp/127.0.0.1/8082",
     "etc/qubes-rpc/qubes.VMRootExec": "qubes.VMExec",
     "etc/qubes-rpc/qubes.VMRootShell": "qubes.VMShell",
+    "usr/bin/qubesdb-list": "qubesdb-read",
+    "usr/bin/qubesdb-multiread": "qubesdb-read",
+    "usr/bin/qubesdb-rm": "qubesdb-read",
+    "usr/bin/qubesdb-write": "qubesdb-read",
     "usr/bin/qvm-copy-to-vm": "qvm-copy",
+    "usr/bin/qvm-features-request": "qubesdb-read",
     "usr/bin/qvm-move": "qvm-copy",
     "usr/bin/qvm-move-to-vm": "qvm-copy",
     "usr/bin/qvm-open-in-dvm": "qvm-open-in-vm",

@@ -1,10 +1,13 @@
 """A qrexec call out of this qube whose other end we speak with ourselves, through `qrexec-client-vm` and one socket."""
 from __future__ import annotations
 
+import _socket  # `socket` brings much that a start under emulation pays for
 import os
-import socket
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False                    # what types need costs a start under emulation
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 CLIENT = "qrexec-client-vm"
 REFUSED = 126
@@ -15,11 +18,17 @@ class Outgoing:
 
     def __init__(self, target: str, service: str) -> None:
         """Raises OSError if the client can't be started."""
-        self.socket, theirs = socket.socketpair()
+        self.socket, theirs = _socket.socketpair()
         argv = [CLIENT, "--use-stdin-socket", "--", target, service]
-        with theirs:
+        try:
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
             self._pid = os.posix_spawnp(CLIENT, argv, os.environ, file_actions=actions)
+        finally:
+            theirs.close()
+
+    def end_input(self) -> None:
+        """The service sees the end of its input; its output still comes."""
+        self.socket.shutdown(_socket.SHUT_WR)
 
     def wait(self) -> int:
         """Hang up, and wait until the call has ended: its exit status (128 + N for a signal)."""

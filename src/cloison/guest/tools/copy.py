@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from cloison.guest.tools.call import Outgoing, fail
 from cloison.qrexec.filecopy import progress
 from cloison.qrexec.filecopy.agent import send
 from cloison.qrexec.filecopy.pack import CopyFailed, Survey, quote
+
+TYPE_CHECKING = False                    # what types need costs a start under emulation
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _DEFAULT = "@default"
 _HELP = """\

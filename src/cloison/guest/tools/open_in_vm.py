@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from cloison.guest.rpc.stdin import copy
 from cloison.guest.tools.call import Outgoing, fail
 from cloison.wire import opening
 
@@ -59,7 +59,7 @@ def _open_address(target: str, address: str) -> int:
     call = Outgoing(target, "qubes.OpenURL")
     try:
         call.socket.sendall(os.fsencode(address) + b"\n")
-        call.socket.shutdown(socket.SHUT_WR)
+        call.end_input()
         while call.socket.recv(BUFFER):
             pass
     except OSError:
@@ -69,16 +69,16 @@ def _open_address(target: str, address: str) -> int:
 
 def _open_file(prog: str, target: str, path: bytes, *, view_only: bool) -> int:
     """Send the file, take what comes back in its stead. The exit status."""
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         call = Outgoing(target, "qubes.OpenInVM")
         try:
             call.socket.sendall(opening.encode_name(os.path.basename(path), view_only=view_only))
-            call.socket.sendfile(file)
-            call.socket.shutdown(socket.SHUT_WR)
+            copy(file.fileno(), call.socket.fileno())
+            call.end_input()
         except OSError:
             return call.wait() or 1      # the receiver took no more
     try:
-        temporary = None if view_only else _receive(prog, call.socket, path)
+        temporary = None if view_only else _receive(prog, call, path)
         while call.socket.recv(BUFFER):  # of a view nothing is taken
             pass
     except OSError as error:
@@ -93,9 +93,9 @@ def _open_file(prog: str, target: str, path: bytes, *, view_only: bool) -> int:
     return status
 
 
-def _receive(prog: str, source: socket.socket, path: bytes) -> bytes | None:
+def _receive(prog: str, call: Outgoing, path: bytes) -> bytes | None:
     """The changed content in a temporary file beside the old one, or None if nothing came back. Raises OSError."""
-    untrusted = source.recv(BUFFER)
+    untrusted = call.socket.recv(BUFFER)
     if not untrusted:
         return None
     import tempfile  # costs a tenth of a second under emulation
@@ -108,7 +108,7 @@ def _receive(prog: str, source: socket.socket, path: bytes) -> bytes | None:
     with open(fd, "wb") as file:
         while untrusted:
             file.write(untrusted)
-            untrusted = source.recv(BUFFER)
+            untrusted = call.socket.recv(BUFFER)
         file.flush()
         os.fsync(fd)
     return temporary

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from cloison.guest.tools.call import CLIENT
+
+TYPE_CHECKING = False                    # what types need costs a start under emulation
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _HELP = """\
 usage: {prog} [OPTIONS] QUBE COMMAND [ARGUMENT ...]

@@ -1,7 +1,6 @@
 """qvm-sync-clock in a qube: sets the clock by service qubes.GetDate. Whoever answers is trusted with nothing more."""
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         call = Outgoing("@default", "qubes.GetDate+nanoseconds")
     except OSError as error:
         fail(PROG, f"can't start a call: {error.strerror}")
-    untrusted = _read(call.socket)
+    untrusted = _read(call)
     status = call.wait()
     if status:
         return status
@@ -35,10 +34,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(source: socket.socket) -> bytes:
+def _read(call: Outgoing) -> bytes:
     """All that comes, but at most one byte more than a time has."""
-    source.shutdown(socket.SHUT_WR)
+    call.end_input()
     untrusted = b""
-    while len(untrusted) <= clock.LENGTH_MAX and (piece := source.recv(clock.LENGTH_MAX + 1 - len(untrusted))):
+    while len(untrusted) <= clock.LENGTH_MAX and (piece := call.socket.recv(clock.LENGTH_MAX + 1 - len(untrusted))):
         untrusted += piece
     return untrusted

@@ -8,10 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Callable, Iterator, Sequence
 from zlib import crc32
 
 from cloison.wire import filecopy as wire
+
+TYPE_CHECKING = False                    # what types need costs a start under emulation
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import IO
 
 BUFFER = 1 << 20
 _SMALL = 1 << 16                         # shorter pieces are gathered
@@ -171,7 +175,7 @@ class Sender:
 
     def finish(self) -> None:
         """Say that this was all, and wait until the receiver has it on its disk. Raises CopyFailed."""
-        self._put(wire.END)
+        self.put(wire.END)
         self._flush()
         self._take_answer()
 
@@ -181,29 +185,32 @@ class Sender:
             self._send_file(parent, path)
         elif kind in (wire.FOLDER, wire.LINK):
             target = os.readlink(path, dir_fd=parent) if kind == wire.LINK else b""
-            self._put(_entry(path, status, target).encode())
+            self.put(_entry(path, status, target).encode())
 
     def _send_file(self, parent: int, path: bytes) -> None:
         fd = os.open(path, _OPEN, dir_fd=parent)
-        try:
+        with open(fd, "rb", buffering=0) as file:
             entry = _entry(path, os.fstat(fd))
             if entry.kind != wire.REGULAR:
                 raise CopyFailed(f"{quote(path)} was replaced while it was copied")
-            self._put(entry.encode())
-            left = entry.size
-            while left:
-                length = os.readv(fd, [self._buffer[:left]])
-                if length == 0:
-                    raise CopyFailed(f"{quote(path)} became shorter while it was copied")
-                self._put(self._buffer[:length])
-                left -= length
-                self.sent += length
-                if self._progress:
-                    self._progress(self.sent)
-        finally:
-            os.close(fd)
+            self.put_file(entry, file)
 
-    def _put(self, piece: bytes | memoryview) -> None:
+    def put_file(self, entry: wire.Entry, content: IO[bytes]) -> None:
+        """A file with its content, of which `entry.size` bytes are read. Raises CopyFailed, also if there are fewer."""
+        self.put(entry.encode())
+        left = entry.size
+        while left:
+            length = content.readinto(self._buffer[:left])  # type: ignore[attr-defined]
+            if not length:
+                raise CopyFailed(f"{quote(entry.path)} became shorter while it was copied")
+            self.put(self._buffer[:length])
+            left -= length
+            self.sent += length
+            if self._progress:
+                self._progress(self.sent)
+
+    def put(self, piece: bytes | memoryview) -> None:
+        """A piece of the stream: an encoded entry. Raises CopyFailed."""
         self._crc = crc32(piece, self._crc)
         if len(piece) < _SMALL:
             self._gathered += piece

@@ -8,10 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
 
 from cloison.qrexec.filecopy.confine import open_beneath, sync_filesystem
 from cloison.wire import filecopy as wire
+
+TYPE_CHECKING = False                    # what types need costs a start under emulation
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BUFFER = 1 << 20
 SPACE_PAUSE = 1.0                        # seconds between looks at the free space

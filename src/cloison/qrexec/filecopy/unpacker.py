@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
 from cloison.qrexec.filecopy import confine
 from cloison.qrexec.filecopy.unpack import Options, open_descriptors, receive
 from cloison.values import InvalidValue, QubeName
 from cloison.wire import displayable as _  # noqa: F401 shut in, nothing can be imported any more
 from cloison.wire import filecopy as wire
+
+TYPE_CHECKING = False                    # what types need costs a start under emulation
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 INCOMING = "QubesIncoming"
 MARGIN_MAX = 2**31 - 1

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Says what this template is and can do. The host takes what it knows, at the last line.
+set -e
+. /etc/os-release
+qvm-features-request qrexec=1 vmexec=1 os=Linux "os-distribution=${ID:-}" "os-distribution-like=${ID_LIKE:-}" "os-version=${VERSION_ID:-}"
+for service in /etc/qubes-rpc/*; do
+    name=${service##*/}
+    [ -x "$service" ] && [ -f "$service" ] && qvm-features-request "supported-rpc.${name%%+*}=1"
+done
+qvm-features-request --commit
+exec qrexec-client-vm dom0 qubes.SyncAppMenus

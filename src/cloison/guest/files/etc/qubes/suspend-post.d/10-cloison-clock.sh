@@ -1,0 +1,3 @@
+#!/bin/sh
+# The clock stood still while the machine slept.
+exec qvm-sync-clock
