@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 from cloison.client.connection import Connection
-from cloison.client.domains import Property, Qube, get_properties, key_values, volume_info, volumes
+from cloison.client.domains import DOM0, Property, Qube, get_properties, key_values, volume_info, volumes
 from cloison.errors import CloisonError
 
 _Value = TypeVar("_Value")
@@ -37,6 +37,7 @@ class Facts:
         self._properties = properties
         self._volumes: dict[str, dict[str, dict[str, str]]] = {}
         self._states: dict[str, dict[str, str]] = {}
+        self._starts: dict[str, str] | None = None
 
     def property(self, qube: str, name: str) -> str | None:
         """None if the qube has no such property or the property no value."""
@@ -53,11 +54,24 @@ class Facts:
             )
         return self._volumes[qube]
 
+    def start(self, qube: str) -> str | None:
+        """`warm` or `cold`, if qubesd saw the start."""
+        if self._starts is None:
+            self._starts = _or_empty(lambda: _starts(self.connection))
+        return self._starts.get(qube)
+
     def current(self, qube: str, key: str) -> int:
         """A number of admin.vm.CurrentState."""
         if qube not in self._states:
             self._states[qube] = _or_empty(lambda: _words(self.connection.call(qube, "admin.vm.CurrentState")))
         return int(self._states[qube].get(key, "0"))
+
+
+def _starts(connection: Connection) -> dict[str, str]:
+    import json
+
+    starts: dict[str, str] = json.loads(connection.call(DOM0, "internal.cloison.Status", internal=True)).get("starts", {})
+    return starts
 
 
 def _words(reply: bytes) -> dict[str, str]:
@@ -132,6 +146,8 @@ COLUMNS = {
     "CPU": Column("Processor time used since its start, in seconds.", _cpu, calls=False, numeric=True),
     "MEMORY": Column("Memory the qube uses now, in MiB.", _memory, calls=False, numeric=True),
     "DISK": Column("Disk space of all its volumes, in MiB.", _disk, calls=False, numeric=True),
+    "START": Column("How it started: warm, from a snapshot, or cold, by booting.",
+                    lambda facts, qube: facts.start(qube.name), calls=False),
     "FLAGS": Column("Class, power state, Updateable, Network, Rpm, internal, Debug, Autostart.", _flags),
 }
 for _short, _name in (("PRIV", "private"), ("ROOT", "root")):
