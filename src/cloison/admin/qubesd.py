@@ -71,7 +71,20 @@ class Qubesd(abc.ABC):
     async def create(self, order: NewQube, source: Qube) -> Qube: ...
 
     @abc.abstractmethod
-    async def create_disposable(self, template: Qube, source: Qube) -> Qube: ...
+    async def create_disposable(self, template: Qube, source: Qube | None) -> Qube:
+        """Made halted. Without a source it is for nobody yet, and has the template's network."""
+
+    @abc.abstractmethod
+    async def take_preloaded(self, template: Qube, source: Qube) -> Qube | None:
+        """A disposable that was made ahead, running now; None if none is ready for this source."""
+
+    @abc.abstractmethod
+    def preload(self, template: Qube) -> None:
+        """Look after the disposables of this template that are to wait, in the background."""
+
+    @abc.abstractmethod
+    async def drop_preloaded(self, reason: str) -> None:
+        """Remove all disposables that wait."""
 
     @abc.abstractmethod
     async def remove(self, qube: Qube) -> None: ...

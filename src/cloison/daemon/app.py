@@ -20,6 +20,7 @@ from cloison.daemon import qubes_xml
 from cloison.daemon.events import EventBus, Listener
 from cloison.daemon.machines import Machines
 from cloison.daemon.parts import Parts
+from cloison.daemon.preload import Preloads
 from cloison.daemon.volumes import Volumes
 from cloison.errors import CloisonError, StorageError
 from cloison.model import creation
@@ -29,6 +30,7 @@ from cloison.model.features import TAG
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
+from cloison.plan.preload import Wake
 from cloison.runtime import faults
 from cloison.storage.base import Pool, VolumeConfig
 
@@ -44,6 +46,12 @@ def _wanted_tags(source: Qube) -> list[str]:
     return [word for word in words if TAG.fullmatch(word) and not word.startswith("created-by-")]
 
 
+def _wanted_guivm(source: Qube | None) -> str | None:
+    """The qube that shows the windows of what a management qube makes."""
+    name = source.features.get("set-created-guivm") if source is not None else None
+    return name if name and source is not None and name in source.system.qubes else None
+
+
 class App(Qubesd):
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -56,6 +64,7 @@ class App(Qubesd):
         self.events = EventBus()
         self.volumes = Volumes(self, parts)
         self.machines = Machines(self, parts, self.volumes)
+        self.preloads = Preloads(self)
         self._locks: dict[str, asyncio.Lock] = {}
         self._used_dispids: deque[tuple[float, int]] = deque()
 
@@ -77,6 +86,7 @@ class App(Qubesd):
         self.cache.clear()
         self.events.publish(events)
         self.machines.follow(events)
+        self.preloads.follow(events)
 
     def lock(self, qube: Qube) -> asyncio.Lock:
         return self._locks.setdefault(qube.uuid, asyncio.Lock())
@@ -109,19 +119,30 @@ class App(Qubesd):
         return await self._make(Birth(
             order.klass, order.name, order.label, self.parts.host.new_uuid(), CREATING, template=order.template, dispid=dispid,
             pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}", *_wanted_tags(source)),
+            guivm=_wanted_guivm(source),
         ))
 
-    async def create_disposable(self, template: Qube, source: Qube) -> Qube:
+    async def create_disposable(self, template: Qube, source: Qube | None) -> Qube:
         lifecycle.check_disposable(template)
         dispid = self._free_dispid()
         values: dict[str, Any] = {"auto_cleanup": True}
-        bound, netvm = lifecycle.child_netvm(source, template)
+        bound, netvm = (False, None) if source is None else lifecycle.child_netvm(source, template)
         if bound:
             values["netvm"] = netvm
+        tags = () if source is None else (f"created-by-{source.name}", f"disp-created-by-{source.name}")
         return await self._make(Birth(
             "DispVM", f"disp{dispid}", str(template.get("label")), self.parts.host.new_uuid(), CREATING, template=template.name,
-            dispid=dispid, tags=(f"created-by-{source.name}", f"disp-created-by-{source.name}"), values=values,
+            dispid=dispid, tags=tags, guivm=_wanted_guivm(source), values=values,
         ))
+
+    async def take_preloaded(self, template: Qube, source: Qube) -> Qube | None:
+        return await self.preloads.take(template, source)
+
+    def preload(self, template: Qube) -> None:
+        self.preloads.wake(Wake(template.name, "it was asked for"))
+
+    async def drop_preloaded(self, reason: str) -> None:
+        await self.preloads.drop_all(reason)
 
     async def _make(self, birth: Birth) -> Qube:
         """Store the order, make the volumes, store that it is done."""
@@ -167,6 +188,7 @@ class App(Qubesd):
 
     async def remove(self, qube: Qube) -> None:
         lifecycle.check_remove(qube)
+        await self.preloads.drop(qube, creation.preloaded(qube))
         async with self.lock(qube):
             await self.machines.settled(qube)
             if self.system.qubes.get(qube.name) is not qube:
@@ -233,12 +255,13 @@ class App(Qubesd):
         return usage.memory, usage.cpu_time
 
     async def autostart(self) -> None:
-        """Start what is to run with the system, netvms first. One that fails does not hold up the rest."""
+        """Start what is to run with the system, netvms first, then preload. One that fails does not hold up the rest."""
         for name in lifecycle.autostart_order(self.system):
             try:
                 await self.start(self.system.qube(name))
             except CloisonError as error:
                 log.error("%s was not started: %s", name, error)
+        await self.preloads.recover(fill=True)
 
     # -- volumes and the rest --------------------------------------------------------------------------------------------
 
@@ -278,7 +301,8 @@ class App(Qubesd):
         self.machines.prepare(qube)
 
     async def status(self) -> dict[str, Any]:
-        running = [qube.name for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]
-        return {"qubes": running, "warm_images": self.parts.wardens.warm_images(),
+        running = [qube for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]
+        starts = {qube.name: how for qube in running if (how := self.machines.starts.get(qube.uuid))}
+        return {"qubes": [qube.name for qube in running], "starts": starts, "warm_images": self.parts.wardens.warm_images(),
                 "accelerator": await asyncio.to_thread(self.parts.accelerator),
                 "version": cloison.__version__}

@@ -41,6 +41,12 @@ class RealHost(Host):
         except (OSError, UnicodeDecodeError):
             return None
 
+    def free_memory(self) -> int:
+        """What the kernel thinks can be had without swapping."""
+        with open("/proc/meminfo", encoding="ascii") as file:
+            words = next(line for line in file if line.startswith("MemAvailable:")).split()
+        return int(words[1]) >> 10
+
     def new_uuid(self) -> str:
         return str(uuid.uuid4())
 

@@ -41,6 +41,7 @@ class Machines:
         self._ended_early: set[str] = set()                     # of these: machines that ended before their start returned
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
+        self.starts: dict[str, str] = {}                        # uuid -> warm or cold, of those started since qubesd runs
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparing: set[asyncio.Task[None]] = set()        # warm images made ahead of the first start
         self._next_xid = 1
@@ -123,6 +124,7 @@ class Machines:
             qube.journal.emit(qube.name, "domain-spawn", start_guid=True)
         how = await self._wardens.start(await self._launch(qube, disks, warm), lease)
         faults.point("start:after-machine")
+        self.starts[qube.uuid] = how
         self._halted[qube.uuid] = asyncio.Event()
         self._set_power(qube, PowerState.RUNNING, "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused")
         self._emit(qube, "domain-start", start_guid=True)
@@ -212,6 +214,7 @@ class Machines:
                 self.prepare(qube)
         finally:
             self._stopping.pop(qube.uuid, None)
+            self.starts.pop(qube.uuid, None)
             event = self._halted.pop(qube.uuid, None)
             if event is not None:
                 event.set()
@@ -235,7 +238,7 @@ class Machines:
                 continue
             path = features.qdb_path(name)
             qube = self._qubesd.system.qubes.get(event.subject)
-            if path is not None and qube is not None and qube.is_running:
+            if path is not None and qube is not None and qube.kind.machine and qube.is_running:
                 value = qube.features.get(name)
                 entry = None if value is None else features.qdb_value(name, value)
                 self._spawn(self._write_qdb(qube, path, entry))

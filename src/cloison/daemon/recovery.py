@@ -34,6 +34,7 @@ async def bring_up(app: App) -> None:
     for qube in list(system.qubes.values()):
         if qube.kind.machine and qube.is_halted:
             await _mend(app, qube)
+    await app.preloads.recover(fill=False)
     app.choose_kernel()
 
 

@@ -30,6 +30,7 @@ async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
         await end.wait()
     finally:
         await server.close()
+        await app.preloads.close()
         await app.machines.close()
         await parts.wardens.close()
         parts.store.close()

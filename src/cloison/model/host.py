@@ -20,6 +20,10 @@ class Host(abc.ABC):
         """The kernel command line its package advises, or None."""
 
     @abc.abstractmethod
+    def free_memory(self) -> int:
+        """MiB that can be given to qubes now."""
+
+    @abc.abstractmethod
     def new_uuid(self) -> str: ...
 
     @abc.abstractmethod

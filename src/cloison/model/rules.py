@@ -157,7 +157,7 @@ def template(qube: Qube, value: str | None) -> str:
         raise BadPropertyValue(f"{value} is not a TemplateVM")
     if not qube.is_halted:
         raise QubeNotHalted(f"{qube.name} runs: its template can't be changed now")
-    running = [child.name for child in qube.system.children(qube) if not child.is_halted]
+    running = [child.name for child in qube.system.children(qube) if not child.is_halted and not child.is_preload]
     if running:
         raise QubeNotHalted(f"{running[0]} runs and is based on {qube.name}: its template can't be changed now")
     return value
@@ -167,8 +167,9 @@ def for_disposables(qube: Qube, value: bool) -> bool:
     if value:
         return value
     system = qube.system
-    if system.children(qube):
-        raise QubeInUse(f"{qube.name} is the template of disposable {system.children(qube)[0].name}")
+    children = [child for child in system.children(qube) if not child.is_preload]
+    if children:
+        raise QubeInUse(f"{qube.name} is the template of disposable {children[0].name}")
     for holder, prop in system.referrers(qube):
         if prop in ("default_dispvm", "management_dispvm"):
             raise QubeInUse(f"{qube.name} is the {prop} of {holder.subject or 'the system'}")

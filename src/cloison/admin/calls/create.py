@@ -7,6 +7,7 @@ from cloison.admin.qubesd import Call, NewQube
 from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError, NotPermitted, QubeNotFound
 from cloison.model import labels
 from cloison.model.domains import Qube
+from cloison.plan import lifecycle
 from cloison.values import InvalidValue, QubeName
 
 VOLUMES = ("root", "private", "volatile", "kernel")
@@ -74,15 +75,19 @@ def disposable_template(call: Call) -> Qube:
 
 
 async def create_disposable(call: Call) -> str:
-    """Made halted; the caller starts it. (Preloading answers at once: there is nothing to refill.)"""
+    """Made halted, and the caller starts it; or one that was made ahead, which runs."""
     if call.argument not in ("", "preload"):
         raise NotPermitted("the argument can only be empty or preload")
     if call.payload not in (b"", b"uuid"):
         raise BadRequest("the payload can only be empty or uuid")
     template = disposable_template(call)
     if call.argument == "preload":
+        call.qubesd.preload(template)
         return ""
-    qube = await call.qubesd.create_disposable(template, call.source)
+    lifecycle.check_disposable(template)
+    qube = await call.qubesd.take_preloaded(template, call.source)
+    if qube is None:
+        qube = await call.qubesd.create_disposable(template, call.source)
     return f"uuid:{qube.uuid}" if call.payload else qube.name
 
 

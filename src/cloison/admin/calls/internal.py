@@ -1,15 +1,20 @@
 """Calls of trusted parts of this host, and Cloison's own calls (reference/admin-api.md 5.11, 19, 20)."""
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 
 from cloison.admin.calls.create import disposable_template
 from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, CloisonError, NotAvailable, QubeError
-from cloison.plan import lifecycle
+from cloison.model.domains import Qube
+from cloison.plan import lifecycle, preload
 from cloison.values import PowerState
 
+log = logging.getLogger(__name__)
 MAX_PATH = 4096
+SUSPEND_TIME = 60.0         # seconds a qube may take to get ready
 
 
 def backup(_: Call) -> None:
@@ -17,18 +22,38 @@ def backup(_: Call) -> None:
 
 
 async def suspend_pre(call: Call) -> None:
-    """Pause all that runs; what was paused already is left alone afterwards."""
-    for qube in call.system.sorted_qubes():
-        if qube.kind.machine and qube.power is PowerState.RUNNING:
+    """Tell all qubes, then pause what runs. What was paused already is left alone afterwards."""
+    await call.qubesd.drop_preloaded("the host is to sleep")
+    running = [qube for qube in call.system.sorted_qubes() if qube.kind.machine and qube.power is PowerState.RUNNING]
+    await _tell(call, running, "qubes.SuspendPreAll")
+    for qube in running:
+        if qube.power is PowerState.RUNNING:
             await call.qubesd.pause(qube)
             call.qubesd.suspended.add(qube.uuid)
 
 
 async def suspend_post(call: Call) -> None:
-    for qube in call.system.sorted_qubes():
-        if qube.uuid in call.qubesd.suspended and qube.power is PowerState.PAUSED:
-            await call.qubesd.unpause(qube)
+    asleep = [qube for qube in call.system.sorted_qubes()
+              if qube.uuid in call.qubesd.suspended and qube.power is PowerState.PAUSED]
     call.qubesd.suspended.clear()
+    for qube in asleep:
+        await call.qubesd.unpause(qube)
+    await _tell(call, asleep, "qubes.SuspendPostAll")
+    for qube in call.system.sorted_qubes():
+        if preload.maximum(qube):
+            call.qubesd.preload(qube)
+
+
+async def _tell(call: Call, qubes: list[Qube], service: str) -> None:
+    """Run a service in all that have an agent, at once; one that fails or takes too long is no reason not to sleep."""
+
+    async def tell(qube: Qube) -> None:
+        try:
+            await asyncio.wait_for(call.qubesd.service(qube, service), SUSPEND_TIME)
+        except (CloisonError, TimeoutError) as error:
+            log.warning("%s: %s: %s", qube.name, service, error)
+
+    await asyncio.gather(*(tell(qube) for qube in qubes if qube.feature_or_none("qrexec", template=True)))
 
 
 # -- Cloison's own -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,257 @@
+"""Preloaded disposables: filled up, handed out, refreshed, and never a way to more network or a rest after a crash."""
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from cloison.daemon.app import App
+from cloison.daemon.fake import Answer, ask, fake_app, fake_parts
+from cloison.daemon.fake_wardens import FakeWardens
+from cloison.daemon.recovery import bring_up
+from cloison.model.creation import preloaded
+
+RPCS = ("supported-rpc.qubes.WaitForRunningSystem", "supported-rpc.qubes.WaitForSession")
+Scenario = Callable[[App], Awaitable[None]]
+
+
+def wardens(app: App) -> FakeWardens:
+    assert isinstance(app.parts.wardens, FakeWardens)
+    return app.parts.wardens
+
+
+async def ok(app: App, method: str, dest: str = "dom0", argument: str = "", payload: str = "", source: str = "dom0") -> str:
+    answer: Answer = await ask(app, method, dest, argument, payload, source=source)
+    assert not answer.failure, (method, answer)
+    return answer.content
+
+
+async def set_max(app: App, value: str, dest: str = "dvm") -> list[str]:
+    await ok(app, "admin.vm.feature.Set", dest, "preload-dispvm-max", value)
+    await app.preloads.settled()
+    return preloaded(app.system.qube("dvm"))
+
+
+async def furnish(app: App) -> None:
+    await ok(app, "admin.vm.Create.TemplateVM", payload="name=tpl label=black")
+    for feature in ("qrexec", *RPCS):
+        await ok(app, "admin.vm.feature.Set", "tpl", feature, "1")
+    await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload="name=dvm label=red")
+    await ok(app, "admin.vm.property.Set", "dvm", "template_for_dispvms", "True")
+    await ok(app, "admin.vm.feature.Set", "dvm", "preload-dispvm-delay", "0")
+
+
+def preloading(tmp_path: Path, scenario: Scenario) -> None:
+    async def run() -> None:
+        app = await fake_app(str(tmp_path))
+        await furnish(app)
+        async with asyncio.timeout(60):
+            await scenario(app)
+        await app.preloads.close()
+        await app.machines.close()
+        await app.parts.wardens.close()
+        app.parts.store.close()
+
+    asyncio.run(run())
+
+
+def heard(app: App) -> list[tuple[str, str, dict[str, str]]]:
+    events: list[tuple[str, str, dict[str, str]]] = []
+    app.listen(app.system.dom0, None, lambda subject, name, pairs: events.append((subject, name, dict(pairs))))
+    return events
+
+
+def test_they_are_made_started_and_paused(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        events = heard(app)
+        names = await set_max(app, "2")
+        assert len(names) == 2
+        for name in names:
+            qube = app.system.qube(name)
+            assert str(qube.power) == "Paused"
+            assert await ok(app, "admin.vm.property.Get", name, "is_preload") == "default=True type=bool True"
+            assert (qube.features["internal"], qube.features["preload-dispvm-completed"]) == ("1", "1")
+            assert "created-by-dom0" not in [tag for tag in qube.tags if tag.startswith("disp-")]
+            assert (qube.uuid, "qubes.WaitForRunningSystem", b"") in wardens(app).services
+        start = next(pairs for subject, name, pairs in events if (subject, name) == ("dvm", "domain-preload-dispvm-start"))
+        assert start == {"reason": "feature preload-dispvm-max has changed"}
+        assert await set_max(app, "1") == names[:1]
+        assert names[1] not in app.system.qubes
+
+    preloading(tmp_path, scenario)
+
+
+def test_one_is_handed_out_and_replaced(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        first = (await set_max(app, "1"))[0]
+        await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload="name=work label=blue")
+        events = heard(app)
+        assert await ok(app, "admin.vm.CreateDisposable", "dvm", source="work") == first
+        qube = app.system.qube(first)
+        assert str(qube.power) == "Running"
+        assert {"created-by-work", "disp-created-by-work"} <= set(qube.tags)
+        assert not {"internal", "preload-dispvm-completed"} & set(qube.features)
+        assert ("dvm", "domain-preload-dispvm-used", {"dispvm": first, "delay": "0.0"}) in events
+        await app.preloads.settled()
+        second = preloaded(app.system.qube("dvm"))
+        assert len(second) == 1 and second != [first]
+        await ok(app, "admin.vm.Kill", first)
+        assert first not in app.system.qubes
+
+    preloading(tmp_path, scenario)
+
+
+def test_without_one_a_disposable_is_made(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        name = await ok(app, "admin.vm.CreateDisposable", "dvm")
+        assert str(app.system.qube(name).power) == "Halted"
+        assert await ok(app, "admin.vm.CreateDisposable", "dvm", "preload") == ""
+
+    preloading(tmp_path, scenario)
+
+
+def test_lesson_28_an_offline_qube_gets_no_preloaded_one_with_network(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload="name=net label=red")
+        await ok(app, "admin.vm.property.Set", "net", "netvm")
+        await ok(app, "admin.vm.property.Set", "net", "provides_network", "True")
+        await ok(app, "admin.vm.property.Set", "dvm", "netvm", "net")
+        await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload="name=vault label=black")
+        waiting = await set_max(app, "1")
+        name = await ok(app, "admin.vm.CreateDisposable", "dvm", source="vault")
+        assert [name] != waiting
+        assert app.system.qube(name).get("netvm") is None
+        assert preloaded(app.system.qube("dvm")) == waiting
+
+    preloading(tmp_path, scenario)
+
+
+def test_unpausing_by_hand_uses_it(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        first = (await set_max(app, "1"))[0]
+        await ok(app, "admin.vm.Unpause", first)
+        await app.preloads.settled()
+        assert first not in preloaded(app.system.qube("dvm"))
+        assert len(preloaded(app.system.qube("dvm"))) == 1
+
+    preloading(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("method", "argument", "payload"), [
+    ("admin.vm.feature.Remove", "preload-dispvm-max", ""),
+    ("admin.vm.property.Set", "template_for_dispvms", "False"),
+    ("admin.vm.Remove", "", ""),
+])
+def test_they_go_with_their_reason(tmp_path: Path, method: str, argument: str, payload: str) -> None:
+    async def scenario(app: App) -> None:
+        names = await set_max(app, "2")
+        await ok(app, method, "dvm", argument, payload)
+        await app.preloads.settled()
+        assert not set(names) & set(app.system.qubes)
+
+    preloading(tmp_path, scenario)
+
+
+def test_a_template_that_was_updated_refreshes_them(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        old = await set_max(app, "1")
+        await ok(app, "admin.vm.Start", "tpl")
+        await ok(app, "admin.vm.Shutdown", "tpl", "wait")
+        await app.preloads.settled()
+        new = preloaded(app.system.qube("dvm"))
+        assert len(new) == 1 and new != old
+        assert old[0] not in app.system.qubes
+
+    preloading(tmp_path, scenario)
+
+
+def test_the_system_wide_feature_stands_for_the_default_template(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await set_max(app, "3")
+        await ok(app, "admin.property.Set", argument="default_dispvm", payload="dvm")
+        assert len(await set_max(app, "1", "dom0")) == 1
+        assert len(await set_max(app, "", "dom0")) == 0
+        await ok(app, "admin.vm.feature.Remove", "dom0", "preload-dispvm-max")
+        await app.preloads.settled()
+        assert len(preloaded(app.system.qube("dvm"))) == 3
+
+    preloading(tmp_path, scenario)
+
+
+def test_memory_left_free_is_respected(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        host = app.parts.host
+        await ok(app, "admin.vm.feature.Set", "dom0", "preload-dispvm-threshold", str(host.memory - 1000))
+        assert len(await set_max(app, "5")) == 2      # 1,000 MiB of room, 400 each
+
+    preloading(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("trouble", ["refuse", "deaf"])
+def test_one_that_fails_is_gone_and_not_tried_for_ever(tmp_path: Path, trouble: str) -> None:
+    async def scenario(app: App) -> None:
+        app.parts.host.new_dispid = lambda: 77  # type: ignore[method-assign]
+        getattr(wardens(app), trouble).add("disp77")
+        assert await set_max(app, "1") == []
+        assert "disp77" not in app.system.qubes
+        assert wardens(app).running() == []
+
+    preloading(tmp_path, scenario)
+
+
+def test_the_maximum_needs_the_services(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.feature.Remove", "tpl", RPCS[1])
+        assert (await ask(app, "admin.vm.feature.Set", "dvm", "preload-dispvm-max", "1")).failure == "QubesValueError"
+        assert (await ask(app, "admin.vm.feature.Set", "dvm", "preload-dispvm", "x")).failure == "PermissionDenied"
+
+    preloading(tmp_path, scenario)
+
+
+def test_lesson_39_a_restart_keeps_the_good_ones_only(tmp_path: Path) -> None:
+    """No rogue preload: what was under way when qubesd died goes; what is ready is kept and used."""
+
+    async def run() -> None:
+        folder = str(tmp_path / "wardens")
+        parts = fake_parts(str(tmp_path), wardens=FakeWardens(folder))
+        app = App(parts)
+        await bring_up(app)
+        await furnish(app)
+        good, half, dead = await set_max(app, "3")
+        with app.transaction():
+            app.system.qube(half).remove_feature("preload-dispvm-completed")
+        wardens(app).on_event = lambda *_: None
+        await wardens(app).kill(app.system.qube(dead).uuid)
+        await app.preloads.close()
+        parts.store.close()
+        second = App(fake_parts(str(tmp_path), wardens=FakeWardens(folder)))
+        await bring_up(second)
+        await second.machines.close()
+        assert preloaded(second.system.qube("dvm")) == [good]
+        assert not {half, dead} & set(second.system.qubes)
+        assert await ok(second, "admin.vm.CreateDisposable", "dvm") == good
+        await second.preloads.close()
+        await second.machines.close()
+        second.parts.store.close()
+
+    asyncio.run(run())
+
+
+def test_suspend_drops_them_and_resume_brings_them_back(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        old = await set_max(app, "1")
+        await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload="name=work label=blue")
+        await ok(app, "admin.vm.Start", "work")
+        for method in ("SuspendPre", "SuspendPost"):
+            answer = await ask(app, f"internal.{method}", socket="qubesd.internal.sock")
+            assert not answer.failure
+            assert str(app.system.qube("work").power) == ("Paused" if method == "SuspendPre" else "Running")
+            assert not set(old) & set(app.system.qubes)
+        await app.preloads.settled()
+        assert len(preloaded(app.system.qube("dvm"))) == 1
+        asked = [service for uuid, service, _ in wardens(app).services if uuid == app.system.qube("work").uuid]
+        assert asked == ["qubes.SuspendPreAll", "qubes.SuspendPostAll"]
+
+    preloading(tmp_path, scenario)
