@@ -1,0 +1,255 @@
+"""cloison policy and the tools for policy files, against the real qubesd on fake parts."""
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_qubesd import real_qubesd
+
+from cloison.cli import (
+    main,
+    qrexec_legacy_convert,
+    qrexec_policy_graph,
+    qubes_policy,
+    qubes_policy_editor,
+    qubes_policy_lint,
+)
+from cloison.qrexec import policy_exec
+from cloison.qrexec.call_log import CallLog, path
+from cloison.qrexec.policy_files import folders, make_folders
+from cloison.runtime.paths import Paths
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's policy folder; no qubesd runs."""
+    monkeypatch.setenv("CLOISON_ROOT", str(tmp_path))
+    paths = Paths.from_environment()
+    paths.ensure()
+    make_folders(folders(paths))
+    return Path(paths.config, "policy.d")
+
+
+@pytest.fixture
+def qubesd(user: Path, tmp_path: Path) -> Iterator[None]:
+    with real_qubesd(tmp_path):
+        yield
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+# -- cloison policy ------------------------------------------------------------------------------------------------------
+
+
+def test_explain(user: Path, qubesd: None, capsys: pytest.CaptureFixture[str]) -> None:
+    (user / "30-user.policy").write_text("# mine\nqubes.Filecopy * work net ask default_target=net\n")
+    assert main.main(["policy", "explain", "work", "qubes.Filecopy", "net"]) == 0
+    assert said(capsys)[:5] == [
+        "outcome:  a person is asked", f"decided:  {user}/30-user.policy:2",
+        "          qubes.Filecopy * work net ask default_target=net", "choices:  net, tpl", "selected: net"]
+    assert main.main(["policy", "explain", "work", "qubes.VMShell", "net"]) == 0
+    lines = said(capsys)
+    assert lines[0] == "outcome:  denied: 90-default.policy:41 denies it"
+    assert lines[1] == "decided:  90-default.policy:41 (shipped)"
+    assert "          qubes.VMShell * @anyvm @dispvm allow" in lines
+    assert len(lines) <= 24
+    (user / "30-user.policy").write_text("wrong")
+    assert main.main(["policy", "explain", "work", "qubes.Filecopy", "nothing"]) == 0
+    lines = said(capsys)
+    assert lines[0] == "note:     there is no qube nothing"
+    assert lines[1].startswith("outcome:  denied, as every call is")
+    assert f"{user}/30-user.policy:1: " in lines[2]
+
+
+def test_explain_without_qubesd(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["policy", "explain", "work", "s", "net"]) == 1
+    assert "qubesd is not running" in capsys.readouterr().err
+
+
+def test_check(user: Path, qubesd: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["policy", "check"]) == 0
+    assert said(capsys)[-1].startswith("ok: 56 rules in ")
+    (user / "30-user.policy").write_text("s * wrok @anyvm allow target=nte\ns * work @dispvm:tpl allow")
+    assert main.main(["policy", "check"]) == 0
+    assert said(capsys)[:2] == [
+        f"warning: {user}/30-user.policy:1: there is no qube {name}" for name in ("wrok", "nte")]
+    (user / "30-user.policy").write_text("s * work @anyvm alow\n\ns * work @nothing allow\n")
+    assert main.main(["policy", "check"]) == 1
+    lines = said(capsys)
+    assert [line.partition(": the ")[0].partition(": '")[0] for line in lines[:2]] == [
+        f"error: {user}/30-user.policy:1", f"error: {user}/30-user.policy:3"]
+    assert lines[2] == "2 faults: every call is denied until this is corrected"
+
+
+def test_log(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["policy", "log"]) == 0
+    assert said(capsys) == []
+    log = CallLog(path(Paths.from_environment()), max_size=700)
+    for number in range(6):
+        log.write(source=f"q{number % 2}", service="s+\x1b[2J", target=None if number % 3 else "net", requested_target="@default",
+                  verdict="deny" if number % 3 else "allow", rule=f"a.policy:{number}", asked=number == 3)
+    log.write(source="q1", event="end")
+    log.close()
+    with open(f"{path(Paths.from_environment())}.1", "ab") as old:
+        old.write(b'{"time": 1, "verd')  # what a crash leaves
+    assert main.main(["policy", "log", "-n", "3"]) == 0
+    lines = said(capsys)
+    assert [line.split("  ", 1)[1] for line in lines] == [
+        "allow  q1 -> @default => net  s+_[2J  a.policy:3 (asked)", "deny   q0 -> @default  s+_[2J  a.policy:4",
+        "deny   q1 -> @default  s+_[2J  a.policy:5"]
+    assert main.main(["policy", "log", "--denied", "--source", "q0", "--service", "s", "--json"]) == 0
+    assert [json.loads(line)["rule"] for line in said(capsys)] == ["a.policy:2", "a.policy:4"]
+
+
+def test_the_log_is_bounded_and_rotates_once(user: Path) -> None:
+    file = path(Paths.from_environment())
+    logs = [CallLog(file, max_size=2000) for _ in range(3)]
+    for number in range(300):
+        logs[number % 3].write(source="q", number=number)
+    for log in logs:
+        log.close()
+    assert sorted(name for name in os.listdir(os.path.dirname(file)) if name.startswith("qrexec")) == ["qrexec.log", "qrexec.log.1"]
+    assert os.path.getsize(file) + os.path.getsize(f"{file}.1") < 5000
+    numbers = [json.loads(line)["number"] for name in (f"{file}.1", file) for line in Path(name).read_text().splitlines()]
+    assert numbers == list(range(300 - len(numbers), 300))
+
+
+def test_a_log_that_cannot_be_written_fails_no_call(user: Path) -> None:
+    log = CallLog("/nonexistent/qrexec.log")
+    log.write(source="q")
+    log.close()
+
+
+# -- qrexec-policy -------------------------------------------------------------------------------------------------------
+
+
+def test_the_policy_program(user: Path, qubesd: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert policy_exec.main(["--", "work", "dom0", "qubes.FeaturesRequest+"]) == 0
+    assert "result=allow" in said(capsys)
+    assert policy_exec.main(["--just-evaluate", "--assume-yes-for-ask", "work", "net", "qubes.Filecopy"]) == 0
+    assert said(capsys) == ["result=allow"]
+    assert policy_exec.main(["work", "net", "qubes.Filecopy"]) == 0       # nobody can be asked
+    assert said(capsys) == ["result=deny"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.policy").write_text("test.S * work net allow")
+    assert policy_exec.main([f"--path={other}", "--just-evaluate", "work", "net", "test.S"]) == 0
+    assert said(capsys) == ["result=allow"]
+    assert policy_exec.main([f"--path={other}/nothing", "work", "net", "test.S"]) == 1
+
+
+# -- tools ---------------------------------------------------------------------------------------------------------------
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_qubes_policy(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stdin(monkeypatch, b"s * a b allow")
+    assert qubes_policy.main(["--replace", "30-user"]) == 0
+    assert qubes_policy.main([]) == 0
+    assert {"30-user", "90-default", "include/admin-local-ro"} <= set(said(capsys))
+    assert qubes_policy.main(["30-user"]) == 0
+    assert said(capsys) == ["s * a b allow"]
+    stdin(monkeypatch, b"a b deny")
+    assert qubes_policy.main(["-r", "include/mine"]) == 0
+    assert (user / "include/mine").read_text() == "a b deny"
+    stdin(monkeypatch, b"wrong")
+    assert qubes_policy.main(["-r", "30-user.policy"]) == 1
+    assert qubes_policy.main(["-d", "30-user"]) == 0
+    assert not (user / "30-user.policy").exists()
+    assert qubes_policy.main(["-l", "x"]) == qubes_policy.main(["-g"]) == 2
+
+
+def test_qubes_policy_lint(user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text("s * a b allow\n!include nothing\n")
+    bad.write_text("s * a b allow\nwrong\n")
+    assert qubes_policy_lint.main([str(good)]) == 0
+    assert qubes_policy_lint.main(["-s", str(good), str(bad)]) == 1
+    lines = said(capsys)
+    assert lines[0].startswith(f"{bad}:2: error: ")
+    assert lines[1] == "    wrong"
+    bad.write_text("a b allow,target=c\n")
+    assert qubes_policy_lint.main(["-i", str(bad)]) == 0
+    assert qubes_policy_lint.main([str(bad)]) == 1
+    assert qubes_policy_lint.main([str(tmp_path / "nothing")]) == 1
+
+
+def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = tmp_path / "editor"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(program))
+
+
+def test_the_editor(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = user / "30-user.policy"
+    editor(tmp_path, monkeypatch, "echo 's * a b allow' >> \"$1\"")
+    assert qubes_policy_editor.main([]) == 0
+    assert file.read_text() == "s * a b allow\n"
+    editor(tmp_path, monkeypatch, "true")
+    assert qubes_policy_editor.main([]) == 0
+    assert "nothing was changed" in said(capsys)
+    editor(tmp_path, monkeypatch, "echo wrong >> \"$1\"")
+    stdin(monkeypatch, b"n\n")
+    assert qubes_policy_editor.main([]) == 1
+    assert file.read_text() == "s * a b allow\n"
+    editor(tmp_path, monkeypatch, f"echo '# theirs' > {file}; echo '# mine' >> \"$1\"")
+    stdin(monkeypatch, b"n\n")
+    assert qubes_policy_editor.main([]) == 1
+    assert file.read_text() == "# theirs\n"
+
+
+def test_the_graph(user: Path, qubesd: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (user / "30-user.policy").write_text("test.S * work net allow\ntest.S * net work ask\ntest.S * * * deny\n")
+    output = tmp_path / "g"
+    arguments = ["--service", "test.S", "--output", str(output)]
+    assert qrexec_policy_graph.main(arguments) == 0
+    assert output.read_text() == (
+        'digraph g {\n  "work" [color="#cc0000"];\n  "net" [color="#cc0000"];\n'
+        '  "work" -> "net" [color=red label="test.S"];\n}\n')
+    assert qrexec_policy_graph.main(["--service", "test.S", "--include-ask", "--full-output"]) == 0
+    assert said(capsys) == ["test.S net work ask", "test.S work net allow"]
+    assert qrexec_policy_graph.main(["--service", "test.S", "--include-ask", "--full-output", "--source", "net"]) == 0
+    assert said(capsys) == ["test.S net work ask"]
+    assert qrexec_policy_graph.main(["--policy-dir", str(tmp_path / "nothing")]) == 1
+
+
+def legacy(user: Path) -> Path:
+    folder = user.parent / "qubes-rpc" / "policy"
+    (folder / "test.S").write_text("$anyvm $default allow,target=net\nwork net ask\n")
+    (folder / "test.S+arg").write_text("work net allow\n")
+    (folder / "qubes.Filecopy").write_text("work $anyvm deny\n")
+    return folder
+
+
+def test_legacy_files_are_converted(user: Path, qubesd: None, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = legacy(user)
+    assert qrexec_legacy_convert.main(["--yes"]) == 0
+    assert (user / "30-user.policy").read_text().splitlines() == [
+        "test.S +arg work net allow", "test.S +arg @anyvm @anyvm deny", "test.S +arg @anyvm @adminvm deny",
+        "test.S * @anyvm @default allow target=net", "test.S * work net ask"]
+    assert (user / "50-config-filecopy.policy").read_text() == "qubes.Filecopy * work @anyvm deny\n"
+    assert sorted(os.listdir(folder)) == ["qubes.Filecopy.rpmsave", "test.S+arg.rpmsave", "test.S.rpmsave"]
+    assert qrexec_legacy_convert.main([]) == 0
+    assert said(capsys)[-1] == "there are no files of the old format"
+
+
+def test_a_conversion_is_taken_back(user: Path, qubesd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = legacy(user)
+    (user / "30-user.policy").write_text("other.S * work net allow")
+    (user / "40-between.policy").write_text("qubes.Filecopy * work net allow\n")
+    before = sorted(os.listdir(folder))
+    stdin(monkeypatch, b"n\n")
+    assert qrexec_legacy_convert.main(["--yes"]) == 1         # the order matters here, so it asks all the same
+    assert sorted(os.listdir(folder)) == before
+    assert (user / "30-user.policy").read_text() == "other.S * work net allow"
+    assert not (user / "50-config-filecopy.policy").exists()
