@@ -110,7 +110,7 @@ def test_nobody_but_the_sandboxed_qemu_img_reads_disks(tmp_path: Path) -> None:
     script = AUDITED.replace("WALK", repr(str(Path(walk.__file__).parent)))
     events = []
     for operation in ("prepare", "create", "stop", "clear", "import_end", "clone", "revert", "export", "resize", "remove"):
-        argv = [sys.executable, "-c", script, operation, str(tmp_path / "pool")]
+        argv = [sys.executable, "-c", script, operation, "qcow2", str(tmp_path / "pool")]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         events += [json.loads(line) for line in done.stdout.splitlines()]
     opens = {tuple(event[1:]) for event in events if event[0] == "open"}

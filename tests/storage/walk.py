@@ -1,16 +1,20 @@
-"""One operation on a pool, in a process of its own that a fault point may kill: `python walk.py OPERATION DIR`.
+"""One operation on a pool, in a process of its own that a fault point may kill: `python walk.py OPERATION DRIVER DIR`.
 
-Each operation starts from what `prepare` makes. `test_faults.py` compares what is found afterwards.
+Each operation starts from what `prepare` makes; `state` and `leftovers` are what is compared afterwards.
 """
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cloison.errors import StorageError
 from cloison.storage.base import Kind, VolumeConfig
+from cloison.storage.image_pool import ImagePool
 from cloison.storage.qcow2 import SHALLOW, Qcow2Pool
+from cloison.storage.reflink import ReflinkPool
+from cloison.storage.volume import VolumeFiles
 
 MIB = 1 << 20
 DATA = VolumeConfig("appvms/work/data", "data", Kind.ORIGIN, MIB)
@@ -20,7 +24,15 @@ COPY = VolumeConfig("appvms/copy/data", "data", Kind.ORIGIN, MIB)
 VOLUMES = (DATA, DEEP, NEW, COPY)
 
 
-def prepare(pool: Qcow2Pool) -> None:
+def pool_in(driver: str, folder: str) -> ImagePool:
+    """Where files can't share blocks, the reflink driver copies."""
+    return Qcow2Pool("pool", folder) if driver == "qcow2" else ReflinkPool("pool", folder, check=False)
+
+
+DRIVERS = ("qcow2", "file-reflink")
+
+
+def prepare(pool: ImagePool) -> None:
     """`data`: two sessions old and idle; `deep`: dirty, and its chain is to be merged at the stop."""
     pool.setup()
     pool.create(DATA)
@@ -35,20 +47,20 @@ def prepare(pool: Qcow2Pool) -> None:
     Path(pool.folder, "import").write_bytes(b"\x07" * 2 * MIB)
 
 
-def _start(pool: Qcow2Pool) -> None:
+def _start(pool: ImagePool) -> None:
     pool.start(DATA)
 
 
-def _import_end(pool: Qcow2Pool) -> None:
+def _import_end(pool: ImagePool) -> None:
     Path(pool.import_begin(DATA, 2 * MIB)).write_bytes(b"\x08" * 2 * MIB)
     pool.import_end(DATA, ok=True)
 
 
-def _export(pool: Qcow2Pool) -> None:
+def _export(pool: ImagePool) -> None:
     pool.export_end(DEEP, pool.export_begin(DEEP))
 
 
-OPERATIONS: dict[str, Callable[[Qcow2Pool], None]] = {
+OPERATIONS: dict[str, Callable[[ImagePool], None]] = {
     "create": lambda pool: pool.create(NEW),
     "start": _start,
     "stop": lambda pool: pool.stop(DEEP),
@@ -64,9 +76,41 @@ OPERATIONS: dict[str, Callable[[Qcow2Pool], None]] = {
 }
 
 
+def state(pool: ImagePool) -> dict[str, object]:
+    """All that can be seen of the volumes, and the file to import, but for times and how images are chained."""
+    seen: dict[str, object] = {"import": os.path.exists(f"{pool.folder}/import")}
+    for volume in VOLUMES:
+        seen[volume.vid] = _one(pool, volume)
+    return seen
+
+
+def _one(pool: ImagePool, volume: VolumeConfig) -> object:
+    found = VolumeFiles(pool.folder, volume.vid).read()
+    if found is None:
+        return None
+    path = pool.export_begin(volume)
+    content = Path(path).read_bytes()
+    pool.export_end(volume, path)
+    # A blank ext4 has a random id; that it is one is enough.
+    shown = b"ext4" if content[1080:1082] == b"\x53\xef" else content
+    return found.size, found.current, found.revisions, found.dirty, found.last, shown
+
+
+def leftovers(pool: ImagePool) -> set[str]:
+    """Files that no record names."""
+    known = {f"{pool.folder}/import"}
+    for volume in VOLUMES:
+        files = VolumeFiles(pool.folder, volume.vid)
+        found = files.read()
+        if found is not None:
+            known |= {files.record_path} | {os.path.join(files.folder, name) for name in found.filenames(files.name)}
+    there = {os.path.join(folder, name) for folder, _, names in os.walk(pool.folder) for name in names}
+    return {path for path in there - known if "/.blank/" not in path or os.stat(path).st_nlink == 1}
+
+
 def main() -> int:
     try:
-        OPERATIONS[sys.argv[1]](Qcow2Pool("qcow2", sys.argv[2]))
+        OPERATIONS[sys.argv[1]](pool_in(*sys.argv[2:]))
     except StorageError as error:
         print(f"{error}\n{getattr(error, 'hint', '')}")
         return 3

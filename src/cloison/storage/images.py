@@ -190,8 +190,9 @@ def drop_abandoned(path: str, seconds: float) -> bool:
 
 
 def link(path: str, target: str) -> None:
-    """One more name for an immutable image, in the place of a left-over."""
-    unlink(target)
+    """One more name for an immutable image, in the place of a left-over. Raises PoolError for what is no image."""
+    with opened(path):
+        unlink(target)
     os.link(path, target, follow_symlinks=False)
 
 
