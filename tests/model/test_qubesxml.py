@@ -37,6 +37,9 @@ class OneHost(Host):
     def kernel_options(self, version: str, *, pci: bool) -> str | None:
         return None
 
+    def free_memory(self) -> int:
+        return self.memory
+
     def new_uuid(self) -> str:
         return f"00000000-0000-4000-8000-{next(self._uuids):012x}"
 
