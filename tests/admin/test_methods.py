@@ -84,7 +84,7 @@ LENGTHS = (
     ("admin.vm.feature.Set", "custom-persist." + "s" * 55, "/a", "QubesValueError"),
     ("admin.vm.feature.Set", "f", "\x7f", "ProtocolError"),
     ("admin.vm.feature.Set", "preload-dispvm", "x", "PermissionDenied"),
-    ("admin.pool.Set.revisions_to_keep", "varlibqubes", "9" * 19, "ProtocolError"),
+    ("admin.pool.Set.revisions_to_keep", "varlibqubes", "9" * 20, "ProtocolError"),
     ("admin.pool.Set.revisions_to_keep", "varlibqubes", "01", "ProtocolError"),
     ("admin.pool.Set.revisions_to_keep", "varlibqubes", "-2", "ProtocolError"),
     ("admin.pool.Set.revisions_to_keep", "varlibqubes", "-1", ""),

@@ -18,6 +18,7 @@ import cloison
 from cloison.admin.qubesd import NewQube, Qubesd, Send
 from cloison.daemon import qubes_xml
 from cloison.daemon.events import EventBus, Listener
+from cloison.daemon.live import Live
 from cloison.daemon.machines import Machines
 from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
@@ -26,6 +27,7 @@ from cloison.errors import CloisonError, StorageError
 from cloison.model import creation
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
+from cloison.model.facts import changes_facts
 from cloison.model.features import TAG
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
@@ -64,6 +66,7 @@ class App(Qubesd):
         self.events = EventBus()
         self.volumes = Volumes(self, parts)
         self.machines = Machines(self, parts, self.volumes)
+        self.live = Live(self, parts.wardens)
         self.preloads = Preloads(self)
         self._locks: dict[str, asyncio.Lock] = {}
         self._used_dispids: deque[tuple[float, int]] = deque()
@@ -83,9 +86,10 @@ class App(Qubesd):
             journal.undo()
             raise
         journal.clear()
-        self.cache.clear()
+        if any(map(changes_facts, events)):
+            self.cache.clear()
         self.events.publish(events)
-        self.machines.follow(events)
+        self.live.follow(events)
         self.preloads.follow(events)
 
     def lock(self, qube: Qube) -> asyncio.Lock:

@@ -134,11 +134,11 @@ def provided_network(qube: Qube, now: float) -> dict[str, str]:
         if client.get("visible_ip") != ip:
             entries[f"/mapped-ip/{ip}/visible-ip"] = str(client.get("visible_ip"))
             entries[f"/mapped-ip/{ip}/visible-gateway"] = to_text(client.get("visible_gateway"))
-        entries.update(_firewall(client, now))
+        entries.update(firewall_entries(client, now))
     return entries
 
 
-def _firewall(client: Qube, now: float) -> dict[str, str]:
+def firewall_entries(client: Qube, now: float) -> dict[str, str]:
     """The client's rules, per address family; the last entry is the signal that all are there."""
     rules = firewall.unexpired(firewall.parse_rules(client.texts.get("firewall", firewall.DEFAULT).encode()), now)
     entries: dict[str, str] = {}

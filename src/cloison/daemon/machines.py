@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
@@ -19,9 +19,7 @@ from cloison.daemon import launch
 from cloison.daemon.parts import Parts
 from cloison.daemon.volumes import Volumes
 from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError
-from cloison.model import features
 from cloison.model.domains import Qube
-from cloison.model.journal import Event
 from cloison.plan import lifecycle
 from cloison.plan.lifecycle import COLD, Do
 from cloison.runtime import faults
@@ -53,6 +51,7 @@ class Machines:
 
     def _set_power(self, qube: Qube, power: PowerState, *names: str, **pairs: object) -> None:
         """A change of state and the events that tell it."""
+        self._qubesd.cache.clear()
         with self._qubesd.transaction():
             qube.power = power
             for name in names:
@@ -76,7 +75,7 @@ class Machines:
 
     async def start(self, qube: Qube, lease: socket.socket | None = None) -> str:
         """Returns `warm` or `cold`; nothing to do for a qube that is not halted. Raises what forbids or prevents it."""
-        lifecycle.check_start(qube)
+        self._check_start(qube)
         async with self._qubesd.lock(qube):
             await self.settled(qube)
             if self._qubesd.system.qubes.get(qube.name) is not qube:
@@ -89,6 +88,8 @@ class Machines:
                 how = await self._run(qube, steps, lease)
             except Exception as error:
                 await self._undo(qube, error)
+                if qube.get_or_none("auto_cleanup"):
+                    await self._qubesd.discard(qube)
                 raise
             finally:
                 self._starting.discard(qube.uuid)
@@ -97,6 +98,15 @@ class Machines:
             if ended:
                 self.on_event(qube.uuid, "stopped", {})
             return how
+
+    def _check_start(self, qube: Qube) -> None:
+        """Raises what forbids the start, and tells those who wait for it."""
+        try:
+            lifecycle.check_start(qube)
+        except CloisonError as error:
+            if qube.is_halted:
+                self._emit(qube, "domain-start-failed", reason=error)
+            raise
 
     async def _run(self, qube: Qube, steps: list[lifecycle.Step], lease: socket.socket | None) -> str:
         self._emit(qube, "domain-pre-start", start_guid=True, mem_required=None)
@@ -229,25 +239,6 @@ class Machines:
         event = self._halted.get(qube.uuid)
         if event is not None:
             await event.wait()
-
-    def follow(self, events: Iterable[Event]) -> None:
-        """Settings that a running qube reads from its QubesDB are passed on at once."""
-        for event in events:
-            kind, colon, name = event.name.partition(":")
-            if not colon or kind not in ("domain-feature-set", "domain-feature-delete"):
-                continue
-            path = features.qdb_path(name)
-            qube = self._qubesd.system.qubes.get(event.subject)
-            if path is not None and qube is not None and qube.kind.machine and qube.is_running:
-                value = qube.features.get(name)
-                entry = None if value is None else features.qdb_value(name, value)
-                self._spawn(self._write_qdb(qube, path, entry))
-
-    async def _write_qdb(self, qube: Qube, path: str, value: str | None) -> None:
-        try:
-            await self._wardens.qdb_write(qube.uuid, {path: value})
-        except MachineError as error:
-            log.warning("%s could not be told of %s: %s", qube.name, path, error)
 
     # -- stop, pause --------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ async def bring_up(app: App) -> None:
         if qube.kind.machine and qube.is_halted:
             await _mend(app, qube)
     await app.preloads.recover(fill=False)
+    app.live.watch_expiry()
     app.choose_kernel()
 
 

@@ -17,10 +17,10 @@ DEFAULT_DELAY = 3.0             # seconds before a used one is replaced
 AFTER_CHANGE = 30.0             # seconds that a template's settings may keep changing
 # Properties in which a disposable may differ from its template and still be good: who it is, its addresses, times.
 OWN = frozenset((
-    "audiovm", "auto_cleanup", "autostart", "backup_timestamp", "default_dispvm", "dispid", "dns", "gateway", "gateway6", "icon",
-    "include_in_backups", "installed_by_rpm", "ip", "ip6", "is_preload", "klass", "mac", "name", "qid", "start_time",
-    "stubdom_uuid", "stubdom_xid", "template", "template_for_dispvms", "updateable", "uuid", "visible_gateway", "visible_gateway6", "visible_ip",
-    "visible_ip6", "visible_netmask", "xid",
+    "audiovm", "auto_cleanup", "autostart", "backup_timestamp", "default_dispvm", "dispid", "dns", "gateway",
+    "gateway6", "icon", "include_in_backups", "installed_by_rpm", "ip", "ip6", "is_preload", "klass", "mac", "name",
+    "qid", "start_time", "stubdom_uuid", "stubdom_xid", "template", "template_for_dispvms", "updateable", "uuid",
+    "visible_gateway", "visible_gateway6", "visible_ip", "visible_ip6", "visible_netmask", "xid",
 ))
 
 

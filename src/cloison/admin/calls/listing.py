@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from cloison.admin.qubesd import Call
 from cloison.errors import QubeNotRunning
-from cloison.model import devices
+from cloison.model import devices, facts
 from cloison.model.domains import Qube
 from cloison.values import PowerState
 
@@ -86,24 +85,6 @@ def system_info(call: Call) -> str:
     """The facts every policy decision needs, kept until something changes."""
     text = call.qubesd.cache.get("system_info")
     if text is None:
-        text = json.dumps({"domains": {qube.name: _facts(qube) for qube in call.system.sorted_qubes()}})
+        text = facts.system_info(call.system)
         call.qubesd.cache["system_info"] = text
     return text
-
-
-def _facts(qube: Qube) -> dict[str, object]:
-    label = qube.system.labels.get(str(qube.get_or_none("label")))
-    return {
-        "tags": sorted(qube.tags),
-        "type": qube.klass,
-        "template_for_dispvms": bool(qube.get_or_none("template_for_dispvms")),
-        "default_dispvm": qube.get_or_none("default_dispvm"),
-        "icon": label.icon if label else None,
-        "label": label.colour if label else None,
-        "guivm": qube.get_or_none("guivm"),
-        "relayvm": qube.get_or_none("relayvm"),
-        "transport_rpc": qube.get_or_none("transport_rpc"),
-        "internal": qube.features.get("internal"),
-        "power_state": str(qube.power),
-        "uuid": qube.uuid,
-    }

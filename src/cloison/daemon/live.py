@@ -1,0 +1,122 @@
+"""Settings that running qubes read from their QubesDB, passed on as they change; and firewall rules that end by themselves.
+
+A qube that can't be told misses nothing: it is told everything at its next start. Enforcing is the guest's (a provider of
+network reads its clients' rules); here is only what it is told.
+"""
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from cloison.admin.qubesd import Qubesd
+from cloison.daemon import launch
+from cloison.daemon.wardens import Wardens
+from cloison.errors import MachineError
+from cloison.model import features, firewall
+from cloison.model.domains import Qube
+from cloison.model.journal import Event
+from cloison.values import PowerState
+
+log = logging.getLogger(__name__)
+_UP = (PowerState.RUNNING, PowerState.PAUSED)
+_MOST_WAIT = 24 * 3600.0        # s: the host's clock may be set, so look again at least once a day
+
+
+class Live:
+    def __init__(self, qubesd: Qubesd, wardens: Wardens) -> None:
+        self._qubesd, self._wardens = qubesd, wardens
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def follow(self, events: Iterable[Event]) -> None:
+        """Tell the qubes that what has just happened concerns."""
+        for event in events:
+            qube = self._qubesd.system.qubes.get(event.subject)
+            kind, _, name = event.name.partition(":")
+            if qube is None or not qube.kind.machine:
+                continue
+            if kind in ("domain-feature-set", "domain-feature-delete"):
+                self._feature(qube, name)
+            elif kind == "firewall-changed":
+                self._spawn(self._firewall(qube))
+                self.watch_expiry()
+            elif kind == "net-domain-connect":
+                self._spawn(self._clients(qube))
+
+    async def close(self) -> None:
+        """Wait for what is being told."""
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- what is told ---------------------------------------------------------------------------------------------
+
+    def _feature(self, qube: Qube, name: str) -> None:
+        path = features.qdb_path(name)
+        if path is not None and qube.power in _UP:
+            value = qube.features.get(name)
+            self._spawn(self._write(qube, {path: None if value is None else features.qdb_value(name, value)}))
+
+    async def _write(self, qube: Qube, entries: dict[str, str | None]) -> None:
+        try:
+            await self._wardens.qdb_write(qube.uuid, entries)
+        except MachineError as error:
+            log.warning("%s could not be told of %s: %s", qube.name, ", ".join(list(entries)[:3]), error)
+
+    async def _firewall(self, client: Qube) -> None:
+        """The client's provider gets the new rules instead of the old, and the signal last."""
+        provider = client.netvm
+        if provider is None or provider.power not in _UP:
+            return
+        entries = launch.firewall_entries(client, self._qubesd.system.host.now())
+        stale: dict[str, str | None] = {}
+        try:
+            for tree in [path for path in entries if path.count("/") == 2]:
+                stale |= dict.fromkeys(await self._wardens.qdb_read(provider.uuid, f"{tree}/"))
+        except MachineError as error:
+            log.warning("%s could not be asked for its clients' rules: %s", provider.name, error)
+        # What is gone first, what is new next; the tree's own entry, which is the signal, is the last of its entries.
+        await self._write(provider, {**{path: None for path in stale if path not in entries}, **entries})
+
+    async def _clients(self, provider: Qube) -> None:
+        if provider.power in _UP:
+            await self._write(provider, dict(launch.provided_network(provider, self._qubesd.system.host.now())))
+
+    # -- rules that end -------------------------------------------------------------------------------------------
+
+    def watch_expiry(self) -> None:
+        """Wake up when the next rule of any qube ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ends = [rule.expire for qube in self._with_rules() for rule in _rules(qube) if rule.expire is not None]
+        if ends:
+            wait = min(max(0.0, min(ends) - self._qubesd.system.host.now()), _MOST_WAIT)
+            self._timer = asyncio.get_running_loop().call_later(wait, self.expire)
+
+    def expire(self) -> None:
+        """Forget the rules that have ended, and say so."""
+        now = self._qubesd.system.host.now()
+        for qube in self._with_rules():
+            rules = _rules(qube)
+            left = firewall.unexpired(rules, now)
+            if len(left) < len(rules):
+                with self._qubesd.transaction():
+                    qube.put_text("firewall", firewall.to_text(left))
+                    qube.journal.emit(qube.name, "firewall-changed")
+        self.watch_expiry()
+
+    def _with_rules(self) -> list[Qube]:
+        return [qube for qube in self._qubesd.system.qubes.values() if "expire=" in qube.texts.get("firewall", "")]
+
+
+def _rules(qube: Qube) -> list[firewall.Rule]:
+    return firewall.parse_rules(qube.texts["firewall"].encode())

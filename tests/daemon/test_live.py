@@ -1,0 +1,202 @@
+"""What running qubes are told as settings change, when firewall rules end, and which changes policy's facts follow."""
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from cloison.daemon.app import App
+from cloison.daemon.fake import FakeHost, ask, fake_app
+from cloison.daemon.fake_wardens import FakeWardens
+
+INTERNAL = "qubesd.internal.sock"
+
+
+async def ok(
+    app: App, method: str, dest: str = "dom0", argument: str = "", payload: str = "", *, socket: str = "qubesd.sock",
+) -> str:
+    answer = await ask(app, method, dest, argument, payload, socket=socket)
+    assert not answer.failure, (method, answer)
+    return answer.content
+
+
+def live(tmp_path: Path, scenario: Callable[[App], Awaitable[None]]) -> None:
+    async def run() -> None:
+        app = await fake_app(str(tmp_path))
+        await ok(app, "admin.vm.Create.TemplateVM", payload="name=tpl label=black")
+        for name in ("net", "work"):
+            await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload=f"name={name} label=red")
+        await ok(app, "admin.vm.property.Set", "net", "provides_network", "True")
+        await ok(app, "admin.vm.property.Set", "work", "netvm", "net")
+        await scenario(app)
+        await app.live.close()
+        await app.preloads.close()
+        await app.machines.close()
+        await app.parts.wardens.close()
+        app.parts.store.close()
+
+    asyncio.run(run())
+
+
+def told(app: App, name: str) -> dict[str, str]:
+    assert isinstance(app.parts.wardens, FakeWardens)
+    return app.parts.wardens.qdb[app.system.qube(name).uuid]
+
+
+def clock(app: App) -> FakeHost:
+    assert isinstance(app.parts.host, FakeHost)
+    return app.parts.host
+
+
+def test_a_provider_is_told_new_rules_and_loses_the_old(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.Start", "work")
+        tree = f"/qubes-firewall/{app.system.qube('work').get('ip')}"
+        await ok(app, "admin.vm.firewall.Set", "work", "", "action=accept proto=tcp\naction=accept proto=udp\naction=drop\n")
+        await app.live.close()
+        rules = {path: value for path, value in told(app, "net").items() if path.startswith(tree)}
+        assert rules == {f"{tree}/policy": "drop", f"{tree}/0000": "action=accept proto=tcp",
+                         f"{tree}/0001": "action=accept proto=udp", f"{tree}/0002": "action=drop", tree: ""}
+        await ok(app, "admin.vm.firewall.Set", "work", "", "")
+        await app.live.close()
+        rules = {path: value for path, value in told(app, "net").items() if path.startswith(tree)}
+        assert rules == {f"{tree}/policy": "drop", tree: ""}
+
+    live(tmp_path, scenario)
+
+
+def test_the_signal_comes_after_all_rules(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.Start", "work")
+        written: list[list[str]] = []
+        wardens = app.parts.wardens
+        write = wardens.qdb_write
+
+        async def record(uuid: str, entries: dict[str, str | None]) -> None:
+            written.append(list(entries))
+            await write(uuid, entries)
+
+        wardens.qdb_write = record  # type: ignore[method-assign,assignment]
+        await ok(app, "admin.vm.firewall.Set", "work", "", "action=accept\n")
+        await app.live.close()
+        assert written[-1][-1] == f"/qubes-firewall/{app.system.qube('work').get('ip')}"
+
+    live(tmp_path, scenario)
+
+
+def test_rules_end_when_they_say_so(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        now = int(clock(app).time)
+        rules = f"action=accept expire={now + 10} proto=tcp\naction=accept expire={now + 20} proto=udp\naction=drop\n"
+        await ok(app, "admin.vm.firewall.Set", "work", "", rules)
+        assert await ok(app, "admin.vm.firewall.Get", "work") == rules
+        heard: list[tuple[str, str]] = []
+        app.listen(app.system.dom0, None, lambda subject, name, _: heard.append((subject, name)))
+        for later, left in ((10, 2), (15, 2), (20, 1), (10**6, 1)):
+            clock(app).time = now + later
+            app.live.expire()
+            assert len((await ok(app, "admin.vm.firewall.Get", "work")).splitlines()) == left
+            assert len(app.system.qube("work").texts["firewall"].splitlines()) == left
+        assert heard == [("work", "firewall-changed")] * 2
+
+    live(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("expire", [0, 1, 2**62, 2**63 - 1])
+def test_any_time_of_expiry_can_be_waited_for(tmp_path: Path, expire: int) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.firewall.Set", "work", "", f"action=accept expire={expire}\n")
+        app.live.expire()
+        kept = app.system.qube("work").texts["firewall"]
+        assert bool(kept) == (expire > clock(app).time)
+
+    live(tmp_path, scenario)
+
+
+async def facts(app: App) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads(await ok(app, "internal.GetSystemInfo", socket=INTERNAL))["domains"]
+    return found
+
+
+CHANGES = (
+    ("admin.vm.Create.RemoteVM", "dom0", "", "name=far label=gray"),
+    ("admin.vm.property.Set", "far", "relayvm", "net"),
+    ("admin.vm.property.Set", "far", "transport_rpc", "qubes.Relay"),
+    ("admin.vm.Start", "work", "", ""),
+    ("admin.vm.Pause", "work", "", ""),
+    ("admin.vm.Unpause", "work", "", ""),
+    ("admin.vm.Kill", "work", "", ""),
+    ("admin.vm.tag.Set", "work", "t", ""),
+    ("admin.vm.tag.Remove", "work", "t", ""),
+    ("admin.vm.feature.Set", "work", "internal", "1"),
+    ("admin.vm.feature.Remove", "work", "internal", ""),
+    ("admin.vm.property.Set", "work", "label", "blue"),
+    ("admin.vm.property.Set", "work", "template_for_dispvms", "True"),
+    ("admin.property.Set", "dom0", "default_dispvm", "work"),
+    ("admin.vm.property.Set", "net", "default_dispvm", ""),
+    ("admin.vm.property.Reset", "net", "default_dispvm", ""),
+    ("admin.vm.property.Set", "work", "guivm", "net"),
+    ("admin.vm.property.Reset", "work", "guivm", ""),
+    ("admin.property.Set", "dom0", "default_guivm", "net"),
+    ("admin.property.Reset", "dom0", "default_guivm", ""),
+    ("admin.vm.CreateDisposable", "work", "", ""),
+    ("admin.property.Reset", "dom0", "default_dispvm", ""),
+    ("admin.vm.Remove", "far", "", ""),
+)
+
+
+def test_every_change_that_policy_asks_about_is_seen_at_once(tmp_path: Path) -> None:
+    """The kept text is dropped by events: what it says must be what is made anew, after each change, and must have changed."""
+
+    async def scenario(app: App) -> None:
+        before = await facts(app)
+        for method, dest, argument, payload in CHANGES:
+            await ok(app, method, dest, argument, payload)
+            kept = await facts(app)
+            assert kept != before, (method, dest, argument)
+            app.cache.clear()
+            assert await facts(app) == kept, (method, dest, argument)
+            before = kept
+
+    live(tmp_path, scenario)
+
+
+def test_what_policy_does_not_ask_about_keeps_the_text(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await facts(app)
+        await ok(app, "admin.vm.property.Set", "work", "memory", "500")
+        await ok(app, "admin.vm.feature.Set", "work", "other", "1")
+        await ok(app, "admin.vm.firewall.Set", "work", "", "action=drop\n")
+        assert "system_info" in app.cache
+
+    live(tmp_path, scenario)
+
+
+def test_a_failed_start_of_an_unnamed_disposable_removes_it(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.property.Set", "work", "template_for_dispvms", "True")
+        name = await ok(app, "admin.vm.CreateDisposable", "work")
+        assert isinstance(app.parts.wardens, FakeWardens)
+        app.parts.wardens.refuse.add(name)
+        assert (await ask(app, "admin.vm.Start", name)).failure == "QubesException"
+        assert name not in app.system.qubes
+
+    live(tmp_path, scenario)
+
+
+def test_a_prohibited_start_says_why_and_leaves_a_running_qube_alone(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        heard: list[tuple[str, str, dict[str, str]]] = []
+        app.listen(app.system.dom0, None, lambda subject, name, pairs: heard.append((subject, name, dict(pairs))))
+        await ok(app, "admin.vm.Start", "work")
+        await ok(app, "admin.vm.feature.Set", "work", "prohibit-start", "broken disk 100%")
+        await ok(app, "admin.vm.Start", "work")
+        await ok(app, "admin.vm.Kill", "work")
+        answer = await ask(app, "admin.vm.Start", "work")
+        assert (answer.failure, answer.content) == ("QubesException", "work may not be started: broken disk 100%")
+        assert heard[-1] == ("work", "domain-start-failed", {"reason": answer.content})
+
+    live(tmp_path, scenario)
