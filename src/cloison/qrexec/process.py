@@ -21,7 +21,7 @@ from cloison.wire.qrexec import Command
 
 ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
-VMEXEC = "/etc/qubes-rpc/qubes.VMExec"
+VMEXEC = tuple(f"/etc/qubes-rpc/qubes.{name}" for name in ("VMExec", "VMRootExec", "VMExecGUI"))
 
 
 class User(NamedTuple):
@@ -116,21 +116,26 @@ def _service_words(command: Command) -> dict[str, str]:
     return words
 
 
-def start(command: Command, config: Config = DEFAULT, *, quiet: bool = False, inherit: bool = False) -> Started | Connected:
+def start(
+    command: Command, config: Config = DEFAULT, *, quiet: bool = False, inherit: bool = False, shell: str = "",
+) -> Started | Connected:
     """Start a parsed command line, or connect to what serves it. Raises CannotStart.
 
-    `quiet`: stdin and stdout are /dev/null (JUST_EXEC). `inherit`: the program sees our environment, not a clean one.
+    `quiet`: stdin and stdout are /dev/null (JUST_EXEC). `inherit`: the program sees our environment, not a clean one. `shell`: for
+    a command line; else root uses the user's as login shell, and others /bin/sh.
     """
     if not command.service:
         user = _runs_as(command.user)
-        shell, name = (user.shell, "-" + os.path.basename(user.shell)) if os.geteuid() == 0 else ("/bin/sh", "sh")
-        return _spawn(shell, [name, "-c", command.command], user, environment(user, command, inherit=inherit), quiet)
+        login = "-" if not shell and os.geteuid() == 0 else ""
+        shell = shell or (user.shell if login else "/bin/sh")
+        argv = [login + os.path.basename(shell), "-c", command.command]
+        return _spawn(shell, argv, user, environment(user, command, inherit=inherit), quiet)
     service = lookup.find(command.service, command.argument, lookup.service_path())
     if not isinstance(service, Executable):
         return _connect(service, command, config)
     user = _runs_as(config.force_user or command.user)
     argv = _service_argv(service.path, command.argument)
-    program = argv[0] if service.path == VMEXEC else service.path
+    program = argv[0] if service.path in VMEXEC else service.path
     return _spawn(program, argv, user, environment(user, command, inherit=inherit), quiet)
 
 
@@ -144,7 +149,7 @@ def _runs_as(name: str) -> User:
 
 def _service_argv(program: str, argument: str | None) -> list[str]:
     """A service's words. Our own qubes.VMExec is done here: starting Python for it costs a quarter of a second under emulation."""
-    if program != VMEXEC:
+    if program not in VMEXEC:
         return [program, argument] if argument else [program]
     try:
         return [os.fsdecode(word) for word in vmexec.decode(argument or "")]

@@ -444,6 +444,20 @@ class VchanSocket:
         return channel.number
 
 
+class GivenVchan(VchanSocket):
+    """One channel whose socket is there already: it came with a request. `open` takes it, whatever the address."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        super().__init__("/")
+        self._given = stream
+
+    def open(self, address: Address, handler: Handler) -> int:
+        channel = _Channel(self, handler)
+        number = self._add(channel)
+        channel.connected(_tuned(self._given))
+        return number
+
+
 class _Nobody:
     """Handler of a channel that nobody uses any more."""
 

@@ -17,8 +17,8 @@ NAME = "cloison-agent"
 SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "qrexec", "guest")
 # Of `qrexec` a qube has the agent's half.
 _QUBES_QREXEC = (
-    "__init__.py", "agent.py", "agent_main.py", "call.py", "caller.py", "client_vm.py", "filecopy", "fork_server.py", "lookup.py", "pam.py",
-    "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
+    "__init__.py", "agent.py", "agent_main.py", "call.py", "caller.py", "client_main.py", "client_vm.py", "filecopy", "fork_server.py",
+    "lookup.py", "pam.py", "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
 )
 _NOT_CODE = ("files", "services", "__pycache__")
 _EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "etc/qubes/post-install.d/", "etc/qubes/suspend-", "usr/bin/", "usr/lib/qubes/")
@@ -38,6 +38,7 @@ LINKS = {
     "usr/bin/qvm-move": "qvm-copy",
     "usr/bin/qvm-move-to-vm": "qvm-copy",
     "usr/bin/qvm-open-in-dvm": "qvm-open-in-vm",
+    "usr/lib/qubes/qrexec-client-vm": "../../bin/qrexec-client-vm",
 }
 _CONTROL = """\
 Package: {name}
