@@ -115,14 +115,27 @@ def test_a_refused_feature_is_not_kept(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_qube_sees_only_itself(tmp_path: Path) -> None:
-    """Nothing allows more until policy does: no match denies."""
+def test_a_qube_sees_what_policy_lets_it(tmp_path: Path) -> None:
+    """No policy, a broken one, or a question: nothing is seen. A rule that allows shows that qube, at once."""
 
     async def run() -> None:
         app = await fake_app(str(tmp_path))
-        await ask(app, "admin.vm.Create.TemplateVM", "dom0", "", "name=tpl label=black")
-        answer = await ask(app, "admin.vm.List", "dom0", source="tpl")
-        assert [line.split()[0] for line in answer.content.splitlines()] == ["tpl"]
+        for name in ("tpl", "mgmt", "other"):
+            await ask(app, "admin.vm.Create.TemplateVM", "dom0", "", f"name={name} label=black")
+        heard: list[tuple[str, str]] = []
+        app.listen(app.system.qube("mgmt"), None, lambda subject, name, _: heard.append((subject, name)))
+        folder = tmp_path / "config" / "policy.d"
+        for rules, seen in (("", []), ("admin.vm.List * mgmt tpl allow\n", ["tpl"]),
+                            ("admin.vm.List * mgmt @anyvm ask\n", []), ("what?\n", []),
+                            ("admin.vm.List * mgmt @anyvm allow\nadmin.Events +domain-tag-add_x mgmt tpl allow\n",
+                             ["mgmt", "other", "tpl"])):
+            (folder / "10-test.policy").write_text(rules)
+            answer = await ask(app, "admin.vm.List", "dom0", source="mgmt")
+            assert [line.split()[0] for line in answer.content.splitlines()] == seen, rules
+        for qube, tag in (("tpl", "x"), ("tpl", "y"), ("other", "x")):
+            await ask(app, "admin.vm.tag.Set", qube, tag)
+        assert heard == [("tpl", "domain-tag-add:x")]
+        app.visibility.close()
         app.parts.store.close()
 
     asyncio.run(run())

@@ -59,8 +59,12 @@ class Qubesd(abc.ABC):
     def lock(self, qube: Qube) -> asyncio.Lock: ...
 
     @abc.abstractmethod
-    def allows(self, source: Qube, method: str, target: Qube | None) -> bool:
+    def allows(self, source: Qube, method: str, target: Qube) -> bool:
         """Whether policy allows, without asking, this call of this source: for filtering what a qube may see."""
+
+    @abc.abstractmethod
+    def system_info(self) -> str:
+        """The facts every policy decision needs, kept until one of them changes."""
 
     @abc.abstractmethod
     def listen(self, source: Qube, subject: str | None, send: Send) -> Callable[[], None]:

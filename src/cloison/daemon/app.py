@@ -12,6 +12,7 @@ import string
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import cloison
@@ -22,17 +23,18 @@ from cloison.daemon.live import Live
 from cloison.daemon.machines import Machines
 from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
+from cloison.daemon.visibility import Visibility
 from cloison.daemon.volumes import Volumes
 from cloison.errors import CloisonError, StorageError
-from cloison.model import creation
+from cloison.model import creation, facts
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
-from cloison.model.facts import changes_facts
 from cloison.model.features import TAG
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
 from cloison.plan.preload import Wake
+from cloison.qrexec.policy_files import LivePolicy, folders
 from cloison.runtime import faults
 from cloison.storage.base import Pool, VolumeConfig
 
@@ -64,6 +66,7 @@ class App(Qubesd):
         self.suspended: set[str] = set()
         self.cache: dict[str, str] = {}
         self.events = EventBus()
+        self.visibility = Visibility(self.system, LivePolicy(folders(parts.paths)), self.system_info)
         self.volumes = Volumes(self, parts)
         self.machines = Machines(self, parts, self.volumes)
         self.live = Live(self, parts.wardens)
@@ -86,7 +89,7 @@ class App(Qubesd):
             journal.undo()
             raise
         journal.clear()
-        if any(map(changes_facts, events)):
+        if any(map(facts.changes_facts, events)):
             self.cache.clear()
         self.events.publish(events)
         self.live.follow(events)
@@ -95,17 +98,17 @@ class App(Qubesd):
     def lock(self, qube: Qube) -> asyncio.Lock:
         return self._locks.setdefault(qube.uuid, asyncio.Lock())
 
-    def allows(self, source: Qube, method: str, target: Qube | None) -> bool:
-        """Without a policy daemon a qube may see nothing but itself: no match denies."""
-        return source is self.system.dom0 or source is target
+    def allows(self, source: Qube, method: str, target: Qube) -> bool:
+        return self.visibility.allows(source, method, target.name)
+
+    def system_info(self) -> str:
+        text = self.cache.get("system_info")
+        if text is None:
+            text = self.cache["system_info"] = facts.system_info(self.system)
+        return text
 
     def listen(self, source: Qube, subject: str | None, send: Send) -> Callable[[], None]:
-        system = self.system
-
-        def allows(event: Any) -> bool:
-            return source is system.dom0 or self.allows(source, "admin.Events", system.qubes.get(event.subject))
-
-        return self.events.add(Listener(subject, send, allows))
+        return self.events.add(Listener(subject, send, partial(self.visibility.allows_event, source)))
 
     # -- making qubes ------------------------------------------------------------------------------------------------
 

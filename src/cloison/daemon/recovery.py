@@ -9,10 +9,11 @@ import logging
 
 from cloison.daemon import qubes_xml
 from cloison.daemon.app import App
-from cloison.errors import CloisonError, StorageError
+from cloison.errors import CloisonError, HostError, StorageError
 from cloison.model import labels
 from cloison.model.domains import IMPORTING, READY, SYSTEM, Qube, System
 from cloison.model.volumes import Pool
+from cloison.qrexec.policy_files import folders, make_folders
 from cloison.runtime.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ DEFAULT_POOL, KERNEL_POOL = "varlibqubes", "linux-kernel"
 async def bring_up(app: App) -> None:
     """Raises StoreError; a single qube's trouble is logged and left to its next start."""
     store, system = app.parts.store, app.system
+    _make_policy_folders(app.parts.paths)
     if store.is_empty():
         store.initialise(system)
         with app.transaction():
@@ -37,6 +39,14 @@ async def bring_up(app: App) -> None:
     await app.preloads.recover(fill=False)
     app.live.watch_expiry()
     app.choose_kernel()
+
+
+def _make_policy_folders(paths: Paths) -> None:
+    """Without them there is no policy, and no qube sees anything. Raises HostError."""
+    try:
+        make_folders(folders(paths))
+    except OSError as error:
+        raise HostError(f"the folders for policy can't be made: {error}") from error
 
 
 def furnish(system: System, paths: Paths) -> None:

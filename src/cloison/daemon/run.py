@@ -31,6 +31,7 @@ async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
     finally:
         await server.close()
         await app.preloads.close()
+        app.visibility.close()
         await app.live.close()
         await app.machines.close()
         await parts.wardens.close()

@@ -5,7 +5,7 @@ import asyncio
 
 from cloison.admin.qubesd import Call
 from cloison.errors import QubeNotRunning
-from cloison.model import devices, facts
+from cloison.model import devices
 from cloison.model.domains import Qube
 from cloison.values import PowerState
 
@@ -22,7 +22,7 @@ def vm_list(call: Call) -> str:
     """All qubes for dom0 as destination, else just that one; a qube sees those that policy shows it."""
     dom0 = call.system.dom0
     qubes = call.system.sorted_qubes() if call.dest is dom0 else [call.dest]
-    if call.source is not dom0 and call.dest is dom0:
+    if call.dest is dom0:
         qubes = [qube for qube in qubes if call.qubesd.allows(call.source, "admin.vm.List", qube)]
     return "".join(f"{qube.name} class={qube.klass} state={qube.power} uuid={qube.uuid}\n" for qube in qubes)
 
@@ -82,9 +82,4 @@ def _report(call: Call, qube: Qube, before: dict[str, int], interval: int) -> tu
 
 
 def system_info(call: Call) -> str:
-    """The facts every policy decision needs, kept until something changes."""
-    text = call.qubesd.cache.get("system_info")
-    if text is None:
-        text = facts.system_info(call.system)
-        call.qubesd.cache["system_info"] = text
-    return text
+    return call.qubesd.system_info()
