@@ -153,7 +153,7 @@ class QuestionDialog(QDialog):
         self._list.setModel(self._model)
         self._list.setIconSize(QSize(20, 20))
         self._list.setUniformItemSizes(True)
-        self._list.setMinimumHeight(30 * min(_ROWS, max(2, len(self._question.targets))) + 20)
+        self._list.setFixedHeight(30 * min(_ROWS, max(2, len(self._question.targets))) + 16)
 
     def _lay_out(self) -> None:
         question = self._question
