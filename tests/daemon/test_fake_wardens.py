@@ -1,22 +1,17 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
+import asyncio
 from pathlib import Path
 
 import pytest
+from tests.contracts.wardens import WardensContract
 
 from cloison.daemon.fake_wardens import FakeWardens
+from cloison.values import PowerState
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
 
-_spec = importlib.util.spec_from_file_location("contracts_wardens", Path(__file__).parents[1] / "contracts" / "wardens.py")
-assert _spec is not None and _spec.loader is not None
-contract = importlib.util.module_from_spec(_spec)
-sys.modules["contracts_wardens"] = contract
-_spec.loader.exec_module(contract)
 
-
-class TestFakeWardens(contract.WardensContract):  # type: ignore[name-defined,misc]
+class TestFakeWardens(WardensContract):
     @pytest.fixture(params=("memory", "folder"))
     def wardens(self, request: pytest.FixtureRequest, tmp_path: Path) -> FakeWardens:
         return FakeWardens(str(tmp_path) if request.param == "folder" else None)
@@ -26,3 +21,11 @@ class TestFakeWardens(contract.WardensContract):  # type: ignore[name-defined,mi
         kernel = Kernel("6.6.1", "/k/vmlinuz", "/k/initramfs", "/k/modules.img")
         disk = DiskSource("root", 1 << 20, (Layer("/pool/root.1.img", "raw"),))
         return Launch("work", "00000000-0000-4000-8000-000000000001", 1, 400, 2, (disk,), kernel)
+
+    def test_a_paused_one_is_taken_over_paused(self, wardens: FakeWardens, launch: Launch) -> None:
+        async def run() -> None:
+            await wardens.start(launch)
+            await wardens.pause(launch.uuid)
+            assert [(each.uuid, each.state) for each in await wardens.adopt()] == [(launch.uuid, PowerState.PAUSED)]
+
+        asyncio.run(run())

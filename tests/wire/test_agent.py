@@ -73,3 +73,13 @@ def test_any_bytes_are_a_report_or_a_peer_error(untrusted: bytes) -> None:
     except PeerError:
         return
     assert report.word.encode() in agent.WORDS and report.text.isprintable()
+
+
+def test_a_qubesdb_of_any_size_becomes() -> None:
+    """A qube with many features starts: what has no room follows over QubesDB's own channel."""
+    own = {f"/vm-config/{number}": '"' * 3071 for number in range(40)}
+    chosen = agent.at_once({**own, "/name": "work", "/qubes-vm-type": "AppVM"})
+    assert list(chosen)[:2] == ["/name", "/qubes-vm-type"] and 2 < len(chosen) < 42
+    who = agent.Identity(65535, 1 << 63, "f" * 128, "f" * 32, "f" * 36, chosen, 1 << 50, True)
+    assert len(agent.become(who)) <= MAX_BODY
+    assert agent.at_once({"/name": "work"}) == {"/name": "work"}

@@ -28,6 +28,8 @@ STATES = {
     "starting": PowerState.TRANSIENT, "running": PowerState.RUNNING, "paused": PowerState.PAUSED, "halting": PowerState.HALTING,
 }
 ENDS = ("stopped", "failed")
+ZYGOTE = "cloison.warden.zygote"
+MAX_LAUNCH = 200_000          # bytes of a launch: a packet as large as any kernel lets an ordinary user send
 STATUS = ("state", "name", "uuid", "xid", "start", "memory", "pid")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -109,14 +111,16 @@ class _Link:
 
 
 class ZygoteWardens(Wardens):
-    """See `Wardens`."""
+    """See `Wardens`. `zygote`: the module that is run as one."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, zygote: str = ZYGOTE) -> None:
         self.on_event = _ignore
         self.paths = paths
+        self._module = zygote
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._zygote: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._making: dict[str, asyncio.Future[str | None]] = {}
         self._unmakable: set[str] = set()
 
@@ -125,6 +129,8 @@ class ZygoteWardens(Wardens):
     def _send(self, request: dict[str, Any], fds: list[int]) -> None:
         """One packet to the zygote, which is started if it isn't there. Raises MachineError."""
         packet = json.dumps(request).encode()
+        if len(packet) > MAX_LAUNCH:
+            raise MachineError(f"it has too many features: they take {len(packet)} bytes, and {MAX_LAUNCH} can be handed over")
         for _ in range(2):
             if self._zygote is None:
                 self._zygote = self._spawn()
@@ -133,17 +139,26 @@ class ZygoteWardens(Wardens):
                 return
             except OSError as error:
                 log.warning("zygote lost (%s); starting another", error)
-                self._zygote.close()
-                self._zygote = None
+                self._hang_up()
         raise MachineError("the zygote that forks wardens can't be reached")
 
     def _spawn(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, open(os.path.join(self.paths.log, "wardens.log"), "ab") as log_file:
-            subprocess.Popen([sys.executable, "-m", "cloison.warden.zygote", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                             stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
+            # -P: a module in the current folder must not take the place of ours.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", self._module, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
         ours.settimeout(10)
         return ours
+
+    def _hang_up(self) -> None:
+        """The zygote sees the end of file and ends; it waits for nobody."""
+        if self._zygote is not None and self._process is not None:
+            self._zygote.close()
+            self._zygote = None
+            self._process.wait()
+            self._process = None
 
     def _background(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -222,7 +237,16 @@ class ZygoteWardens(Wardens):
             if launch.warm is None:
                 raise
             log.warning("%s: warm start failed (%s); starting cold", launch.name, error)
+            await self._drop_if_damaged(launch.warm)
             return await self._start(dataclasses.replace(launch, warm=None), lease)
+
+    async def _drop_if_damaged(self, folder: str) -> None:
+        """Every later start from it would fail, too; without it the next one makes another."""
+        try:
+            await asyncio.to_thread(warm.check, folder)
+        except MachineError as error:
+            log.error("%s; the next start makes another", error)
+            self._drop_warm(os.path.basename(folder))
 
     async def _start(self, launch: Launch, lease: socket.socket | None) -> str:
         link = self._links[launch.uuid] = _Link(launch.uuid, self)
@@ -294,9 +318,7 @@ class ZygoteWardens(Wardens):
         return sorted(self._links)
 
     async def close(self) -> None:
-        if self._zygote is not None:
-            self._zygote.close()
-            self._zygote = None
+        await asyncio.to_thread(self._hang_up)
         for task in list(self._tasks):
             task.cancel()
 
@@ -354,9 +376,13 @@ class ZygoteWardens(Wardens):
     async def forget_warm(self, commits: Collection[str]) -> None:
         for name in warm.names(self.paths.warm):
             if warm.commit(self.paths.warm, name) in commits:
-                with contextlib.suppress(MachineError):
-                    self._send({"do": "forget", "folder": os.path.join(self.paths.warm, name)}, [])
-                warm.drop(self.paths.warm, name)
+                self._drop_warm(name)
+
+    def _drop_warm(self, name: str) -> None:
+        """From disk, and from the zygote's memory. Who runs from it holds what it needs."""
+        with contextlib.suppress(MachineError):
+            self._send({"do": "forget", "folder": os.path.join(self.paths.warm, name)}, [])
+        warm.drop(self.paths.warm, name)
 
 
 def _cpu_time(pid: object) -> int:

@@ -180,7 +180,7 @@ class Warden:
         own_id = hashlib.sha256(b"machine-id " + launch.uuid.encode()).hexdigest()[:32]
         return agent.Identity(
             xid=launch.xid, time=time.time_ns(), entropy=secrets.token_hex(64), machine_id=own_id, boot_id=str(uuid.uuid4()),
-            qubesdb=launch.identity, private_size=private.size if private else 0,
+            qubesdb=agent.at_once(launch.identity), private_size=private.size if private else 0,
             private_blank=private is not None and private.blank)
 
     def _up(self) -> Machine:

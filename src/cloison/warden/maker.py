@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from cloison.errors import CloisonError, MachineError, PeerError
-from cloison.hypervisor.base import MachineSpec
+from cloison.hypervisor.base import Machine, MachineSpec
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 from cloison.runtime import faults, life
@@ -25,7 +25,10 @@ from cloison.wire.warden import Launch, encode
 QUIET_SECONDS = 5.0           # for what the boot still does after the agent is up; the image is better for it
 
 
-async def make(paths: Paths, launch: Launch, control: socket.socket) -> None:
+async def make(
+    paths: Paths, launch: Launch, control: socket.socket, make_machine: Callable[[MachineSpec], Machine] = QemuMachine, *,
+    quiet: float = QUIET_SECONDS,
+) -> None:
     """Answers on `control` with {"made": folder} or {"error": text}, and progress as {"progress": text} before."""
     def tell(**message: object) -> None:
         control.sendall(encode(message))
@@ -39,7 +42,7 @@ async def make(paths: Paths, launch: Launch, control: socket.socket) -> None:
         work = os.path.join(paths.warm, name)
         try:
             os.mkdir(work, 0o700)
-            made = await _make(paths, launch, work, life_fd, lambda text: tell(progress=text))
+            made = await _Maker(paths, launch, work, lambda text: tell(progress=text)).run(life_fd, make_machine, quiet)
         finally:
             os.close(life_fd)
             await asyncio.to_thread(life.end, paths.qubes, name)   # of a sandbox killed while it was set up
@@ -54,32 +57,51 @@ def _cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
 
 
-async def _make(paths: Paths, launch: Launch, work: str, life_fd: int, say: Callable[[str], None]) -> str:
-    ram = os.open(os.path.join(work, warm.RAM), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    os.ftruncate(ram, launch.memory << 20)
-    machine = QemuMachine(MachineSpec(
-        uuid=NOBODY, memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator,
-        disks=disks.open_for_making(launch, os.path.join(work, warm.DISK)), kernel=launch.kernel.vmlinuz,
-        initramfs=launch.kernel.initramfs, kernelopts=launch.kernelopts, ram_fd=ram, ram_shared=True, life_fd=life_fd))
-    say("booting")
-    faults.point("warm:boot")
-    stream = await machine.start()
-    guest = _Guest(stream)
-    try:
-        await guest.ask(agent.ping(), "pong", machine, launch.start_timeout)
-        say("settling")
-        await asyncio.sleep(QUIET_SECONDS)
-        await guest.ask(agent.seal(), "sealed", machine, launch.start_timeout)
-        say("saving")
-        state = os.open(os.path.join(work, warm.STATE), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        await machine.save(state)
-        os.close(state)
-    finally:
-        machine.kill()
-        await machine.wait()
-        stream.close()
-    faults.point("warm:saved")
-    return warm.finish(work, paths.warm, launch)
+class _Maker:
+    """One image in the making, in the work folder `work`."""
+
+    def __init__(self, paths: Paths, launch: Launch, work: str, say: Callable[[str], None]) -> None:
+        self._paths, self._launch, self._work, self._say = paths, launch, work, say
+
+    async def run(self, life_fd: int, make_machine: Callable[[MachineSpec], Machine], quiet: float) -> str:
+        """The finished image's folder. Raises MachineError, OSError."""
+        machine = make_machine(self._spec(life_fd))
+        self._say("booting")
+        faults.point("warm:boot")
+        stream = await machine.start()
+        try:
+            await self._until_saved(machine, _Guest(stream), quiet)
+        finally:
+            machine.kill()
+            await machine.wait()
+            stream.close()
+        faults.point("warm:saved")
+        return warm.finish(self._work, self._paths.warm, self._launch)      # not in a thread: nothing may remove it meanwhile
+
+    def _spec(self, life_fd: int) -> MachineSpec:
+        launch = self._launch
+        ram = self._new_file(warm.RAM)
+        os.ftruncate(ram, launch.memory << 20)
+        return MachineSpec(
+            uuid=NOBODY, memory=launch.memory, vcpus=launch.vcpus, accelerator=launch.accelerator,
+            disks=disks.open_for_making(launch, os.path.join(self._work, warm.DISK)), kernel=launch.kernel.vmlinuz,
+            initramfs=launch.kernel.initramfs, kernelopts=launch.kernelopts, ram_fd=ram, ram_shared=True, life_fd=life_fd)
+
+    def _new_file(self, name: str) -> int:
+        return os.open(os.path.join(self._work, name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    async def _until_saved(self, machine: Machine, guest: _Guest, quiet: float) -> None:
+        timeout = self._launch.start_timeout
+        await guest.ask(agent.ping(), "pong", machine, timeout)
+        self._say("settling")
+        await asyncio.sleep(quiet)
+        await guest.ask(agent.seal(), "sealed", machine, timeout)
+        self._say("saving")
+        state = self._new_file(warm.STATE)
+        try:
+            await machine.save(state)
+        finally:
+            os.close(state)
 
 
 class _Guest:
@@ -89,7 +111,7 @@ class _Guest:
         self._answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._port = Port(stream.fileno(), HOST, on_control=self._report, on_open=lambda _c, _a: None, on_end=self._ended)
 
-    async def ask(self, order: bytes, wanted: str, machine: QemuMachine, timeout: float) -> None:
+    async def ask(self, order: bytes, wanted: str, machine: Machine, timeout: float) -> None:
         """Raises MachineError when another word comes, or none."""
         self._answer = asyncio.get_running_loop().create_future()
         self._port.control(order)

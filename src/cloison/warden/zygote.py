@@ -20,17 +20,18 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cloison.errors import CloisonError
 from cloison.hypervisor import sandbox
+from cloison.hypervisor.base import Machine, MachineSpec
 from cloison.hypervisor.qemu import warm
-from cloison.hypervisor.qemu.driver import QEMU
+from cloison.hypervisor.qemu.driver import QEMU, QemuMachine
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
 from cloison.warden.main import Warden
-from cloison.warden.maker import make
+from cloison.warden.maker import QUIET_SECONDS, make
 from cloison.wire.warden import Launch, encode, launch_from_json
 
 MAX_PACKET = 1 << 18
@@ -39,10 +40,13 @@ _PR_SET_NAME = 15
 
 
 class Zygote:
-    """`requests`: a SOCK_SEQPACKET socket from qubesd."""
+    """`requests`: a SOCK_SEQPACKET socket from qubesd. `make_machine` and `quiet`: what the wardens' and makers' machines are,
+    and for how long (seconds) a maker lets its guest settle."""
 
-    def __init__(self, requests: socket.socket, paths: Paths) -> None:
-        self._requests, self._paths = requests, paths
+    def __init__(
+        self, requests: socket.socket, paths: Paths, make_machine: Callable[[MachineSpec], Machine], quiet: float,
+    ) -> None:
+        self._requests, self._paths, self._make_machine, self._quiet = requests, paths, make_machine, quiet
         self._rams: dict[str, int] = {}
 
     def serve(self) -> None:
@@ -67,7 +71,7 @@ class Zygote:
         try:
             launch = launch_from_json(request["launch"])
             if request["do"] == "make":
-                self._fork(lambda: make(self._paths, launch, control), "maker")
+                self._fork(lambda: make(self._paths, launch, control, self._make_machine, quiet=self._quiet), "maker")
             else:
                 ram = self._ram(launch.warm) if launch.warm is not None else None
                 self._fork(lambda: self._warden(launch, control, fds, ram), launch.name)
@@ -78,9 +82,9 @@ class Zygote:
             control.close()
 
     def _ram(self, folder: str) -> int:
-        """The image's sealed RAM, loaded once."""
+        """The image's sealed RAM, compared with what was saved and loaded once. Raises DamagedImage."""
         if folder not in self._rams:
-            self._rams[folder] = warm.load_ram(folder)
+            self._rams[folder] = warm.load(folder)
         return self._rams[folder]
 
     async def _warden(self, launch: Launch, control: socket.socket, fds: list[int], ram: int | None) -> None:
@@ -88,7 +92,7 @@ class Zygote:
         own_ram = os.dup(ram) if ram is not None else None
         for fd in (*self._rams.values(), *fds):
             os.close(fd)
-        await Warden(self._paths, launch, control, lease, own_ram).run()
+        await Warden(self._paths, launch, control, lease, own_ram, make_machine=self._make_machine).run()
 
     def _fork(self, work: Any, name: str) -> None:
         if os.fork() != 0:
@@ -109,7 +113,7 @@ class Zygote:
             os._exit(status)
 
 
-def main() -> None:
+def main(make_machine: Callable[[MachineSpec], Machine] = QemuMachine, quiet: float = QUIET_SECONDS) -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     paths = Paths.from_environment()
     os.umask(0o077)
@@ -120,7 +124,7 @@ def main() -> None:
     sandbox.libraries(os.path.realpath(find(QEMU)))           # once here, not in every warden
     gc.collect()
     gc.freeze()                                     # so that a child's collections don't copy our pages
-    Zygote(requests, paths).serve()
+    Zygote(requests, paths, make_machine, quiet).serve()
 
 
 if __name__ == "__main__":

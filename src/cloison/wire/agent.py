@@ -12,11 +12,13 @@ To the guest: one JSON object with `do`. From the guest, which is hostile: one w
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from cloison.errors import PeerError
 
 MAX_TEXT = 1024
+MAX_ENTRIES = 24_000            # bytes of QubesDB that go with `become`: with the rest of it less than a CONTROL frame holds
 WORDS = (b"sealed", b"running", b"failed", b"halting", b"pong")
 
 
@@ -55,6 +57,17 @@ def shutdown() -> bytes:
 def clock(now: int) -> bytes:
     """`now`: nanoseconds since the epoch."""
     return json.dumps({"do": "time", "time": now}).encode()
+
+
+def at_once(entries: Mapping[str, str]) -> dict[str, str]:
+    """What of a QubesDB goes with `become`, a person's own entries last. The agent gets all of it over QubesDB's own channel."""
+    room, chosen = MAX_ENTRIES, {}
+    for path in sorted(entries, key=lambda path: path.startswith("/vm-config/")):
+        room -= len(json.dumps({path: entries[path]}))
+        if room < 0:
+            break
+        chosen[path] = entries[path]
+    return chosen
 
 
 def become(identity: Identity) -> bytes:

@@ -5,7 +5,10 @@ A folder per image, named by a key over everything that shapes it; it appears wh
     ram            guest memory, sparse, exactly the machine's size
     state          device state (under a megabyte)
     disk.qcow2     the root overlay as it stood then: it backs the root of every qube started from here
-    manifest.json  what went into the key, for people and for dropping it with its commit
+    manifest.json  what went into the key, for people and for dropping it with its commit; sizes and digests of the other three
+
+Digests find what a broken disk or a stray hand did to an image: a guest that starts from it may do anything. Whoever may write
+here may also write another manifest; that is the user alone, and no QEMU.
 
 RAM is handed to QEMU as a *sealed memfd*, not as the file: QEMU 7.2 opens private RAM for writing, and a compromised QEMU that
 could write the file would be in every later qube. A write-sealed memfd can be mapped privately and by nobody changed.
@@ -19,7 +22,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cloison.errors import MachineError
 from cloison.hypervisor.qemu import argv
@@ -29,13 +32,18 @@ from cloison.runtime.programs import find
 from cloison.wire.warden import Launch, Layer
 
 RAM, STATE, DISK, MANIFEST = "ram", "state", "disk.qcow2", "manifest.json"
-FORMAT = 2                       # of this folder and of the agent's protocol; another number is another key
+FORMAT = 4                       # of this folder and of the agent's protocol; another number is another key
 # What a guest in the making believes of the disks that each qube brings along; a clone with others is told at its start.
 MADE_SIZES = {"private": 2 << 30, "volatile": 10 << 30}
 _COPY = 1 << 22
+_PAGE = 1 << 16                  # bytes of RAM that are looked at as one: all zeros, then a hole
 _F_ADD_SEALS = 1033
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8   # no more seals, no shrinking, no growing, no writing
 _versions: dict[str, str] = {}
+
+
+class DamagedImage(MachineError):
+    """A file of a warm image is not what was saved. Nothing of a user's is in it: it can be dropped and made again."""
 
 
 def key(launch: Launch) -> str:
@@ -111,7 +119,8 @@ def finish(work: str, base: str, launch: Launch) -> str:
         finally:
             os.close(fd)
     faults.point("warm:synced")
-    files.write_atomic(os.path.join(work, MANIFEST), json.dumps(ingredients(launch), indent=1).encode())
+    manifest = {**ingredients(launch), "files": {name: _described(os.path.join(work, name)) for name in (RAM, STATE, DISK)}}
+    files.write_atomic(os.path.join(work, MANIFEST), json.dumps(manifest, indent=1).encode())
     name = key(launch)
     target = os.path.join(base, name)
     if folder(base, name) is not None:
@@ -132,19 +141,21 @@ def drop(base: str, name: str) -> None:
 
 
 def sweep(base: str, keep: Sequence[str] = ()) -> None:
-    """Remove what a crash left half made, and images whose root or boot files are no longer there as they were."""
+    """Remove what a crash left half made or cut short, and images whose root or boot files are no longer there as they were."""
     for name in os.listdir(base):
         if name in keep:
             continue
-        if folder(base, name) is None or not _still_true(os.path.join(base, name, MANIFEST)):
+        if folder(base, name) is None or not _still_true(os.path.join(base, name)):
             drop(base, name)
 
 
-def _still_true(manifest: str) -> bool:
+def _still_true(path: str) -> bool:
+    """Without reading the files; `load` does that."""
     try:
-        with open(manifest, encoding="utf-8") as file:
+        with open(os.path.join(path, MANIFEST), encoding="utf-8") as file:
             data = json.load(file)
-        return data["format"] == FORMAT and all(_identity(entry[0]) == entry for entry in data["root"] + data["boot"])
+        sizes = all(os.path.getsize(os.path.join(path, name)) == data["files"][name][0] for name in (RAM, STATE, DISK))
+        return sizes and data["format"] == FORMAT and all(_identity(entry[0]) == entry for entry in data["root"] + data["boot"])
     except (OSError, ValueError, TypeError, LookupError, MachineError):
         return False
 
@@ -162,11 +173,68 @@ def layer(path: str) -> Layer:
     return Layer(os.path.join(path, DISK), "qcow2")
 
 
+# -- whole or damaged ----------------------------------------------------------------------------------------------------
+
+
+def check(path: str) -> None:
+    """Read an image and compare it with what was saved; takes a second. Raises DamagedImage."""
+    for name in (STATE, DISK, RAM):
+        _compare(path, name, _described)
+
+
+def load(path: str) -> int:
+    """The RAM of a whole image, as `load_ram` gives it. Raises DamagedImage."""
+    for name in (STATE, DISK):
+        _compare(path, name, _described)
+    loaded: list[int] = []
+
+    def load_and_describe(_file: str) -> list[object]:
+        seen = hashlib.blake2b()
+        loaded.append(load_ram(path, seen.update))
+        return [os.fstat(loaded[0]).st_size, seen.hexdigest()]
+
+    try:
+        _compare(path, RAM, load_and_describe)
+    except DamagedImage:
+        for fd in loaded:
+            os.close(fd)
+        raise
+    return loaded[0]
+
+
+def _compare(path: str, name: str, describe: Callable[[str], list[object]]) -> None:
+    try:
+        with open(os.path.join(path, MANIFEST), encoding="utf-8") as file:
+            saved = json.load(file)["files"][name]
+        same = describe(os.path.join(path, name)) == saved
+    except (OSError, ValueError, TypeError, LookupError, MachineError) as error:
+        raise DamagedImage(f"the warm image {path} is damaged: {name} can't be checked: {error}") from error
+    if not same:
+        raise DamagedImage(f"the warm image {path} is damaged: {name} is not what was saved")
+
+
+def _described(file: str) -> list[object]:
+    """Size and digest. RAM's holes count as what they read as, wherever a file system puts them."""
+    seen = hashlib.blake2b()
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for position, piece in _nonzero(fd):
+            _feed(seen.update, position, piece)
+        return [os.fstat(fd).st_size, seen.hexdigest()]
+    finally:
+        os.close(fd)
+
+
+def _feed(update: Callable[[bytes], None], position: int, piece: bytes) -> None:
+    update(position.to_bytes(8, "little"))
+    update(piece)
+
+
 # -- in memory -----------------------------------------------------------------------------------------------------------
 
 
-def load_ram(path: str) -> int:
-    """The image's RAM as a sealed memfd; its holes stay holes. Raises MachineError."""
+def load_ram(path: str, seen: Callable[[bytes], None] = lambda _data: None) -> int:
+    """The image's RAM as a sealed memfd; its holes stay holes. `seen` is fed what was read. Raises MachineError."""
     try:
         source = os.open(os.path.join(path, RAM), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -174,7 +242,9 @@ def load_ram(path: str) -> int:
     target = os.memfd_create("warm-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(target, os.fstat(source).st_size)
-        _copy_data(source, target)
+        for position, piece in _nonzero(source):
+            _feed(seen, position, piece)
+            os.pwrite(target, piece, position)
         fcntl.fcntl(target, _F_ADD_SEALS, _SEALS)
         os.posix_fadvise(source, 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
@@ -185,28 +255,25 @@ def load_ram(path: str) -> int:
     return target
 
 
-def _copy_data(source: int, target: int) -> None:
+def _nonzero(source: int) -> Iterator[tuple[int, bytes]]:
+    """Position and content of every page that is not all zeros: what is left out would be memory that every qube pays for."""
     position = 0
-    while True:
-        try:
-            position = os.lseek(source, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        end = os.lseek(source, position, os.SEEK_HOLE)
-        while position < end:
-            data = os.pread(source, min(_COPY, end - position), position)
-            if not data:
-                return
-            _write_nonzero(target, data, position)
-            position += len(data)
+    while (position := _next_data(source, position)) >= 0:
+        data = os.pread(source, _COPY, position)
+        if not data:
+            return
+        for start in range(0, len(data), _PAGE):
+            piece = data[start:start + _PAGE]
+            if piece.count(0) != len(piece):
+                yield position + start, piece
+        position += len(data)
 
 
-def _write_nonzero(target: int, data: bytes, position: int) -> None:
-    """Pages of zeros stay holes: memory that every qube would pay for."""
-    page = 1 << 16
-    for start in range(0, len(data), page):
-        piece = data[start:start + page]
-        if piece.count(0) != len(piece):
-            os.pwrite(target, piece, position + start)
+def _next_data(source: int, position: int) -> int:
+    """Where the page begins that holds the next data; -1 if none does."""
+    try:
+        return os.lseek(source, position, os.SEEK_DATA) // _PAGE * _PAGE
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return -1
+        raise

@@ -1,0 +1,315 @@
+"""The real wardens, forked by the real zygote, over machines without QEMU: their promises, and what is left when any of them dies."""
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.contracts.wardens import Heard, WardensContract
+
+from cloison.daemon.zygote_wardens import MAX_LAUNCH, ZygoteWardens
+from cloison.errors import MachineError
+from cloison.hypervisor.qemu import warm
+from cloison.runtime import life
+from cloison.runtime.paths import Paths
+from cloison.values import PowerState
+from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
+
+UUID = "00000000-0000-4000-8000-000000000001"
+ZYGOTE = "tests.warden.fake_zygote"
+MEGABYTE = 1 << 20
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[Paths]:
+    """An installation that the zygote finds by its environment, as the real one does."""
+    with tempfile.TemporaryDirectory(prefix="cloison-") as root:
+        monkeypatch.setenv("CLOISON_ROOT", root)
+        monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
+        result = Paths.from_environment()
+        result.ensure()
+        yield result
+        for uuid in life.known(result.qubes):       # nothing of a failed test goes on
+            life.end(result.qubes, uuid)
+
+
+@pytest.fixture
+def wardens(paths: Paths) -> ZygoteWardens:
+    return ZygoteWardens(paths, ZYGOTE)
+
+
+@pytest.fixture
+def launch(paths: Paths) -> Launch:
+    folder = Path(paths.data)
+    for name in ("root.img", "vmlinuz", "initramfs", "modules.img"):
+        (folder / name).write_bytes(name.encode())
+    disks = (DiskSource("root", MEGABYTE, (Layer(str(folder / "root.img"), "raw"),), commit="c1"), DiskSource("private", MEGABYTE))
+    kernel = Kernel("6.1", *(str(folder / name) for name in ("vmlinuz", "initramfs", "modules.img")))
+    return Launch("work", UUID, 1, 16, 1, disks, kernel, identity={"/name": "work"}, start_timeout=20)
+
+
+class TestZygoteWardens(WardensContract):
+    """All promises of `Wardens`, kept by processes."""
+
+
+def run(wardens: ZygoteWardens, work: Callable[[Heard], Awaitable[None]]) -> None:
+    """Adopt, work, and let go."""
+    async def whole() -> None:
+        heard = Heard(wardens)
+        await wardens.adopt()
+        try:
+            async with asyncio.timeout(60):
+                await work(heard)
+        finally:
+            await wardens.close()
+
+    asyncio.run(whole())
+
+
+def holders(paths: Paths, uuid: str) -> list[int]:
+    """Processes that hold this qube's lock."""
+    path = os.path.join(paths.qubes, f"life.{uuid}")
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fds = [os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd")]
+        except OSError:
+            continue
+        found += [int(entry)] if path in fds else []
+    return found
+
+
+def zygote(paths: Paths) -> int:
+    """The process that listens for requests: a child of this one. It must have answered one, else it may still be on its way."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    found = [int(pid) for pid in children if ZYGOTE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+             and f"CLOISON_ROOT={os.path.dirname(paths.run)}".encode() in Path(f"/proc/{pid}/environ").read_bytes()]
+    return found[-1]
+
+
+# -- warm images -------------------------------------------------------------------------------------------------------------
+
+
+async def warmed(wardens: ZygoteWardens, launch: Launch) -> Launch:
+    """The launch from its warm image, made if need be."""
+    folder = await wardens.ensure_warm(launch, lambda _text: None)
+    assert folder is not None
+    return dataclasses.replace(launch, warm=folder)
+
+
+def test_an_image_is_made_once_and_started_from(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(_heard: Heard) -> None:
+        said: list[str] = []
+        folders = await asyncio.gather(*(wardens.ensure_warm(launch, said.append) for _ in range(3)))
+        assert said == ["booting", "settling", "saving"] and len(set(folders)) == 1 and folders[0] is not None
+        assert await wardens.start(dataclasses.replace(launch, warm=folders[0])) == "warm"
+        await wardens.kill(UUID)
+        await wardens.forget_warm(["c1"])
+        assert wardens.warm_images() == os.listdir(paths.warm) == []
+
+    run(wardens, work)
+    assert os.listdir(paths.qubes) == []
+
+
+def truncate(path: Path) -> None:
+    path.chmod(0o600)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    path.chmod(0o600)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {"cut short": truncate, "one bit": flip, "gone": Path.unlink}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("part", [warm.RAM, warm.STATE, warm.DISK, warm.MANIFEST])
+def test_a_damaged_image_is_dropped_and_made_again(
+    wardens: ZygoteWardens, launch: Launch, part: str, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work(_heard: Heard) -> None:
+        warm_launch = await warmed(wardens, launch)
+        assert warm_launch.warm is not None
+        damage(Path(warm_launch.warm, part))
+        assert await wardens.start(warm_launch) == "cold"
+        assert wardens.warm_images() == []
+        await wardens.kill(UUID)
+        assert await wardens.start(await warmed(wardens, launch)) == "warm"
+        await wardens.kill(UUID)
+
+    run(wardens, work)
+    what = warm.STATE if part == warm.MANIFEST else part
+    assert f"is damaged: {what}" in caplog.text and "the next start makes another" in caplog.text
+
+
+def test_a_whole_image_stays_when_a_warm_start_fails_for_another_reason(wardens: ZygoteWardens, launch: Launch) -> None:
+    async def work(_heard: Heard) -> None:
+        warm_launch = await warmed(wardens, launch)
+        images = wardens.warm_images()
+        with pytest.raises(MachineError, match="no such machine"):
+            await wardens.start(dataclasses.replace(warm_launch, kernelopts="broken"))
+        assert wardens.warm_images() == images and wardens.running() == []
+
+    run(wardens, work)
+
+
+def test_a_maker_killed_leaves_nothing_and_starts_go_on_without(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    silent = dataclasses.replace(launch, kernelopts="silent")
+
+    async def work(_heard: Heard) -> None:
+        booting = asyncio.Event()
+        making = asyncio.create_task(wardens.ensure_warm(silent, lambda _text: booting.set()))
+        await booting.wait()
+        await asyncio.to_thread(life.end, paths.qubes, warm.making(silent))      # kill -9 of what holds its lock
+        assert await making is None
+        assert os.listdir(paths.warm) == [] and os.listdir(paths.qubes) == []
+        assert await wardens.start(launch) == "cold"
+        await wardens.kill(UUID)
+
+    run(wardens, work)
+
+
+def test_a_maker_whose_guest_never_answers_says_so(
+    wardens: ZygoteWardens, launch: Launch, paths: Paths, caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work(_heard: Heard) -> None:
+        silent = dataclasses.replace(launch, kernelopts="silent", start_timeout=1)
+        assert await wardens.ensure_warm(silent, lambda _text: None) is None
+        assert os.listdir(paths.warm) == [] and os.listdir(paths.qubes) == []
+
+    run(wardens, work)
+    assert "no warm image for work: the guest did not get ready in 1 s" in caplog.text
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_qubesd_takes_over(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def first(_heard: Heard) -> None:
+        await wardens.start(launch)
+        await wardens.pause(UUID)
+
+    run(wardens, first)
+    second = ZygoteWardens(paths, ZYGOTE)
+
+    async def take_over() -> None:
+        heard = Heard(second)
+        found = await second.adopt()
+        assert [(each.uuid, each.name, each.xid, each.state) for each in found] == [(UUID, "work", 1, PowerState.PAUSED)]
+        await second.unpause(UUID)
+        await second.kill(UUID)
+        assert (UUID, "stopped") in heard.events
+        await second.close()
+
+    asyncio.run(take_over())
+    assert os.listdir(paths.qubes) == []
+
+
+def test_a_start_that_nobody_waits_for_any_more_is_undone(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(heard: Heard) -> None:
+        starting = asyncio.create_task(wardens.start(dataclasses.replace(launch, kernelopts="silent")))
+        await asyncio.create_task(wardens.pause(UUID))        # its machine is there, its guest has not answered
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        assert wardens.running() == [] and heard.events == []
+
+    run(wardens, work)
+    assert os.listdir(paths.qubes) == []
+
+
+def test_a_warden_killed_is_reported_and_cleared_away(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(heard: Heard) -> None:
+        await wardens.start(launch)
+        [warden] = holders(paths, UUID)
+        os.kill(warden, 9)
+        await heard.until(UUID, "stopped", "failed")
+        assert wardens.running() == [] and os.listdir(paths.qubes) == []
+        with pytest.raises(MachineError):
+            await wardens.pause(UUID)
+
+    run(wardens, work)
+
+
+def test_the_zygote_killed_takes_no_qube_along_and_is_started_again(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(_heard: Heard) -> None:
+        await wardens.start(launch)
+        first = os.pidfd_open(zygote(paths))
+        os.kill(zygote(paths), 9)
+        await asyncio.to_thread(os.waitid, os.P_PIDFD, first, os.WEXITED)
+        os.close(first)
+        other = dataclasses.replace(launch, uuid=UUID[:-1] + "2", name="other", xid=2)
+        await wardens.start(other)
+        assert wardens.running() == [UUID, other.uuid]
+        for uuid in wardens.running():
+            await wardens.kill(uuid)
+
+    run(wardens, work)
+
+
+def test_a_machine_that_ends_says_why_and_leaves_nothing(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(heard: Heard) -> None:
+        with pytest.raises(MachineError, match=r"work did not start: .*no such machine"):
+            await wardens.start(dataclasses.replace(launch, kernelopts="broken"))
+        assert heard.events == [] and os.listdir(paths.qubes) == []
+
+    run(wardens, work)
+
+
+# -- what is asked -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_launch_too_large_is_refused_in_words(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(_heard: Heard) -> None:
+        await wardens.start(launch)
+        await wardens.kill(UUID)
+        before = zygote(paths)
+        with pytest.raises(MachineError, match="too many features"):
+            await wardens.start(dataclasses.replace(launch, identity={"/vm-config/x": "x" * MAX_LAUNCH}))
+        assert zygote(paths) == before and wardens.running() == []
+
+    run(wardens, work)
+
+
+def test_the_largest_launch_arrives(wardens: ZygoteWardens, launch: Launch) -> None:
+    async def work(_heard: Heard) -> None:
+        large = {f"/vm-config/{number}": "x" * 3000 for number in range(60)}
+        assert await wardens.start(dataclasses.replace(launch, identity=large)) == "cold"
+        await wardens.kill(UUID)
+
+    run(wardens, work)
+
+
+@pytest.mark.usefixtures("paths")
+def test_modules_in_the_current_folder_are_not_ours(
+    wardens: ZygoteWardens, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A person runs `cloison up` in a folder of downloads."""
+    for name in ("json", "asyncio", "cloison", "ctypes"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('another one')")
+    monkeypatch.chdir(tmp_path)
+
+    async def work(_heard: Heard) -> None:
+        assert await wardens.start(launch) == "cold"
+        await wardens.kill(UUID)
+
+    run(wardens, work)
+
+
+def test_a_lease_let_go_before_the_start_is_done_ends_it(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(_heard: Heard) -> None:
+        ours, theirs = socket.socketpair()
+        ours.close()
+        with theirs, pytest.raises(MachineError):
+            await wardens.start(dataclasses.replace(launch, kernelopts="silent"), theirs)
+        assert os.listdir(paths.qubes) == []
+
+    run(wardens, work)

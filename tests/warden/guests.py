@@ -1,0 +1,51 @@
+"""A guest that is nobody's machine: the real agent over a FakeMachine."""
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+from tests.runtime.ports import News
+
+from cloison.guest.agent import Agent, System
+from cloison.hypervisor.fake import FakeMachine
+from cloison.wire import agent
+
+
+class Guest(System, News):
+    """What happens to the guest that the real agent runs in: written down. `fault`: why it can't become a qube."""
+
+    def __init__(self, folder: Path, fault: Exception | None = None) -> None:
+        News.__init__(self)
+        self.qubesdb_socket = str(folder / "qubesdb.sock")
+        self.trigger_socket = str(folder / "qrexec-agent")
+        self._fault = fault
+        self.who: agent.Identity | None = None
+        self.clocks: list[int] = []
+        self.machine: FakeMachine | None = None
+
+    def boot(self, machine: FakeMachine, port: socket.socket) -> None:
+        self.machine = machine
+        Agent(port.fileno(), self, self._ended)
+
+    def _ended(self, _reason: str) -> None:
+        self.tell()
+
+    def become(self, who: agent.Identity) -> None:
+        if self._fault is not None:
+            raise self._fault
+        self.who = who
+
+    def set_clock(self, now: int) -> None:
+        self.clocks.append(now)
+        self.tell()
+
+    def rehearse(self) -> None:
+        self.tell()
+
+    def power_off(self) -> None:
+        assert self.machine is not None
+        asyncio.get_running_loop().call_soon(self.machine.end)
+
+    def settle(self, who: agent.Identity) -> None:
+        self.tell()
