@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 # From the distribution; the versions of Debian 12 are the oldest supported.
 PACKAGES := qemu-system-x86 qemu-utils mmdebstrap bubblewrap uidmap squashfs-tools e2fsprogs kmod cpio busybox-static \
 	python3-venv ca-certificates
+TEST_PACKAGES := xvfb openbox xdotool x11-utils imagemagick libegl1 libgl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-image0 \
+	libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libfontconfig1 libdbus-1-3
 
 .DEFAULT_GOAL := help
-.PHONY: help deps install demo doctor bench test lint unit boot slow clean
+.PHONY: help deps test-deps install demo doctor bench test lint unit boot slow foreign clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,6 +21,9 @@ deps: ## install what is missing from Debian (asks sudo when not root)
 	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
+
+test-deps: PACKAGES += $(TEST_PACKAGES)
+test-deps: deps ## also what the tests of windows need
 
 $(BIN)/.installed: pyproject.toml | deps
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +42,7 @@ doctor: install ## what this machine has and lacks
 bench: install ## measure starts, calls, streams and memory, each against its floor
 	$(BIN)/cloison bench
 
-test: install lint ## lint, types, import contracts, and all tests, real virtual machines included
+test: test-deps install lint ## lint, types, import contracts, and all tests, real virtual machines included
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: install ## ruff, mypy --strict, import-linter
@@ -45,7 +50,7 @@ lint: install ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
-unit: install ## the tests that need no virtual machine
+unit: test-deps install ## the tests that need no virtual machine
 	$(BIN)/python -m pytest -m "not boot" -n auto
 
 boot: install ## the tests with real virtual machines
@@ -53,6 +58,10 @@ boot: install ## the tests with real virtual machines
 
 slow: install ## kill -9 of everything, faults at every step, hostile guests, 20 qubes at once, an ordinary user: a quarter of an hour
 	$(BIN)/python -m pytest -m slow
+
+foreign: install ## Qubes OS's own client against ours: CLOISON_FOREIGN_CLIENT names its folder (tests/foreign/conftest.py)
+	@test -n "$$CLOISON_FOREIGN_CLIENT" || { echo "set CLOISON_FOREIGN_CLIENT; see tests/foreign/conftest.py"; exit 2; }
+	$(BIN)/python -m pytest tests/foreign
 
 clean: ## remove what was installed and cached here; no qube is touched
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build src/*.egg-info

@@ -17,8 +17,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cloison.cli import tool
+from cloison.cli.ask_agent import has_windows
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe
+from cloison.policy.parse import PolicySyntaxError, Root
+from cloison.qrexec.policy_files import folders, load
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
 from cloison.templates.contain import contained
@@ -83,6 +86,8 @@ def examine(paths: Paths, root: str = "/", user: str | None = None) -> list[Chec
         ("sandbox", _sandbox),
         ("subordinate ids", lambda: _subordinate_ids(root, name)),
         ("kvm", lambda: _kvm(probe.probe(paths))),
+        ("policy", lambda: _policy(paths)),
+        ("questions", _questions),
         ("disk", lambda: _disk(shutil.disk_usage(paths.data).free)),
         ("memory", lambda: _memory(root)),
         ("cpu", lambda: _cpu(root)),
@@ -230,6 +235,23 @@ def _kvm(verdict: probe.Verdict) -> Check:
     if verdict.kvm is probe.Kvm.WORKS:
         return Check("kvm", "ok", f"{verdict.detail}; every qube is a virtual machine.")
     return Check("kvm", "warn", f"{verdict.detail}; {NO_BOUNDARY}.", _KVM_ADVICE[verdict.kvm])
+
+
+def _policy(paths: Paths) -> Check:
+    try:
+        rules = load(paths)
+    except PolicySyntaxError as error:
+        if not os.path.isdir(folders(paths)[Root.MAIN][0]):
+            return Check("policy", "warn", "there is no policy folder yet.", "cloison up makes it.")
+        return Check("policy", "fail", f"{error}; every call between qubes is denied.", "cloison policy check names every fault.")
+    return Check("policy", "ok", f"{len(rules.all)} rules.")
+
+
+def _questions() -> Check:
+    if has_windows():
+        return Check("questions", "ok", "a window asks where the policy says so.")
+    return Check("questions", "warn", "there is no display with PySide6, so calls that a person must allow are denied.",
+                 "Start Cloison in the desktop session with PySide6-Essentials installed, or run: cloison ask-agent --terminal")
 
 
 def _disk(free: int) -> Check:
