@@ -83,7 +83,7 @@ def fill(path: Path, content: bytes) -> None:
 
 def run(tmp_path: Path, scenario: Callable[[Disks], Awaitable[None]]) -> None:
     async def go() -> None:
-        app = App(fake_parts(str(tmp_path), drivers=DRIVERS))
+        app = App(fake_parts(str(tmp_path), drivers=DRIVERS, wardens=FakeWardens(str(tmp_path / "wardens"))))
         await bring_up(app)
         disks = Disks(app)
         if "tpl" not in app.system.qubes:
@@ -516,6 +516,27 @@ def test_snapshots_follow_their_sources_through_the_chain(tmp_path: Path) -> Non
         assert not list(tmp_path.rglob("appvms/named"))
 
     run(tmp_path, scenario)
+
+
+def test_what_a_running_snapshot_was_taken_of_is_known_to_the_next_daemon_too(tmp_path: Path) -> None:
+    async def start(disks: Disks) -> None:
+        await disks.ok("admin.vm.Start", "work")
+        assert (await disks.info(volume="root"))["is_outdated"] == "False"
+
+    async def change(disks: Disks) -> None:
+        assert await disks.ok("admin.vm.CurrentState", "work") != ""
+        assert (await disks.info(volume="root"))["is_outdated"] == "False"
+        await disks.ok("admin.vm.volume.Clear", "tpl", "root")
+        assert (await disks.info(volume="root"))["is_outdated"] == "True"
+
+    async def after(disks: Disks) -> None:
+        assert (await disks.info(volume="root"))["is_outdated"] == "True"
+        await disks.ok("admin.vm.Kill", "work")
+        assert (await disks.info(volume="root"))["is_outdated"] == "False"
+
+    run(tmp_path, start)
+    run(tmp_path, change)
+    run(tmp_path, after)
 
 
 def test_a_volume_that_vanished_is_an_error_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
@@ -53,8 +54,8 @@ class FakeWardens(Wardens):
         os.makedirs(folder, exist_ok=True)
         for name in sorted(name for name in os.listdir(folder) if name.endswith(".warden")):
             with open(os.path.join(folder, name), encoding="ascii") as file:
-                uuid, qube, xid, state = json.load(file)
-            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state))
+                uuid, qube, xid, state, commits = json.load(file)
+            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state), commits)
 
     async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
         await asyncio.sleep(0)
@@ -64,7 +65,8 @@ class FakeWardens(Wardens):
             raise MachineError(f"the machine of {launch.name} did not start")
         self.launches.append(launch)
         self.qdb[launch.uuid] = dict(launch.identity)
-        self._note(Adopted(launch.uuid, launch.name, launch.xid, PowerState.RUNNING))
+        commits = {disk.role: disk.commit for disk in launch.disks if disk.commit}
+        self._note(Adopted(launch.uuid, launch.name, launch.xid, PowerState.RUNNING, commits))
         self.on_event(launch.uuid, "running", {})
         if lease is not None:
             self._watch(launch.uuid, lease.dup())
@@ -81,7 +83,7 @@ class FakeWardens(Wardens):
     def _note(self, found: Adopted) -> None:
         self._running[found.uuid] = found
         if self._folder is not None:
-            line = json.dumps([found.uuid, found.name, found.xid, found.state.value])
+            line = json.dumps([found.uuid, found.name, found.xid, found.state.value, dict(found.commits)])
             files.write_atomic(self._path(found.uuid), line.encode("ascii"))
 
     def _path(self, uuid: str) -> str:
@@ -110,12 +112,10 @@ class FakeWardens(Wardens):
             lease.close()
 
     async def pause(self, uuid: str) -> None:
-        found = self._get(uuid)
-        self._note(Adopted(found.uuid, found.name, found.xid, PowerState.PAUSED))
+        self._note(replace(self._get(uuid), state=PowerState.PAUSED))
 
     async def unpause(self, uuid: str) -> None:
-        found = self._get(uuid)
-        self._note(Adopted(found.uuid, found.name, found.xid, PowerState.RUNNING))
+        self._note(replace(self._get(uuid), state=PowerState.RUNNING))
 
     async def shutdown(self, uuid: str) -> None:
         if self._get(uuid).name not in self.deaf:

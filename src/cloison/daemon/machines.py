@@ -299,6 +299,7 @@ class Machines:
                 continue
             qube.power, qube.xid, qube.start_time = found.state, found.xid, self._parts.host.now()
             self._halted[qube.uuid] = asyncio.Event()
+            self._volumes.take_over(qube, found.commits)
 
     async def _end_unknown(self, uuid: str) -> None:
         try:

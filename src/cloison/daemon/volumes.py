@@ -153,6 +153,10 @@ class Volumes:
         if failed is not None:
             raise failed
 
+    def take_over(self, qube: Qube, commits: Mapping[str, str]) -> None:
+        """A qube that an earlier qubesd started: disk -> the commit that it is a snapshot of."""
+        self._commits.update({(qube.uuid, name): commit for name, commit in commits.items() if name in qube.volumes})
+
     def root_commit(self, qube: Qube) -> str | None:
         """Id of the present commit of a root volume of its own; None if it has none (yet)."""
         root = qube.volumes.get("root")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import socket
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cloison.values import PowerState
@@ -29,6 +29,7 @@ class Adopted:
     name: str
     xid: int
     state: PowerState
+    commits: Mapping[str, str] = field(default_factory=dict)    # disk -> commit that it is a snapshot of
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cloison.hypervisor.qemu import warm
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
 from cloison.values import PowerState
-from cloison.wire.warden import Launch, Lines, encode, launch_to_json
+from cloison.wire.warden import MAX_DISKS, Launch, Lines, encode, launch_to_json
 
 log = logging.getLogger(__name__)
 STATES = {
@@ -207,7 +207,8 @@ class ZygoteWardens(Wardens):
             status = await asyncio.wait_for(link.ask("status"), 10)
         except (MachineError, TimeoutError):
             return None
-        return Adopted(uuid, str(status["name"]), int(status["xid"]), STATES.get(str(status["state"]), PowerState.RUNNING))
+        state = STATES.get(str(status["state"]), PowerState.RUNNING)
+        return Adopted(uuid, str(status["name"]), int(status["xid"]), state, _texts(status.get("commits")))
 
     def forget(self, link: _Link) -> None:
         """Its last process is gone."""
@@ -383,6 +384,12 @@ class ZygoteWardens(Wardens):
         with contextlib.suppress(MachineError):
             self._send({"do": "forget", "folder": os.path.join(self.paths.warm, name)}, [])
         warm.drop(self.paths.warm, name)
+
+
+def _texts(value: object) -> dict[str, str]:
+    """Names and texts out of a warden's answer; a warden of an earlier version sends none."""
+    pairs = list(value.items())[:MAX_DISKS] if isinstance(value, dict) else []
+    return {key: text for key, text in pairs if isinstance(key, str) and isinstance(text, str)}
 
 
 def _cpu_time(pid: object) -> int:

@@ -242,7 +242,8 @@ class Warden:
     def status(self) -> dict[str, object]:
         launch = self._launch
         return {"state": self._state, "name": launch.name, "uuid": launch.uuid, "xid": launch.xid, "start": self._kind(),
-                "memory": launch.memory, "pid": self._machine.pid if self._machine else None}
+                "memory": launch.memory, "pid": self._machine.pid if self._machine else None,
+                "commits": {disk.role: disk.commit for disk in launch.disks if disk.commit}}
 
     async def _do(self, order: str, request: dict[str, object]) -> dict[str, object] | None:
         """One order, and what its answer has beside the status. Raises MachineError; what isn't known is one."""
