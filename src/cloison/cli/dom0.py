@@ -115,21 +115,19 @@ def layout(paths: Paths, program: Callable[[str], str | None]) -> dict[str, File
 
 
 def _services(paths: Paths) -> dict[str, File | Link]:
-    """Services of the host: the administrator's come before those that ship with us."""
+    """Services of the host, as qrexec finds them: the administrator's come before those that ship with us."""
+    from cloison.qrexec.host_service import set_folders
+
+    folders: dict[str, str] = {}
+    set_folders(folders, paths)
     found: dict[str, File | Link] = {}
-    for name in ("admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"):
-        found[f"{SERVICES}/{name}"] = File(_script("cloison.cli.volume_import"), 0o755)
-    for folder in (os.path.join(paths.run, "qubes-rpc"), os.path.join(paths.config, "qubes-rpc")):
+    for folder in reversed(folders["QREXEC_SERVICE_PATH"].split(":")):
         try:
             names = os.listdir(folder)
         except FileNotFoundError:
             continue
         found |= {f"{SERVICES}/{name}": Link(os.path.join(folder, name)) for name in names}
     return found
-
-
-def _script(module: str) -> bytes:
-    return f"#!{sys.executable} -P\nfrom {module} import main\nraise SystemExit(main())\n".encode()
 
 
 def _groups() -> bytes:

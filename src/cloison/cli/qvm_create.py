@@ -10,7 +10,7 @@ from cloison.client.connection import Connection
 from cloison.client.create import Creation, clone, create
 from cloison.client.domains import DOM0, lines
 from cloison.client.importing import import_volume
-from cloison.errors import CloisonError, LabelNotFound, QubeNotFound
+from cloison.errors import BadRequest, CloisonError, LabelNotFound, QubeNotFound
 
 PROG = "qvm-create"
 PROPERTY_FAILED = 2                      # created, but a property could not be set
@@ -54,9 +54,11 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
         tool.quit_usage(PROG, f"no such file: {image!r}")
     try:
         _make(connection, wanted)
-    except LabelNotFound:
-        known = ", ".join(lines(connection.call(DOM0, "admin.label.List")))
-        tool.quit_usage(PROG, f"no such label: {wanted.label!r}; there are {known}")
+    except (BadRequest, LabelNotFound):  # what an unknown label is answered with depends on qubesd
+        known = lines(connection.call(DOM0, "admin.label.List"))
+        if wanted.label in known:
+            raise
+        tool.quit_usage(PROG, f"no such label: {wanted.label!r}; there are {', '.join(known)}")
     except QubeNotFound as error:        # the template; exit status 2 is for wrong usage
         tool.report(PROG, error)
         return 1

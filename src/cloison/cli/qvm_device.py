@@ -13,7 +13,7 @@ from cloison.client.domains import DOM0, get_property, lines, list_qubes
 from cloison.errors import BadRequest, CloisonError, DeviceAlreadyAssigned, NoSuchProperty, NotPermitted, QubeNotFound
 
 PROG = "qvm-device"
-_CLASSES = "--list-device-classes"
+_CLASSES = ("--list-device-classes", "--list-classes")
 _YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
 _REQUIRABLE = ("pci", "block")
 _HINT = "{done}. To {verb} you can now restart domain or run: \n{commands}"
@@ -32,7 +32,7 @@ def parser(prog: str = PROG) -> tool.Parser:
     ])
     if devclass is None:
         result.add_argument("devclass", metavar="DEVICE_CLASS", help="block, usb, pci, ...")
-    result.add_argument(_CLASSES, action="store_true", help="list the classes of devices")
+    result.add_argument(*_CLASSES, action="store_true", help="list the classes of devices")
     verbs = result.add_subparsers(dest="verb", metavar="COMMAND")
     _add_list(verbs)
     attach = _add(verbs, "attach", ("at", "a"), "let a qube use a device now", _attach, device=None)
@@ -138,7 +138,7 @@ class Access:
 
 def run(args: argparse.Namespace, connection: Connection) -> int:
     if args.list_device_classes:
-        tool.say("\n".join(lines(connection.call(DOM0, "admin.deviceclass.List"))))
+        tool.say("\n".join(sorted(lines(connection.call(DOM0, "admin.deviceclass.List")))))
         return 0
     if not args.devclass.replace("-", "").isalnum() or not args.devclass.isascii():
         raise CloisonError(f"{args.devclass[:40]!r} is not a class of devices")
@@ -331,6 +331,6 @@ def _info(args: argparse.Namespace, access: Access) -> None:
 
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if _CLASSES in words and prog == PROG:
-        words = [_CLASSES, "block"]          # asked for without a class
+    if prog == PROG and not set(_CLASSES).isdisjoint(words):
+        words = [_CLASSES[0], "block"]          # asked for without a class
     return tool.main(parser(prog), run, words)

@@ -59,7 +59,10 @@ def _drivers(_: argparse.Namespace, connection: Connection) -> None:
 
 def _info(args: argparse.Namespace, connection: Connection) -> None:
     rows: list[tuple[str, str]] = []
+    known = lines(connection.call(DOM0, "admin.pool.List"))
     for name in args.pools:
+        if name not in known:
+            tool.quit_usage(PROG, f"no such pool: {name!r}")
         info = key_values(connection.call(DOM0, "admin.pool.Info", name))
         rows += [*([("", "")] if rows else []), ("name", name), *((key, info[key]) for key in sorted(info) if key != "name")]
     tool.say(tool.table(rows))

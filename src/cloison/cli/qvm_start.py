@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from cloison.cli import progress, tool
 from cloison.client.connection import Connection
 from cloison.client.domains import DOM0
 from cloison.errors import CloisonError
+from cloison.values import InvalidValue
 
 PROG = "qvm-start"
 TCG_WARNING = "warning: this machine runs qubes without KVM (TCG): a qube is NOT a security boundary here; see cloison doctor"
@@ -28,6 +30,11 @@ def parser() -> tool.Parser:
         ("qvm-start --all --exclude vault", "start all qubes but vault"),
     ])
     result.add_argument("--skip-if-running", action="store_true", help="do not fail if the qube is already running")
+    drive = result.add_mutually_exclusive_group()
+    drive.add_argument("--drive", metavar="DRIVE", help="with this block device, BACKEND:PORT, until it stops; "
+                       "hd: before it makes it a disk, cdrom: a CD (default)")
+    drive.add_argument("--hddisk", metavar="DRIVE", dest="drive", type="hd:{}".format, help="the same as --drive hd:DRIVE")
+    drive.add_argument("--cdrom", metavar="DRIVE", dest="drive", type="cdrom:{}".format, help="the same as --drive cdrom:DRIVE")
     return result
 
 
@@ -41,14 +48,35 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
             status = tool.report(PROG, AlreadyRunning("domain is already running"), f"starting qube failed: {qube.name}")
     if halted:
         warn_if_emulated(connection)
-    pending = [(name, connection.begin(name, "admin.vm.Start")) for name in halted]
-    for name, call in pending:
-        progress.wait(call, f"starting {name}", quiet=tool.verbosity(args) < 1)
-        try:
-            call.result()
-        except CloisonError as error:
-            status = tool.report(PROG, error, f"starting qube failed: {name}")
+    return _start(args, connection, halted) or status
+
+
+def _start(args: argparse.Namespace, connection: Connection, names: Sequence[str]) -> int:
+    """All at once. The last failure's exit status, 0 if there was none."""
+    status = 0
+    with contextlib.ExitStack() as stack:
+        ready = []
+        for name in names:
+            try:
+                if args.drive:
+                    stack.enter_context(_with_drive(connection, name, args.drive))
+                ready.append(name)
+            except (CloisonError, InvalidValue) as error:
+                status = tool.report(PROG, error, f"starting qube failed: {name}")
+        pending = [(name, connection.begin(name, "admin.vm.Start")) for name in ready]
+        for name, call in pending:
+            progress.wait(call, f"starting {name}", quiet=tool.verbosity(args) < 1)
+            try:
+                call.result()
+            except CloisonError as error:
+                status = tool.report(PROG, error, f"starting qube failed: {name}")
     return status
+
+
+def _with_drive(connection: Connection, name: str, text: str) -> contextlib.AbstractContextManager[None]:
+    from cloison.cli import drives
+
+    return drives.assigned(connection, name, drives.find(connection, text))
 
 
 def warn_if_emulated(connection: Connection) -> None:

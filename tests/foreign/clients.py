@@ -1,0 +1,36 @@
+"""A tool of Qubes OS's client and the one of ours with the same name, run the same way against the same qubesd."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LIMIT = 120.0                            # seconds after which a tool counts as hung
+_OURS = "import sys; from cloison.cli.{} import main; sys.exit(main())"
+
+Result = subprocess.CompletedProcess[str]
+
+
+class Both:
+    """The same tool twice: theirs through `cloison dom0`, and ours."""
+
+    def __init__(self, root: Path, bin_folder: Path) -> None:
+        self.root, self._bin = root, bin_folder
+
+    def _run(self, argv: list[str], text: str) -> Result:
+        environment = {**os.environ, "CLOISON_ROOT": str(self.root), "DISPLAY": "", "COLUMNS": "80"}
+        return subprocess.run(argv, env=environment, input=text, capture_output=True, text=True, check=False, timeout=LIMIT)
+
+    def ours(self, *words: str, text: str = "") -> Result:
+        return self._run([sys.executable, "-c", _OURS.format(words[0].replace("-", "_")), *words[1:]], text)
+
+    def cloison(self, *words: str, text: str = "") -> Result:
+        return self._run([sys.executable, "-c", _OURS.format("main"), *words], text)
+
+    def theirs(self, *words: str, text: str = "") -> Result:
+        return self.cloison("dom0", "--", str(self._bin / words[0]), *words[1:], text=text)
+
+    def python(self, code: str) -> Result:
+        """A program that uses their library."""
+        return self.cloison("dom0", "--", str(self._bin / "python"), "-c", code)
