@@ -9,7 +9,6 @@ import os
 import signal
 
 from cloison.admin.methods import SOCKETS
-from cloison.daemon import rpc_links
 from cloison.daemon.app import App
 from cloison.daemon.parts import Parts
 from cloison.daemon.recovery import bring_up
@@ -25,7 +24,6 @@ async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
     server = Server(app, parts.paths, SOCKETS)
     try:
         await bring_up(app)
-        rpc_links.make(parts.paths, SOCKETS)
         await server.listen()
         if autostart:
             server.keep(app.autostart())
