@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib.util
 import os
 import signal
 import socket
@@ -18,7 +19,8 @@ from tests.client.real_qubesd import real_qubesd
 from tests.qrexec.policy_place import FakeAgent, Place, call, send, serving
 
 from cloison.client.connection import Connection
-from cloison.qrexec import judge
+from cloison.qrexec import judge, system_info
+from cloison.qrexec.ask import Agents, qrexec_client
 from cloison.qrexec.policyd import MAX_UNFINISHED, main, take_lock
 from cloison.runtime.hangup import watch_hangup
 from cloison.wire.policy import MAX_REQUEST
@@ -453,3 +455,74 @@ def test_the_process_ends_when_told_and_there_is_one(place: Place, capsys: pytes
 
     asyncio.run(again())
     assert not os.path.exists(place.paths.socket("policy.sock"))
+
+
+# -- a GUI qube ----------------------------------------------------------------------------------------------------------
+
+
+def calling(code: str) -> Any:
+    """Stands for the program that calls a service in a qube."""
+    def command(gui_qube: str, service: str) -> list[str]:
+        return [sys.executable, "-I", "-c", f"import json, sys\ngui_qube, service = {gui_qube!r}, {service!r}\n{code}"]
+
+    return command
+
+
+ANSWERS = "question = json.load(sys.stdin)\nprint('allow:tpl' if (gui_qube, service) == ('net', 'policy.Ask') else 'deny', end='')"
+
+
+@pytest.mark.parametrize(("code", "allowed"), [
+    (ANSWERS, True), (f"{ANSWERS}\nsys.exit(1)", False), ("print('deny')", False), ("sys.exit(0)", False),
+    ("print('allow:' + 'x' * 99999)", False), ("import os\nos.abort()", False)])
+def test_a_question_in_a_gui_qube(place: Place, qubesd: Connection, code: str, allowed: bool) -> None:
+    async def conversation() -> None:
+        await asyncio.to_thread(qubesd.call, "work", "admin.vm.property.Set", "guivm", b"net")
+        async with serving(place, Agents(place.paths, calling(code))):
+            assert ("target=tpl\n" in await call(place, "qubes.Filecopy", "net")) is allowed
+
+    asyncio.run(conversation())
+
+
+def test_the_gui_qube_is_called_as_the_host() -> None:
+    command = qrexec_client("sys-gui", "policy.Ask")
+    assert command[-3:] == ["-d", "sys-gui", "DEFAULT:QUBESRPC policy.Ask dom0"]
+    assert importlib.util.find_spec(command[command.index("-m") + 1]) is not None
+
+
+def test_a_person_who_does_not_answer_refuses(place: Place, qubesd: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: dict[str, Any]) -> bytes:
+        await withdrawn.wait()
+        return b"allow:net"
+
+    async def conversation() -> None:
+        async with serving(place), FakeAgent(place, never):
+            assert await call(place, "qubes.Filecopy", "net") == DENY
+            withdrawn.set()
+
+    withdrawn = asyncio.Event()
+    monkeypatch.setattr(Agents.ask, "__defaults__", (0.01,))
+    asyncio.run(conversation())
+    assert "in time" in place.log()[0]["why"]
+
+
+def test_a_qubesd_that_does_not_answer_denies(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def conversation() -> None:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(place.paths.socket("qubesd.sock"))
+            silent.listen()
+            async with serving(place):
+                assert await call(place, "qubes.FeaturesRequest", "dom0") == DENY
+
+    monkeypatch.setattr(system_info, "TIMEOUT", 0.01)
+    asyncio.run(conversation())
+
+
+def test_qsb_084_absent_and_denied_are_the_same_work(place: Place, qubesd: Connection) -> None:
+    """Neither the answer nor who is told depends on whether the target exists."""
+    async def conversation() -> None:
+        place.write("test.S * work @anyvm deny")
+        async with serving(place), FakeAgent(place, b"deny") as agent:
+            assert {await call(place, "test.S", target) for target in ("net", "nothing")} == {DENY}
+            assert [notice["target"] for notice in agent.notices] == ["net", "nothing"]
+
+    asyncio.run(conversation())
