@@ -1,25 +1,24 @@
-"""The folder that makes the Admin API callable from qubes."""
+"""The Admin API as services of the host: a link a call, none for what no qube may reach."""
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from cloison.admin.methods import SOCKETS
+from cloison.admin.methods import ADMIN, INTERNAL, MISC
 from cloison.daemon import rpc_links
-from cloison.qrexec.host_service import ADMIN
 from cloison.runtime.paths import Paths
 
 
-def test_methods_lead_to_their_sockets_and_internal_ones_nowhere(tmp_path: Path) -> None:
+def test_links_are_made_and_stale_ones_go(tmp_path: Path) -> None:
     paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path)})
-    folder = Path(paths.run, ADMIN)
-    folder.mkdir(parents=True)
-    (folder / "admin.vm.Gone").symlink_to("nowhere")
-    (folder / "admin.vm.List").symlink_to("nowhere")
-    for _ in range(2):
-        rpc_links.make(paths, SOCKETS)
-        links = {link.name: os.readlink(link) for link in folder.iterdir()}
-        assert links["admin.vm.List"] == os.path.join(paths.run, "qubesd.sock")
-        assert links["qubes.NotifyUpdates"] == os.path.join(paths.run, "qubesd.misc.sock")
-        assert set(links) == set(SOCKETS["qubesd.sock"]) | set(SOCKETS["qubesd.misc.sock"])
-        assert not [name for name in links if name.startswith("internal.")]
+    paths.ensure()
+    folder = tmp_path / "run" / "qubes-rpc-admin"
+    for _round in range(2):
+        rpc_links.make(paths)
+        names = set(os.listdir(folder))
+        assert names == {name for name in ADMIN if name.startswith("admin.")} - {"admin.vm.Console"} | set(MISC)
+        assert not names & set(INTERNAL)
+        assert os.readlink(folder / "admin.vm.List") == str(tmp_path / "run" / "qubesd.sock")
+        assert os.readlink(folder / "qubes.NotifyUpdates") == str(tmp_path / "run" / "qubesd.misc.sock")
+        (folder / "admin.old").symlink_to("/nowhere")
+        (folder / "admin.vm.List").unlink()

@@ -25,7 +25,7 @@ from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
 from cloison.daemon.visibility import Visibility
 from cloison.daemon.volumes import Volumes
-from cloison.errors import CloisonError, StorageError
+from cloison.errors import CloisonError, MachineError, StorageError
 from cloison.model import creation, facts
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
@@ -40,6 +40,7 @@ from cloison.storage.base import Pool, VolumeConfig
 
 log = logging.getLogger(__name__)
 MAX_TOKENS = 256
+LOGIN, LOGIN_TIME = "cloison.Console", 10.0        # the guest's service, and s it may take
 _TOKEN = string.ascii_letters + string.digits
 _DISPID_REST = 7 * 24 * 3600        # s until a disposable's number is given again
 
@@ -249,7 +250,13 @@ class App(Qubesd):
         await self.machines.stopped(qube)
 
     async def console(self, qube: Qube) -> str:
-        return await self.parts.wardens.console(qube.uuid)
+        """With a login on it, where the guest has an agent that answers; one that does not is looked at all the same."""
+        terminal = await self.parts.wardens.console(qube.uuid)
+        try:
+            await asyncio.wait_for(self.service(qube, LOGIN), LOGIN_TIME)
+        except (MachineError, TimeoutError) as error:
+            log.info("no login on the console of %s: %s", qube.name, error or "its agent does not answer")
+        return terminal
 
     async def qdb_read(self, qube: Qube, prefix: str) -> dict[str, bytes]:
         return await self.parts.wardens.qdb_read(qube.uuid, prefix)

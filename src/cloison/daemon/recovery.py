@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from cloison.daemon import qubes_xml
+from cloison.daemon import qubes_xml, rpc_links
 from cloison.daemon.app import App
 from cloison.errors import CloisonError, HostError, StorageError
 from cloison.model import labels
@@ -24,6 +24,7 @@ async def bring_up(app: App) -> None:
     """Raises StoreError; a single qube's trouble is logged and left to its next start."""
     store, system = app.parts.store, app.system
     _make_policy_folders(app.parts.paths)
+    rpc_links.make(app.parts.paths)
     if store.is_empty():
         store.initialise(system)
         with app.transaction():

@@ -1,33 +1,39 @@
-"""The Admin API as qrexec services of the host: a folder of links, named after the methods, to qubesd's sockets.
+"""The calls of the Admin API as services of the host: links to qubesd's sockets, by which qrexec delivers what policy allowed.
 
-A qube that policy lets call `admin.vm.List` is joined with `qubesd.sock`, which reads who calls what from the service descriptor
-(reference/qrexec.md 10.3). The internal socket has no links: it is for this host's own parts.
+Calls of the internal socket have none: no qube can reach them, whatever its policy says (reference/admin-api.md 1.3).
 """
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import secrets
 
-from cloison.qrexec.host_service import ADMIN
+from cloison.admin.methods import ADMIN, MISC
+from cloison.errors import HostError
+from cloison.qrexec import host_service
 from cloison.runtime.paths import Paths
 
-INTERNAL = "qubesd.internal.sock"
+PROGRAMS = ("admin.vm.Console",)        # served by a program of `host-rpc/`, which asks qubesd itself
 
 
-def make(paths: Paths, sockets: Mapping[str, Iterable[str]]) -> None:
-    """`sockets`: a socket's name in `run` -> methods. Links that are there stay; links of methods that are no more go."""
-    folder = os.path.join(paths.run, ADMIN)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    wanted = {method: os.path.join(paths.run, socket)
-              for socket, methods in sockets.items() if socket != INTERNAL for method in methods}
-    for name in os.listdir(folder):
-        if name not in wanted:
+def targets(paths: Paths) -> dict[str, str]:
+    """Service -> socket."""
+    calls = {name: paths.socket("qubesd.sock") for name in ADMIN if name.startswith("admin.") and name not in PROGRAMS}
+    return calls | dict.fromkeys(MISC, paths.socket("qubesd.misc.sock"))
+
+
+def make(paths: Paths) -> None:
+    """Make the folder hold these links and nothing else. Raises HostError."""
+    folder = os.path.join(paths.run, host_service.ADMIN)
+    wanted = targets(paths)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        for name in set(os.listdir(folder)) - set(wanted):
             os.unlink(os.path.join(folder, name))
-    for method, target in wanted.items():
-        link = os.path.join(folder, method)
-        if not os.path.islink(link) or os.readlink(link) != target:
-            temporary = f"{link}.tmp"
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            os.symlink(target, temporary)
-            os.rename(temporary, link)
+        for name, target in wanted.items():
+            path = os.path.join(folder, name)
+            if not os.path.islink(path) or os.readlink(path) != target:
+                temporary = os.path.join(folder, f".{secrets.token_hex(4)}")
+                os.symlink(target, temporary)
+                os.rename(temporary, path)
+    except OSError as error:
+        raise HostError(f"the services in {folder} can't be made: {error.strerror}") from error
