@@ -8,7 +8,6 @@ import asyncio
 import os
 from collections.abc import Callable, MutableMapping
 
-from cloison.errors import PeerError
 from cloison.qrexec import lookup, process, service_config
 from cloison.qrexec.call import Call
 from cloison.qrexec.lookup import CannotStart
@@ -30,20 +29,25 @@ def set_folders(environ: MutableMapping[str, str], paths: Paths) -> None:
     environ["QUBES_RPC_CONFIG_PATH"] = ":".join([*(f"{folder}-config" for folder in own), SHIPPED_CONFIG])
 
 
-def command_line(service: str, source: str, requested_target: str) -> str:
-    """The words of a call to the host, as they were decided on. Raises PeerError for what no service can be called by."""
+def command(service: str, source: str, requested_target: str) -> Command:
+    """A call to the host, as it was decided on. Raises PeerError for what no service can be called by."""
     kind, name = ("keyword", requested_target[1:]) if requested_target.startswith("@") else ("name", requested_target)
-    line = f"QUBESRPC {service} {source} {kind} {name}"
-    parse_host_command(line)
-    return line
+    return parse_host_command(f"QUBESRPC {service} {source} {kind} {name}")
 
 
 class HostCall:
-    """One such call. `serve` is what `Daemon.connect_host` wants."""
+    """One call; a command None is one that could not be understood. `serve` is what `Daemon.connect_host` wants.
 
-    def __init__(self, line: str, on_end: Callable[[], None]) -> None:
-        self._line, self._on_end = line, on_end
+    `status` is the service's when it is over.
+    """
+
+    def __init__(self, command: Command | None, on_end: Callable[[], None]) -> None:
+        self._command, self._on_end = command, on_end
         self._call: Call | None = None
+
+    @property
+    def status(self) -> int | None:
+        return None if self._call is None else self._call.status
 
     def serve(self, channels: Channels, address: Address, done: Callable[[], None]) -> None:
         """Start the service and join it with its caller. Why it can't be started is its status."""
@@ -51,21 +55,24 @@ class HostCall:
             done()
             self._on_end()
 
-        command = parse_host_command(self._line)
-        call = self._call = Call(channels, address, ended, log=f"{command.full_name}-{command.source}", send_stderr=False)
+        command = self._command
+        name = f"{command.full_name}-{command.source}" if command is not None and command.service else ""
+        call = self._call = Call(channels, address, ended, log=name, send_stderr=False)
         try:
-            config = service_config.load(command.service, command.argument)
+            if command is None:
+                raise CannotStart(lookup.FAILED, "not a service and its words")
+            config = service_config.load(command.service, command.argument) if command.service else service_config.DEFAULT
             if config.wait_for_session and not command.nogui:
-                self._wait_for_session(command, config)
+                self._wait_for_session(call, command, config)
             else:
                 call.serve(process.start(command, config, inherit=True))
-        except (CannotStart, PeerError) as error:
+        except CannotStart as error:
             call.refuse(error)
 
-    def _wait_for_session(self, command: Command, config: service_config.Config) -> None:
+    @staticmethod
+    def _wait_for_session(call: Call, command: Command, config: service_config.Config) -> None:
         """The service starts when qubes.WaitForSession has ended, however that ends. Raises CannotStart."""
-        call, loop = self._call, asyncio.get_running_loop()
-        assert call is not None
+        loop = asyncio.get_running_loop()
         waiter = Command("", service=WAIT_FOR_SESSION, source=command.source)
         if not isinstance(lookup.find(waiter.service, None, lookup.service_path()), lookup.Executable):
             raise CannotStart(lookup.FAILED, f"{WAIT_FOR_SESSION} must be a program")
@@ -81,7 +88,7 @@ class HostCall:
             started.process.wait()
             try:
                 call.serve(process.start(command, config, inherit=True))
-            except (CannotStart, PeerError) as error:
+            except CannotStart as error:
                 call.refuse(error)
 
         loop.add_reader(pidfd, over)

@@ -106,7 +106,7 @@ class Outgoing:
         service = service if "+" in service else f"{service}+"
         source = verdict.policy_source or self._daemon.qube.name
         if verdict.target in _HOST or target in _HOST:
-            await self._on_host(trigger.request_id, host_service.command_line(service, source, verdict.requested_target))
+            await self._on_host(trigger.request_id, host_service.command(service, source, verdict.requested_target))
             return
         command = f"{verdict.user}:QUBESRPC {service} {source}"
         qrexec.parse_command(command)
@@ -119,9 +119,9 @@ class Outgoing:
         async with qubesd_client.Disposable(self._host.qubesd, template) as disposable:
             await self._on_qube(trigger.request_id, command, disposable.target, autostart=False)
 
-    async def _on_host(self, ident: bytes, line: str) -> None:
+    async def _on_host(self, ident: bytes, command: qrexec.Command) -> None:
         over = self._loop.create_future()
-        call = host_service.HostCall(line, partial(_resolve, over))
+        call = host_service.HostCall(command, partial(_resolve, over))
         if self._answer(ident, partial(self._daemon.connect_host, ident, call.serve)):
             await over
 

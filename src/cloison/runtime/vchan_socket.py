@@ -297,6 +297,7 @@ class _Channel:
             self._loop.remove_reader(stream)
             self._loop.remove_writer(stream)
             self._owner.parting.add(stream)
+        self._owner.gone(self)
 
     def _stop_reading(self) -> None:
         assert self._stream is not None
@@ -316,6 +317,7 @@ class _Channel:
             self._loop.remove_writer(self._stream)
             self._stream.close()
             self._stream = None
+        self._owner.gone(self)
 
 
 class Parting:
@@ -416,7 +418,8 @@ class VchanSocket:
             self._flushed.append(change)
             await change
 
-    def dropped(self, channel: _Channel) -> None:
+    def gone(self, channel: _Channel) -> None:
+        """Nothing of it waits to be sent."""
         self._lingering.discard(channel)
         for change in self._flushed:
             change.set_result(None)
