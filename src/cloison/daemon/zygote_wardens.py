@@ -51,12 +51,14 @@ class _Link:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next = 0
         self._writer: asyncio.StreamWriter | None = None
+        self._connected = asyncio.Event()
         self._end: tuple[str, dict[str, Any]] = ("stopped", {})
 
     async def listen(self, stream: socket.socket) -> None:
         """Read until it hangs up; then wait until the qube's last process is gone, and say so."""
         stream.setblocking(False)
         reader, self._writer = await asyncio.open_unix_connection(sock=stream)
+        self._connected.set()
         lines = Lines()
         try:
             while data := await reader.read(65536):
@@ -69,17 +71,22 @@ class _Link:
         await asyncio.to_thread(life.end, self.owner.paths.qubes, self.uuid)
         self._finish()
 
-    def _finish(self) -> None:
-        self.owner.forget(self)
+    def abandon(self, reason: str) -> None:
+        """Nobody who waits for it shall wait for ever."""
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(MachineError("the qube has ended"))
+                answer.set_exception(MachineError(reason))
+        self._connected.set()
+        self.gone.set()
+
+    def _finish(self) -> None:
+        self.owner.forget(self)
         event, detail = self._end
         if not self.ready.done():
             self.ready.set_exception(MachineError(str(detail.get("reason") or "its warden ended")))
         elif self.announced:
             self.owner.on_event(self.uuid, event, detail)
-        self.gone.set()
+        self.abandon("the qube has ended")
 
     def _message(self, message: dict[str, Any]) -> None:
         event = message.pop("event", None)
@@ -98,6 +105,7 @@ class _Link:
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
         """Raises MachineError with the warden's words, or because the qube ended meanwhile."""
+        await self._connected.wait()
         if self._writer is None or self._writer.is_closing():
             raise MachineError("the qube is ending")
         self._next += 1
@@ -194,15 +202,7 @@ class ZygoteWardens(Wardens):
         link = self._links[uuid] = _Link(uuid, self)
         link.ready.set_result(None)
         link.announced = True
-        listening = asyncio.Event()
-
-        async def listen() -> None:
-            asyncio.get_running_loop().call_soon(listening.set)
-            await link.listen(stream)
-
-        self._background(listen())
-        await listening.wait()
-        await asyncio.sleep(0)
+        self._background(link.listen(stream))
         try:
             status = await asyncio.wait_for(link.ask("status"), 10)
         except (MachineError, TimeoutError):
@@ -322,6 +322,8 @@ class ZygoteWardens(Wardens):
         await asyncio.to_thread(self._hang_up)
         for task in list(self._tasks):
             task.cancel()
+        for link in self._links.values():
+            link.abandon("qubesd is ending")
 
     # -- warm images -----------------------------------------------------------------------------------------------------------
 
