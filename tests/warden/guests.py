@@ -12,6 +12,12 @@ from cloison.hypervisor.fake import FakeMachine
 from cloison.wire import agent
 
 
+class _Agent(Agent):
+    def stop(self) -> None:
+        """Its guest is no more: what a kernel would close is closed."""
+        self._port.end("the machine is gone")
+
+
 class Guest(System, News):
     """What happens to the guest that the real agent runs in: written down. `fault`: why it can't become a qube."""
 
@@ -26,7 +32,7 @@ class Guest(System, News):
 
     def boot(self, machine: FakeMachine, port: socket.socket) -> None:
         self.machine = machine
-        Agent(port.fileno(), self, self._ended)
+        machine.on_end = _Agent(port.fileno(), self, self._ended).stop
 
     def _ended(self, _reason: str) -> None:
         self.tell()

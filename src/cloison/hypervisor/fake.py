@@ -28,6 +28,7 @@ class FakeMachine(Machine):
         self.spec = spec
         self.sizes: dict[str, int] = {}                       # as announced
         self.on_power_button: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None        # the guest is about to be no more
         self._boot = boot
         self._state = MachineState.MADE
         self._gone: asyncio.Future[int] | None = None
@@ -44,6 +45,7 @@ class FakeMachine(Machine):
         if self._gone is None or self._guest is None or self._state is MachineState.GONE:
             return
         self._state, self._error = MachineState.GONE, error
+        self.on_end()
         self._guest.close()
         if self.serial is not None:
             self.serial.close()
