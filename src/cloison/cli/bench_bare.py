@@ -24,7 +24,7 @@ from cloison.hypervisor.qemu import argv, warm
 from cloison.hypervisor.qemu.driver import CAPABILITIES, PORT_BUFFER, QEMU
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
-from cloison.storage.images import make_blank
+from cloison.storage.blanks import make_blank
 from cloison.storage.qcow2_image import create_overlay_fd
 from cloison.wire import agent, qrexec
 from cloison.wire.mux import HOST, Address, Control, Data, Event, Mux, Opened, Writable

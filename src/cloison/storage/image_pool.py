@@ -3,7 +3,7 @@
     DIR/appvms/work/private.json        the manifest, the only truth (manifest.py)
     DIR/appvms/work/private.4.raw       an image: a commit, or the dirty one
     DIR/appvms/work/private.import.raw  an import that runs
-    DIR/.blank/ext4-2147483648.raw      an empty file system, hard-linked as the first commit of private volumes
+    DIR/.blank/                         empty file systems, hard-linked as first commits of private volumes (blanks.py)
 
 Every change is: new files, durable; then the manifest, replaced atomically; then files without an owner are unlinked.
 A crash in between leaves the old manifest or the new one, and files that `setup` sweeps.
@@ -16,13 +16,10 @@ One lock a qube's folder (flock, so it holds between processes too and ends with
 from __future__ import annotations
 
 import abc
-import errno
 import logging
 import os
-import re
 import secrets
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
@@ -30,8 +27,10 @@ from cloison.errors import StorageError
 from cloison.runtime.faults import point
 from cloison.runtime.files import fsync_dir
 from cloison.storage import images
-from cloison.storage.base import Kind, Pool, PoolError, VolumeConfig, checked_size, explained, parse_revision
+from cloison.storage.base import Kind, PoolError, VolumeConfig, checked_size, explained, parse_revision
+from cloison.storage.blanks import Blanks
 from cloison.storage.manifest import Commit, Manifest
+from cloison.storage.record_pool import RecordPool
 from cloison.storage.volume import VolumeFiles
 from cloison.wire.warden import DiskSource, Layer
 
@@ -39,15 +38,14 @@ _FOLDERS = ("appvms", "vm-templates")
 _log = logging.getLogger(__name__)
 
 
-class ImagePool(Pool):
+class ImagePool(RecordPool):
     """See the module. `folder` is made by `setup`. `format`: of a dirty image, and of an empty one."""
 
     format: str
 
     def __init__(self, name: str, folder: str) -> None:
-        self.name = name
-        self.folder = os.path.abspath(folder)
-        self._blanks = os.path.join(self.folder, ".blank")
+        super().__init__(name, folder)
+        self._blanks = Blanks(os.path.join(self.folder, ".blank"))
 
     def setup(self) -> None:
         with explained(f"can't set up pool {self.name}"):
@@ -58,17 +56,12 @@ class ImagePool(Pool):
                 for qube in sorted(os.listdir(above)):
                     if os.path.isdir(os.path.join(above, qube)):
                         self._sweep_qube(f"{part}/{qube}")
-            images.make_folder(self._blanks)
-            for entry in os.scandir(self._blanks):
-                if entry.stat().st_nlink == 1:      # nothing is made of it, or a temporary
-                    os.unlink(entry.path)
+            self._blanks.setup()
 
     def destroy(self) -> None:
         with explained(f"can't take down pool {self.name}"):
-            if os.path.isdir(self._blanks):
-                for entry in os.scandir(self._blanks):
-                    os.unlink(entry.path)       # volumes that were made of one have names of their own for it
-            for folder in (self._blanks, *(os.path.join(self.folder, part) for part in _FOLDERS), self.folder):
+            self._blanks.destroy()
+            for folder in (*(os.path.join(self.folder, part) for part in _FOLDERS), self.folder):
                 with suppress(OSError):
                     os.rmdir(folder)
 
@@ -103,7 +96,7 @@ class ImagePool(Pool):
                 found = files.existing()
                 layers = files.layers(found)
                 return DiskSource(volume.name, found.size, layers, writable=volume.kind is Kind.SNAPSHOT,
-                                  blank=self._is_blank(layers, found.size), commit=found.commit_id)
+                                  blank=len(layers) == 1 and self._blanks.holds(layers[0].path, found.size), commit=found.commit_id)
         self._before_start(files)
         with files.changing("start"):
             files.refuse_import()
@@ -205,77 +198,6 @@ class ImagePool(Pool):
             if size > found.size:
                 files.write(replace(found, size=size))
 
-    # Reading
-
-    def export_begin(self, volume: VolumeConfig) -> str:
-        files = self._committed(volume)
-        path = files.path(f".export-{secrets.token_hex(8)}.raw")
-        with explained(f"can't export volume {volume.vid}"):
-            found = files.existing()
-            layers = files.layers(found)
-            if [layer.format for layer in layers] == ["raw"] and os.stat(layers[0].path).st_size == found.size:
-                os.link(layers[0].path, path, follow_symlinks=False)
-            else:
-                self._flat_file(layers, path, found.size)
-        return path
-
-    def export_end(self, volume: VolumeConfig, path: str) -> None:
-        files = self._committed(volume)
-        if not re.fullmatch(re.escape(files.path("")) + r"\.export-[0-9a-f]{16}\.raw", path):
-            raise PoolError(f"can't end an export of volume {volume.vid}", "that file is not one")
-        with explained(f"can't end an export of volume {volume.vid}"):
-            images.unlink(path)
-
-    def is_dirty(self, volume: VolumeConfig) -> bool:
-        if volume.kind is not Kind.ORIGIN:
-            return False
-        found = self._files(volume.vid).read()
-        return found is not None and found.dirty is not None
-
-    def revisions(self, volume: VolumeConfig) -> list[str]:
-        if volume.kind is not Kind.ORIGIN:
-            return []
-        return [str(number) for number in self._files(volume.vid).existing().revisions]
-
-    def commit_id(self, volume: VolumeConfig) -> str:
-        return self._committed(volume).existing().commit_id
-
-    def size(self, volume: VolumeConfig) -> int:
-        if volume.kind is Kind.VOLATILE:
-            return checked_size(volume.size)
-        return self._committed(volume).existing().size
-
-    def usage(self, volume: VolumeConfig) -> int:
-        if volume.kind is not Kind.ORIGIN:
-            return 0
-        files = self._files(volume.vid)
-        with explained(f"can't measure volume {volume.vid}"):
-            names = files.existing().filenames(files.name)
-            return sum(os.stat(os.path.join(files.folder, name)).st_blocks * 512 for name in names)
-
-    def space(self) -> tuple[int, int]:
-        with explained(f"can't measure pool {self.name}"):
-            found = os.statvfs(self.folder)
-        return found.f_blocks * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
-
-    # Which files
-
-    def _files(self, vid: str) -> VolumeFiles:
-        return VolumeFiles(self.folder, vid)
-
-    def _origin(self, volume: VolumeConfig, what: str) -> VolumeFiles:
-        if volume.kind is not Kind.ORIGIN:
-            raise PoolError(f"can't {what} volume {volume.vid}", "it keeps no content of its own")
-        return self._files(volume.vid)
-
-    def _committed(self, volume: VolumeConfig) -> VolumeFiles:
-        """The volume whose commits this one shows: itself, or its source. Raises PoolError."""
-        if volume.kind is Kind.ORIGIN:
-            return self._files(volume.vid)
-        if volume.kind is Kind.VOLATILE or volume.source is None:
-            raise PoolError(f"can't read volume {volume.vid}", "it has no content of its own and no source")
-        return self._files(volume.source)
-
     def _sweep_qube(self, qube: str) -> None:
         """Unlink what a crash left in a qube's folder. A volume whose record can't be read is left alone."""
         folder = os.path.join(self.folder, qube)
@@ -297,27 +219,12 @@ class ImagePool(Pool):
         path = files.image(commit)
         images.unlink(path)
         if blank:
-            self._link_blank(size, path)
+            self._blanks.link(size, path)
         else:
             self._make_empty(path, size)
             images.seal(path, self.format)
         point("storage:empty:made")
         return commit
-
-    def _is_blank(self, layers: Sequence[Layer], size: int) -> bool:
-        blank = os.path.join(self._blanks, f"ext4-{size}.raw")
-        return len(layers) == 1 and os.path.exists(blank) and os.path.samefile(layers[0].path, blank)
-
-    def _link_blank(self, size: int, path: str) -> None:
-        """Link the shared empty file system of that size, made at its first use, and anew when it has too many links."""
-        blank = os.path.join(self._blanks, f"ext4-{size}.raw")
-        try:
-            os.link(blank, path, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EMLINK):
-                raise
-            images.make_blank(blank, size)
-            os.link(blank, path, follow_symlinks=False)
 
     def _open_dirty(self, files: VolumeFiles, found: Manifest, layers: tuple[Layer, ...]) -> str:
         """Make the present commit's dirty image; its path."""
@@ -349,15 +256,6 @@ class ImagePool(Pool):
         files.write(found.with_commits((commit,), keep=keep))
         os.unlink(path)
 
-    def _flat_file(self, layers: tuple[Layer, ...], path: str, size: int) -> None:
-        """A new, durable raw file with what the chain shows. Left behind by no failure but a crash."""
-        try:
-            self._flat_copy(layers, path, size)
-            images.seal(path, "raw")
-        except BaseException:
-            images.unlink(path)
-            raise
-
     # What a driver adds. All raise OSError or PoolError; files are made anew, and what a failure leaves of one is swept.
 
     @abc.abstractmethod
@@ -375,10 +273,6 @@ class ImagePool(Pool):
     @abc.abstractmethod
     def _grow_dirty(self, fd: int, size: int) -> None:
         """Make an image of `format` at least `size` bytes large."""
-
-    @abc.abstractmethod
-    def _flat_copy(self, layers: tuple[Layer, ...], path: str, size: int) -> None:
-        """A raw file of `size` bytes with what the layers show."""
 
     @abc.abstractmethod
     def _backing(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

@@ -8,17 +8,14 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import signal
 import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
-from cloison.runtime.faults import point
-from cloison.runtime.files import fsync_dir, rename
+from cloison.runtime.files import fsync_dir
 from cloison.storage.base import PoolError, checked_size, explained
-from cloison.storage.flatten import program, run
 from cloison.storage.qcow2_image import checked_header
 
 IMAGE = re.compile(r"([a-z][a-z0-9_-]*)\.[0-9]+\.(?:raw|qcow2)")
@@ -194,21 +191,3 @@ def link(path: str, target: str) -> None:
     with opened(path):
         unlink(target)
     os.link(path, target, follow_symlinks=False)
-
-
-def make_blank(path: str, size: int) -> None:
-    """An empty ext4 of `size` bytes at `path`, ready for its first mount: sparse, nothing reserved for root, and no inode
-    table left for the guest's kernel to zero (the file is all holes). Raises PoolError, OSError."""
-    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
-    try:
-        sparse_file(temporary, size)
-        options = "lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0"
-        run(
-            [program("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-m", "0", "-E", options, temporary],
-            f"can't make an empty file system of {size} bytes",
-        )
-        seal(temporary, "raw")
-        point("storage:blank:made")
-        rename(temporary, path)
-    finally:
-        unlink(temporary)
