@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real_qubesd import real_qubesd
 
-from cloison.cli import devices, qvm_block, qvm_device, qvm_pci, qvm_usb
-from cloison.cli.devices import Device
+from cloison.cli import qvm_block, qvm_device, qvm_pci, qvm_usb
+from cloison.client import devices
 from cloison.client.connection import Connection
+from cloison.client.devices import Device
 from cloison.values import InvalidValue
 from cloison.wire import admin
 

@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cloison.cli import devices
-from cloison.cli.devices import Device
+from cloison.client import devices
 from cloison.client.connection import Connection
+from cloison.client.devices import Device
 from cloison.client.domains import DOM0
 from cloison.errors import BadValue, CloisonError, QubeNotFound
 from cloison.values import QubeName

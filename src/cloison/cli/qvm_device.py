@@ -5,10 +5,11 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from cloison.cli import devices, tool
-from cloison.cli.devices import ANY, Device, Line
+from cloison.cli import tool
 from cloison.cli.qvm_create import pair_of
+from cloison.client import devices
 from cloison.client.connection import Connection, NoDaemon
+from cloison.client.devices import ANY, Device, Line
 from cloison.client.domains import DOM0, get_property, lines, list_qubes
 from cloison.errors import BadRequest, CloisonError, DeviceAlreadyAssigned, NoSuchProperty, NotPermitted, QubeNotFound
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from cloison import errors
 from cloison.errors import CloisonError, PeerError
 from cloison.runtime.paths import Paths
 from cloison.runtime.unix import connect
 from cloison.wire.admin import Event, EventDecoder, Failure, Request, encode_request, parse_reply
+
+if TYPE_CHECKING:                        # it imports this module, and tools that make no use of it don't wait for it
+    from cloison.client.calls import AdminCall
+
+T = TypeVar("T")
 
 MAX_REPLY = 64 << 20                     # bytes; qubesd is trusted, this only keeps a fault from eating the host
 PARALLEL = 32                            # calls under way at once
@@ -24,6 +30,12 @@ class NoDaemon(CloisonError):
     """Nobody answers on qubesd's socket."""
 
     hint = "Start it with: cloison up"
+
+
+class OutOfReach(CloisonError):
+    """Something is in the way to qubesd's socket, or somebody else's daemon listens there."""
+
+    hint = "CLOISON_ROOT, or else XDG_RUNTIME_DIR, must name a folder of yours; a qubesd serves the user who started it."
 
 
 class ServerError(CloisonError):
@@ -44,6 +56,13 @@ class Connection:
     def call(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> bytes:
         """The reply's content. Raises a CloisonError for whatever went wrong, NoDaemon if qubesd does not run."""
         return self.begin(dest, method, argument, payload, internal=internal).result()
+
+    def do(self, call: AdminCall[T]) -> T:
+        """A call of `cloison.client.calls`, and its answer. Raises as `call` does."""
+        try:
+            return call.answer(self.call(*call[:4]))
+        except CloisonError as error:
+            return call.answer(error)
 
     def begin(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> Pending:
         """Send a call without waiting for its reply."""
@@ -67,9 +86,11 @@ class Connection:
     def _send(self, request: bytes, name: str) -> socket.socket:
         path = self.paths.socket(name)
         try:
-            sock = connect(path)
-        except (FileNotFoundError, ConnectionRefusedError) as error:
+            sock = connect(path, own=True)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
             raise NoDaemon(f"qubesd is not running: nothing answers at {path}") from error
+        except OSError as error:
+            raise OutOfReach(f"qubesd can't be reached at {path}: {error.strerror}") from error
         try:
             sock.sendall(request)
             sock.shutdown(socket.SHUT_WR)

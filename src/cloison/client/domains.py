@@ -44,11 +44,25 @@ class Property(NamedTuple):
         """What a person is shown: None if there is no value."""
         return self.value if self.value or self.kind == "str" else None
 
+    @property
+    def typed(self) -> str | int | bool | None:
+        """As Python has it: a number, True or False, text (a name, for a qube or a label), or None if there is no value."""
+        if self.kind == "bool":
+            return None if not self.value else self.value == "True"
+        if self.kind == "int":
+            return int(self.value) if self.value else None
+        return self.text
+
 
 def list_qubes(connection: Connection, dest: str = DOM0) -> dict[str, Qube]:
     """By name, in qubesd's order (dom0 first). `dest`: one qube only."""
+    return parse_qubes(connection.call(dest, "admin.vm.List"))
+
+
+def parse_qubes(reply: bytes) -> dict[str, Qube]:
+    """Content of a List reply."""
     qubes = {}
-    for line in lines(connection.call(dest, "admin.vm.List")):
+    for line in lines(reply):
         name, _, rest = line.partition(" ")
         words = dict(word.partition("=")[::2] for word in rest.split(" "))
         qubes[name] = Qube(name, words.get("class", ""), words.get("state", "NA"), words.get("uuid", ""))
@@ -65,7 +79,7 @@ def list_properties(connection: Connection, dest: str | None) -> list[str]:
 
 
 def get_property(connection: Connection, dest: str | None, name: str) -> Property:
-    return _property(connection.call(dest or DOM0, property_prefix(dest) + "Get", name).decode())
+    return parse_property(connection.call(dest or DOM0, property_prefix(dest) + "Get", name))
 
 
 def get_properties(connection: Connection, dest: str | None) -> dict[str, Property]:
@@ -88,6 +102,11 @@ def parse_properties(reply: bytes) -> dict[str, Property]:
         name, _, rest = line.partition(" ")
         properties[name] = _property(_unescape(rest))
     return properties
+
+
+def parse_property(reply: bytes) -> Property:
+    """Content of a Get reply."""
+    return _property(reply.decode("utf-8", "replace"))
 
 
 def _property(text: str) -> Property:

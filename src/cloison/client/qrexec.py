@@ -283,7 +283,7 @@ def start(
 def _request(path: str, qube: str, request: bytes, far_end: socket.socket) -> None:
     """Reference/qrexec.md 5. Nothing is waited for before the request is out, so the warden wakes up once."""
     try:
-        sock = connect_unix(path)
+        sock = connect_unix(path, own=True)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise QubeNotRunning(f"{qube} does not run, or its qrexec is not ready") from error
     with sock:

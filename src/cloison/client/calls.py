@@ -1,0 +1,270 @@
+"""Calls of the Admin API as values: what to send, and how to read the answer (reference/admin-api.md 5-9).
+
+`Domain("work").start()` does nothing by itself: `Connection.do` sends it and waits, `aio.Connection.do` is awaited. So each call is
+written once, with the type of its answer, for programs of both kinds. What is not here has `Connection.call`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from cloison.client import devices
+from cloison.client.devices import Device, Line
+from cloison.client.domains import (
+    DOM0,
+    Property,
+    Qube,
+    key_values,
+    lines,
+    parse_properties,
+    parse_property,
+    parse_qubes,
+    property_prefix,
+)
+from cloison.errors import CloisonError, FeatureNotFound, PeerError, TagNotFound
+
+T = TypeVar("T")
+Value = str | int | bool | None
+
+
+class AdminCall(NamedTuple, Generic[T]):
+    """One call. `absent`: a class of failure that is none, and the answer that it means."""
+
+    dest: str
+    method: str
+    argument: str
+    payload: bytes
+    read: Callable[[bytes], T]
+    absent: tuple[type[CloisonError], T] | None = None
+
+    def answer(self, outcome: bytes | CloisonError) -> T:
+        """What a reply's content, or qubesd's failure, means. Raises the failure."""
+        if isinstance(outcome, bytes):
+            return self.read(outcome)
+        if self.absent is not None and isinstance(outcome, self.absent[0]):
+            return self.absent[1]
+        raise outcome
+
+
+def _nothing(_: bytes) -> None:
+    return None
+
+
+def _text(reply: bytes) -> str:
+    return reply.decode("utf-8", "replace")
+
+
+def _order(dest: str, method: str, argument: str = "", payload: str | bytes = b"") -> AdminCall[None]:
+    """A call whose only answer is that it was done."""
+    return AdminCall(dest, method, argument, payload.encode() if isinstance(payload, str) else payload, _nothing)
+
+
+def spelled(value: Value) -> str:
+    """A property's value as the Admin API spells it."""
+    return "" if value is None else str(value)
+
+
+class Volume(NamedTuple):
+    """A volume as admin.vm.volume.Info tells it. Sizes in bytes."""
+
+    pool: str
+    vid: str
+    size: int
+    usage: int
+    rw: bool
+    source: str
+    save_on_stop: bool
+    snap_on_start: bool
+    revisions_to_keep: int
+    is_outdated: bool
+
+
+def _volume(reply: bytes) -> Volume:
+    info = key_values(reply)
+    try:
+        size, usage, kept = (int(info[key]) for key in ("size", "usage", "revisions_to_keep"))
+    except (KeyError, ValueError) as error:
+        raise PeerError("not a volume", str(error)) from error
+    rw, saved, snapshot, outdated = (info.get(key) == "True" for key in ("rw", "save_on_stop", "snap_on_start", "is_outdated"))
+    text = info.get
+    return Volume(text("pool", ""), text("vid", ""), size, usage, rw, text("source", ""), saved, snapshot, kept, outdated)
+
+
+class State(NamedTuple):
+    """admin.vm.CurrentState. `memory` in KiB, `cpu_time` in nanoseconds."""
+
+    power: str
+    memory: int
+    cpu_time: int
+
+
+def _state(reply: bytes) -> State:
+    words = key_values(reply.replace(b" ", b"\n"))
+    try:
+        return State(words["power_state"], int(words["mem"]), int(words["cputime"]))
+    except (KeyError, ValueError) as error:
+        raise PeerError("not a state", str(error)) from error
+
+
+# -- the system ----------------------------------------------------------------------------------------------------------
+
+
+def domains() -> AdminCall[dict[str, Qube]]:
+    """All qubes by name, dom0 first."""
+    return AdminCall(DOM0, "admin.vm.List", "", b"", parse_qubes)
+
+
+def labels() -> AdminCall[list[str]]:
+    return AdminCall(DOM0, "admin.label.List", "", b"", lines)
+
+
+def pools() -> AdminCall[list[str]]:
+    return AdminCall(DOM0, "admin.pool.List", "", b"", lines)
+
+
+def pool_info(name: str) -> AdminCall[dict[str, str]]:
+    return AdminCall(DOM0, "admin.pool.Info", name, b"", key_values)
+
+
+def system_properties() -> AdminCall[dict[str, Property]]:
+    return AdminCall(DOM0, property_prefix(None) + "GetAll", "", b"", parse_properties)
+
+
+def system_property(name: str) -> AdminCall[Property]:
+    return AdminCall(DOM0, property_prefix(None) + "Get", name, b"", parse_property)
+
+
+def set_system_property(name: str, value: Value) -> AdminCall[None]:
+    return _order(DOM0, property_prefix(None) + "Set", name, spelled(value))
+
+
+# -- one qube ------------------------------------------------------------------------------------------------------------
+
+
+class Domain(str):
+    """A qube's name, and the calls to it. Making one asks nobody: the qube may not exist."""
+
+    __slots__ = ()
+
+    # power
+
+    def state(self) -> AdminCall[State]:
+        return AdminCall(self, "admin.vm.CurrentState", "", b"", _state)
+
+    def start(self) -> AdminCall[None]:
+        return _order(self, "admin.vm.Start")
+
+    def shutdown(self, *, wait: bool = False, force: bool = False) -> AdminCall[None]:
+        """`wait`: the answer comes when the qube has halted. `force`: also when others use it."""
+        return _order(self, "admin.vm.Shutdown", "+".join(word for word, on in (("force", force), ("wait", wait)) if on))
+
+    def kill(self) -> AdminCall[None]:
+        return _order(self, "admin.vm.Kill")
+
+    def pause(self) -> AdminCall[None]:
+        return _order(self, "admin.vm.Pause")
+
+    def unpause(self) -> AdminCall[None]:
+        return _order(self, "admin.vm.Unpause")
+
+    def remove(self) -> AdminCall[None]:
+        """Delete the qube and its volumes, for good."""
+        return _order(self, "admin.vm.Remove")
+
+    # settings
+
+    def properties(self) -> AdminCall[dict[str, Property]]:
+        return AdminCall(self, property_prefix(self) + "GetAll", "", b"", parse_properties)
+
+    def property(self, name: str) -> AdminCall[Property]:
+        return AdminCall(self, property_prefix(self) + "Get", name, b"", parse_property)
+
+    def set_property(self, name: str, value: Value) -> AdminCall[None]:
+        return _order(self, property_prefix(self) + "Set", name, spelled(value))
+
+    def reset_property(self, name: str) -> AdminCall[None]:
+        return _order(self, property_prefix(self) + "Reset", name)
+
+    def features(self) -> AdminCall[list[str]]:
+        """Names of those that are set."""
+        return AdminCall(self, "admin.vm.feature.List", "", b"", lines)
+
+    def feature(self, name: str, *, with_template: bool = False) -> AdminCall[str | None]:
+        """None if it is not set; empty text is a value, and means false."""
+        method = "admin.vm.feature.CheckWithTemplate" if with_template else "admin.vm.feature.Get"
+        return AdminCall(self, method, name, b"", _text, (FeatureNotFound, None))
+
+    def set_feature(self, name: str, value: str) -> AdminCall[None]:
+        return _order(self, "admin.vm.feature.Set", name, value)
+
+    def remove_feature(self, name: str) -> AdminCall[None]:
+        return _order(self, "admin.vm.feature.Remove", name)._replace(absent=(FeatureNotFound, None))
+
+    def tags(self) -> AdminCall[list[str]]:
+        return AdminCall(self, "admin.vm.tag.List", "", b"", lines)
+
+    def add_tag(self, tag: str) -> AdminCall[None]:
+        return _order(self, "admin.vm.tag.Set", tag)
+
+    def remove_tag(self, tag: str) -> AdminCall[None]:
+        return _order(self, "admin.vm.tag.Remove", tag)._replace(absent=(TagNotFound, None))
+
+    def notes(self) -> AdminCall[str]:
+        return AdminCall(self, "admin.vm.notes.Get", "", b"", _text)
+
+    def set_notes(self, text: str) -> AdminCall[None]:
+        return _order(self, "admin.vm.notes.Set", "", text)
+
+    # volumes
+
+    def volumes(self) -> AdminCall[list[str]]:
+        return AdminCall(self, "admin.vm.volume.List", "", b"", lines)
+
+    def volume(self, name: str) -> AdminCall[Volume]:
+        return AdminCall(self, "admin.vm.volume.Info", name, b"", _volume)
+
+    def revisions(self, volume: str) -> AdminCall[list[str]]:
+        return AdminCall(self, "admin.vm.volume.ListSnapshots", volume, b"", lines)
+
+    def revert(self, volume: str, revision: str) -> AdminCall[None]:
+        return _order(self, "admin.vm.volume.Revert", volume, revision)
+
+    def resize(self, volume: str, size: int) -> AdminCall[None]:
+        """`size` in bytes; a running qube's file system grows with it."""
+        return _order(self, "admin.vm.volume.Resize", volume, str(size))
+
+    # firewall
+
+    def firewall(self) -> AdminCall[list[str]]:
+        """Rules, first to last, as `action=accept dsthost=... proto=...`."""
+        return AdminCall(self, "admin.vm.firewall.Get", "", b"", lines)
+
+    def set_firewall(self, rules: Iterable[str]) -> AdminCall[None]:
+        return _order(self, "admin.vm.firewall.Set", "", "".join(f"{rule}\n" for rule in rules))
+
+    # devices
+
+    def exposed(self, devclass: str) -> AdminCall[dict[str, Line]]:
+        """Devices of this qube that others can be given, by port."""
+        return AdminCall(self, f"admin.vm.device.{devclass}.Available", "", b"", lambda reply: devices.available(reply, self))
+
+    def attached(self, devclass: str) -> AdminCall[list[Line]]:
+        return AdminCall(self, f"admin.vm.device.{devclass}.Attached", "", b"", devices.used)
+
+    def assigned(self, devclass: str) -> AdminCall[list[Line]]:
+        return AdminCall(self, f"admin.vm.device.{devclass}.Assigned", "", b"", devices.used)
+
+    def attach(self, devclass: str, device: Device, options: Mapping[str, str] | None = None) -> AdminCall[None]:
+        payload = devices.serialise(device, devclass, self, "manual", options or {})
+        return _order(self, f"admin.vm.device.{devclass}.Attach", device.argument, payload)
+
+    def detach(self, devclass: str, device: Device) -> AdminCall[None]:
+        return _order(self, f"admin.vm.device.{devclass}.Detach", device.argument)
+
+    def assign(self, devclass: str, device: Device, mode: str, options: Mapping[str, str] | None = None) -> AdminCall[None]:
+        """`mode`: required, auto-attach or ask-to-attach."""
+        payload = devices.serialise(device, devclass, self, mode, options or {})
+        return _order(self, f"admin.vm.device.{devclass}.Assign", device.argument, payload)
+
+    def unassign(self, devclass: str, device: Device) -> AdminCall[None]:
+        return _order(self, f"admin.vm.device.{devclass}.Unassign", device.argument)

@@ -1,0 +1,202 @@
+"""The typed calls, awaited or not, against the real qubesd on fake parts; and every example of docs/client.md."""
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_qubesd import FakeQubesd, FakeWarden
+from real_qubesd import real_qubesd
+
+from cloison.client import aio, calls
+from cloison.client.calls import Domain, State
+from cloison.client.connection import Connection, NoDaemon
+from cloison.client.devices import Device
+from cloison.client.run import run, run_service
+from cloison.errors import CloisonError, FeatureNotFound, PeerError, QubeNotFound
+from cloison.wire import admin
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "client.md"
+NEEDS_MACHINE = "<!-- needs a machine -->\n"
+
+
+@pytest.fixture
+def connection(root: Path) -> Iterator[Connection]:
+    with real_qubesd(root) as connection:
+        yield connection
+
+
+WORK = Domain("work")
+
+
+def test_properties(connection: Connection) -> None:
+    connection.do(WORK.set_property("memory", 600))
+    memory = connection.do(WORK.property("memory"))
+    assert (memory.typed, memory.default) == (600, False)
+    connection.do(WORK.set_property("include_in_backups", False))
+    connection.do(WORK.set_property("netvm", None))
+    found = connection.do(WORK.properties())
+    assert (found["include_in_backups"].typed, found["netvm"].typed, found["label"].typed) == (False, None, "red")
+    assert found["stubdom_mem"].typed is None
+    connection.do(WORK.reset_property("memory"))
+    assert connection.do(WORK.property("memory")).default
+    connection.do(Domain("net").set_property("netvm", None))
+    connection.do(calls.set_system_property("default_netvm", "net"))
+    assert connection.do(calls.system_property("default_netvm")).typed == "net"
+    assert connection.do(calls.system_properties())["default_netvm"].value == "net"
+
+
+def test_features_tags_notes(connection: Connection) -> None:
+    assert connection.do(WORK.feature("x")) is None
+    connection.do(WORK.set_feature("x", ""))
+    assert (connection.do(WORK.feature("x")), connection.do(WORK.features())) == ("", ["x"])
+    connection.do(Domain("tpl").set_feature("y", "1"))
+    assert (connection.do(WORK.feature("y")), connection.do(WORK.feature("y", with_template=True))) == (None, "1")
+    for _ in range(2):
+        connection.do(WORK.remove_feature("x"))
+        connection.do(WORK.remove_tag("t"))
+    connection.do(WORK.add_tag("t"))
+    assert "t" in connection.do(WORK.tags())
+    connection.do(WORK.set_notes("one\ntwo"))
+    assert connection.do(WORK.notes()) == "one\ntwo"
+
+
+def test_volumes_pools_labels(connection: Connection) -> None:
+    assert set(connection.do(WORK.volumes())) >= {"root", "private", "volatile"}
+    private = connection.do(WORK.volume("private"))
+    assert (private.save_on_stop, private.snap_on_start, private.is_outdated) == (True, False, False)
+    connection.do(WORK.resize("private", private.size + (1 << 20)))
+    assert connection.do(WORK.volume("private")).size == private.size + (1 << 20)
+    assert connection.do(WORK.revisions("private")) == []
+    with pytest.raises(CloisonError, match="revision"):
+        connection.do(WORK.revert("private", "none"))
+    assert private.pool in connection.do(calls.pools())
+    assert connection.do(calls.pool_info(private.pool))["name"] == private.pool
+    assert "red" in connection.do(calls.labels())
+
+
+def test_power(connection: Connection) -> None:
+    assert connection.do(WORK.state()) == State("Halted", 0, 0)
+    with pytest.raises(CloisonError):
+        connection.do(WORK.pause())
+    connection.do(Domain("net").remove())
+    assert "net" not in connection.do(calls.domains())
+
+
+def test_firewall_and_devices(connection: Connection) -> None:
+    connection.do(WORK.set_firewall(["action=accept dst4=192.0.2.0/24", "action=drop"]))
+    assert connection.do(WORK.firewall()) == ["action=accept dst4=192.0.2.0/24", "action=drop"]
+    assert connection.do(WORK.exposed("block")) == {}
+    assert connection.do(WORK.attached("block")) == []
+    disk = Device("net", "sda", "*")
+    connection.do(WORK.assign("block", disk, "auto-attach", {"read-only": "yes"}))
+    [line] = connection.do(WORK.assigned("block"))
+    assert (line.device, line.mode, line.extra) == (disk, "auto-attach", {"read-only": "yes"})
+    connection.do(WORK.unassign("block", disk))
+    with pytest.raises(CloisonError):
+        connection.do(WORK.attach("block", disk))
+    with pytest.raises(CloisonError):
+        connection.do(WORK.detach("block", disk))
+
+
+def test_failures_keep_their_class(connection: Connection) -> None:
+    with pytest.raises(QubeNotFound):
+        connection.do(Domain("nobody").start())
+    with pytest.raises(QubeNotFound):
+        connection.do(Domain("nobody").feature("x"))     # no qube is not the same as no feature
+    with pytest.raises(CloisonError, match="can't be part of a call"):
+        connection.do(WORK.add_tag("two words"))
+
+
+@pytest.mark.parametrize("reply", [b"", b"size=1\n", b"size=1\nusage=x\nrevisions_to_keep=1\n"])
+def test_a_volume_that_can_t_be_read(reply: bytes) -> None:
+    with pytest.raises(PeerError, match="not a volume"):
+        WORK.volume("root").read(reply)
+
+
+def test_awaited(connection: Connection) -> None:
+    async def main() -> None:
+        system = aio.Connection()
+        await asyncio.gather(*(system.do(WORK.set_feature(f"f{number}", "1")) for number in range(20)))
+        assert len(await system.do(WORK.features())) == 20
+        assert await system.do(WORK.feature("nothing")) is None
+        with pytest.raises(QubeNotFound):
+            await system.do(Domain("nobody").start())
+
+    asyncio.run(main())
+
+
+def test_events_are_not_missed_once_the_context_is_entered(connection: Connection) -> None:
+    async def main() -> list[str]:
+        system, seen = aio.Connection(), []
+        async with system.events("work") as events:
+            for number in range(5):
+                await system.do(WORK.set_feature(f"f{number}", "1"))
+            async for event in events:
+                if event.event.startswith("domain-feature-set:"):
+                    seen.append(event.event.partition(":")[2])
+                if len(seen) == 5:
+                    return seen
+        return seen
+
+    assert asyncio.run(main()) == [f"f{number}" for number in range(5)]
+
+
+def test_events_of_nobody(connection: Connection) -> None:
+    async def main() -> None:
+        async with aio.Connection().events("nobody"):
+            raise AssertionError("entered")
+
+    with pytest.raises(QubeNotFound):
+        asyncio.run(main())
+
+
+def test_no_daemon(root: Path) -> None:
+    with pytest.raises(NoDaemon):
+        asyncio.run(aio.Connection().do(calls.domains()))
+
+
+def test_events_end_with_the_daemon(qubesd: FakeQubesd) -> None:
+    qubesd.answers["admin.Events"] = lambda _, __: admin.event("", "connection-established")
+
+    async def main() -> list[admin.Event]:
+        async with aio.Connection().events() as events:
+            return [event async for event in events]
+
+    assert asyncio.run(main()) == []
+    qubesd.answers["admin.Events"] = lambda _, __: b""
+    with pytest.raises(NoDaemon):
+        asyncio.run(main())
+
+
+def test_running_in_a_qube(warden: FakeWarden) -> None:
+    result = run(Connection(), "work", "cat; echo oops >&2; exit 3", data=b"input")
+    assert result == (3, b"input", b"oops\n")
+    run_service(Connection(), "work", "qubes.GetDate")
+    assert "QUBESRPC qubes.GetDate+ dom0" in str(warden.commands)
+
+
+def test_the_absent_answer_is_only_for_its_failure() -> None:
+    call = WORK.feature("x")
+    assert call.answer(FeatureNotFound("no")) is None
+    assert call.answer(b"") == ""
+
+
+def test_examples_of_the_document_work(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    """In their order, in one program; those that need a machine are run by tests/boot."""
+    connection.call("dom0", "admin.vm.Create.AppVM", "tpl", b"name=sys-usb label=red")
+    text = DOCUMENT.read_text()
+    found = re.findall(rf"({re.escape(NEEDS_MACHINE)})?```python\n(.*?)```", text, re.DOTALL)
+    assert len(found) >= 7
+    scope: dict[str, object] = {"__name__": "example"}
+    for needs_machine, code in found:
+        compiled = compile(code, str(DOCUMENT), "exec")
+        if not needs_machine:
+            exec(compiled, scope)  # noqa: S102 our own document
+    output = capsys.readouterr().out
+    assert "600" not in output.partition("set")[0]
+    for expected in ("work AppVM Halted", "there is no qube 'nobody'", "renew the certificate", "action=drop", "sys-usb:sda:*",
+                     "domain-tag-add:watched", "None"):
+        assert expected in output, output
