@@ -15,6 +15,7 @@ from cloison.model import creation, qubesxml
 from cloison.model.creation import Birth
 from cloison.model.devices import Assignment, Device
 from cloison.model.domains import READY, REMOVING, SYSTEM, System
+from cloison.model.exposed import Exposed
 from cloison.model.host import Host
 from cloison.model.labels import DEFAULTS
 from cloison.model.qubes import new_system
@@ -36,6 +37,9 @@ class OneHost(Host):
 
     def kernel_options(self, version: str, *, pci: bool) -> str | None:
         return None
+
+    def pci_devices(self) -> list[Exposed]:
+        return []
 
     def free_memory(self) -> int:
         return self.memory

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloison.model.domains import Qube, System
+from cloison.model.exposed import Exposed
 from cloison.model.volumes import Volume
 from cloison.storage.base import Pool, VolumeConfig
 
@@ -124,6 +125,10 @@ class Qubesd(abc.ABC):
     @abc.abstractmethod
     async def qdb_read(self, qube: Qube, prefix: str) -> dict[str, bytes]:
         """Entries of a running qube's QubesDB, by path: untrusted. Raises MachineError."""
+
+    @abc.abstractmethod
+    async def exposed(self, qube: Qube, devclass: str) -> list[Exposed]:
+        """Devices of that class that the qube has on its ports now, in order of port."""
 
     @abc.abstractmethod
     async def service(self, qube: Qube, service: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import cloison
 from cloison.admin.qubesd import NewQube, Qubesd, Send
 from cloison.daemon import qubes_xml
+from cloison.daemon.devices import Devices
 from cloison.daemon.events import EventBus, Listener
 from cloison.daemon.live import Live
 from cloison.daemon.machines import Machines
@@ -29,6 +30,7 @@ from cloison.errors import CloisonError, MachineError, StorageError
 from cloison.model import creation, facts
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
+from cloison.model.exposed import Exposed
 from cloison.model.features import TAG
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
@@ -70,8 +72,10 @@ class App(Qubesd):
         self.visibility = Visibility(self.system, LivePolicy(folders(parts.paths)), self.system_info)
         self.volumes = Volumes(self, parts)
         self.machines = Machines(self, parts, self.volumes)
-        self.live = Live(self, parts.wardens)
+        self.devices = Devices(self)
+        self.live = Live(self, parts.wardens, self.devices)
         self.preloads = Preloads(self)
+        self.machines.on_qdb_change = self.live.qdb_changed
         self._locks: dict[str, asyncio.Lock] = {}
         self._used_dispids: deque[tuple[float, int]] = deque()
 
@@ -260,6 +264,9 @@ class App(Qubesd):
 
     async def qdb_read(self, qube: Qube, prefix: str) -> dict[str, bytes]:
         return await self.parts.wardens.qdb_read(qube.uuid, prefix)
+
+    async def exposed(self, qube: Qube, devclass: str) -> list[Exposed]:
+        return await self.devices.exposed(qube, devclass)
 
     async def service(self, qube: Qube, service: str) -> None:
         await self.parts.wardens.service(qube.uuid, service, b"")

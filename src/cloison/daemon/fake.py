@@ -16,6 +16,7 @@ from cloison.daemon.recovery import bring_up
 from cloison.daemon.store import Store
 from cloison.daemon.wiring import DRIVERS
 from cloison.errors import CloisonError
+from cloison.model.exposed import Exposed
 from cloison.model.host import Host
 from cloison.runtime.paths import Paths
 from cloison.storage.base import Pool
@@ -40,6 +41,9 @@ class FakeHost(Host):
 
     def kernel_options(self, version: str, *, pci: bool) -> str | None:
         return None
+
+    def pci_devices(self) -> list[Exposed]:
+        return []
 
     def free_memory(self) -> int:
         return self.memory

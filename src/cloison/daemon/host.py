@@ -7,6 +7,8 @@ import time
 import uuid
 from collections.abc import Callable
 
+from cloison.daemon import pci
+from cloison.model.exposed import Exposed
 from cloison.model.host import Host
 
 
@@ -46,6 +48,9 @@ class RealHost(Host):
         with open("/proc/meminfo", encoding="ascii") as file:
             words = next(line for line in file if line.startswith("MemAvailable:")).split()
         return int(words[1]) >> 10
+
+    def pci_devices(self) -> list[Exposed]:
+        return pci.devices()
 
     def new_uuid(self) -> str:
         return str(uuid.uuid4())

@@ -12,21 +12,24 @@ from typing import Any
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon import launch
+from cloison.daemon.devices import Devices
 from cloison.daemon.wardens import Wardens
 from cloison.errors import MachineError
 from cloison.model import features, firewall
 from cloison.model.domains import Qube
+from cloison.model.exposed import BLOCK_FOLDER
 from cloison.model.journal import Event
 from cloison.values import PowerState
 
 log = logging.getLogger(__name__)
+WATCHED = (BLOCK_FOLDER, "/qubes-usb-devices")
 _UP = (PowerState.RUNNING, PowerState.PAUSED)
 _MOST_WAIT = 24 * 3600.0        # s: the host's clock may be set, so look again at least once a day
 
 
 class Live:
-    def __init__(self, qubesd: Qubesd, wardens: Wardens) -> None:
-        self._qubesd, self._wardens = qubesd, wardens
+    def __init__(self, qubesd: Qubesd, wardens: Wardens, devices: Devices) -> None:
+        self._qubesd, self._wardens, self._devices = qubesd, wardens, devices
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -44,6 +47,16 @@ class Live:
                 self.watch_expiry()
             elif kind == "net-domain-connect":
                 self._spawn(self._clients(qube))
+            elif kind == "domain-shutdown":
+                self._devices.forget(qube)
+
+    def qdb_changed(self, qube: Qube, untrusted_path: str) -> None:
+        """A running qube has written to a path that is watched."""
+        if untrusted_path in WATCHED:
+            with self._qubesd.transaction():
+                qube.journal.emit(qube.name, f"domain-qdb-change:{untrusted_path}", path=untrusted_path)
+            if untrusted_path == BLOCK_FOLDER:
+                self._spawn(self._devices.changed(qube))
 
     async def close(self) -> None:
         """Wait for what is being told."""

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
@@ -35,6 +35,7 @@ class Machines:
         self._qubesd, self._parts, self._volumes = qubesd, parts, volumes
         self._wardens = parts.wardens
         self._wardens.on_event = self.on_event
+        self.on_qdb_change: Callable[[Qube, str], None] = _ignore
         self._starting: set[str] = set()                        # uuids whose start is under way
         self._ended_early: set[str] = set()                     # of these: machines that ended before their start returned
         self._stopping: dict[str, asyncio.Task[None]] = {}
@@ -191,6 +192,8 @@ class Machines:
             self._set_power(qube, PowerState.HALTING)
         elif event == "running" and qube.power is PowerState.TRANSIENT and uuid not in self._starting:
             self._set_power(qube, PowerState.RUNNING, "domain-start", start_guid=True)
+        elif event == "qdb-change":
+            self.on_qdb_change(qube, str(detail.get("path")))
         elif event in ("stopped", "failed"):
             self._ended(qube, event, detail)
 
@@ -306,6 +309,10 @@ class Machines:
             await self._wardens.kill(uuid)
         except MachineError as error:
             log.error("it could not be ended: %s", error)
+
+
+def _ignore(_qube: Qube, _path: str) -> None:
+    """Until somebody listens."""
 
 
 def _modules_disk(kernel: Kernel) -> DiskSource:

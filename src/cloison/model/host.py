@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import abc
 
+from cloison.model.exposed import Exposed
+
 
 class Host(abc.ABC):
     """Memory, processors, installed kernels, clock and chance."""
@@ -22,6 +24,10 @@ class Host(abc.ABC):
     @abc.abstractmethod
     def free_memory(self) -> int:
         """MiB that can be given to qubes now."""
+
+    @abc.abstractmethod
+    def pci_devices(self) -> list[Exposed]:
+        """In order of port."""
 
     @abc.abstractmethod
     def new_uuid(self) -> str: ...

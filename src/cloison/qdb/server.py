@@ -26,6 +26,11 @@ class Server:
         for path, value in entries.items():
             self.tree.store(path, value.encode("ascii", "replace"), by_guest=False)
 
+    def watch(self, *paths: str) -> None:
+        """Tell of what the guest changes there."""
+        for path in paths:
+            self.tree.watch(self, path)
+
     def connect(self) -> None:
         self._outbox = Outbox(self._port, self._port.open(Address(self._xid, 0, qdb.PORT), self))
 

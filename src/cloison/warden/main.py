@@ -39,6 +39,7 @@ from cloison.wire.mux import HOST, Address
 from cloison.wire.warden import MAX_LINE, Launch, encode
 
 NOBODY = "00000000-0000-0000-0000-000000000001"   # a warm image's uuid: its clones get their own from the agent
+WATCHED = ("/qubes-block-devices", "/qubes-usb-devices")      # a guest writes here when its devices have changed
 CONSOLE_TAIL = 600            # characters of a failed guest's console that a person is shown
 
 
@@ -102,6 +103,7 @@ class Warden:
         self._daemon.connect()
         self._qubesdb = QubesDbServer(self._port, launch.xid, self._changed, self._violation)
         self._qubesdb.fill(launch.identity)
+        self._qubesdb.watch(*WATCHED)
         self._qubesdb.connect()
         await self._until_reported()
         self._port.control(agent.clock(time.time_ns()))

@@ -1,9 +1,7 @@
-"""Devices (reference/admin-api.md 8): assignments are kept and served; nothing is exposed by a backend yet, so nothing is
-available and nothing can be attached.
-"""
+"""Devices (reference/admin-api.md 8): what is exposed is listed, assignments are kept and served; nothing is attached yet."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from cloison.admin.qubesd import Call
 from cloison.errors import (
@@ -14,13 +12,17 @@ from cloison.errors import (
     CloisonError,
     DeviceAlreadyAssigned,
     DeviceNotAssigned,
+    NotAvailable,
+    NotPermitted,
     QubeError,
     QubeNotFound,
     QubeNotRunning,
 )
 from cloison.model import devices
+from cloison.model.exposed import matching
 
 Handler = Callable[[Call], str | None]
+AsyncHandler = Callable[[Call], Awaitable[str | None]]
 
 
 def _device(call: Call, devclass: str) -> devices.Device:
@@ -30,12 +32,19 @@ def _device(call: Call, devclass: str) -> devices.Device:
     return device
 
 
-def available(devclass: str) -> Handler:
+def available(devclass: str) -> AsyncHandler:
+    async def handler(call: Call) -> str:
+        exposed = await call.qubesd.exposed(call.dest, devclass)
+        lines = (each.line for each in exposed if call.argument in ("", each.device.port))
+        return "".join(sorted(lines))
+
+    return handler
+
+
+def attached(devclass: str) -> Handler:
+    """None is: this version attaches no device."""
     del devclass
     return lambda _: ""
-
-
-attached = available
 
 
 def assigned(devclass: str) -> Handler:
@@ -109,13 +118,19 @@ def set_assignment(devclass: str) -> Handler:
     return handler
 
 
-def attach(devclass: str) -> Handler:
-    def handler(call: Call) -> None:
+def attach(devclass: str) -> AsyncHandler:
+    async def handler(call: Call) -> None:
         device = _device(call, devclass)
-        devices.parse_assignment(device, call.payload, call.dest.name)
+        rule = devices.parse_assignment(device, call.payload, call.dest.name)
         if call.dest.is_halted or not call.dest.kind.machine:
             raise QubeNotRunning(f"{call.dest.name} does not run")
-        raise BadRequest(f"there is no device {device}")
+        backends = call.system.sorted_qubes() if device.backend == devices.ANY else [call.system.qube(device.backend)]
+        found = [each for backend in backends for each in matching(await call.qubesd.exposed(backend, devclass), rule.device)]
+        if len(found) != 1:
+            raise BadRequest(f"there is no device {device}" if not found else f"{device} means {len(found)} devices")
+        if rule.mode == "manual" and found[0].is_denied(_denied(call)):
+            raise NotPermitted(f"{call.dest.name} may not have devices with the interfaces of {found[0].device}")
+        raise NotAvailable("devices can't be attached yet")
 
     return handler
 
