@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloison.runtime.paths import Paths, UnsafeRunDirectory
+from cloison.runtime.paths import NoFolder, Paths, UnsafeRunDirectory
 
 
 @pytest.mark.parametrize(("environ", "run", "data", "config"), [
@@ -51,3 +51,19 @@ def test_a_run_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     os.symlink(tmp_path / "elsewhere", paths.run)
     with pytest.raises(UnsafeRunDirectory):
         paths.ensure()
+
+
+def test_nothing_is_put_into_a_run_folder_of_somebody_else(tmp_path: Path) -> None:
+    paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path)})
+    os.mkdir(paths.run)
+    os.chmod(paths.run, 0o777)                       # noqa: S103 as somebody made it who was first
+    with pytest.raises(UnsafeRunDirectory):
+        paths.ensure()
+    assert os.listdir(paths.run) == [] and os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("root", ["/proc/no-such-folder", "/dev/null", "/dev/null/below"])
+def test_a_folder_that_can_not_be_made_is_told_with_what_to_do(root: str) -> None:
+    with pytest.raises(NoFolder, match=f"the folder {root}/run can't be used: ") as caught:
+        Paths.from_environment({"CLOISON_ROOT": root}).ensure()
+    assert "CLOISON_ROOT" in caught.value.hint

@@ -169,7 +169,7 @@ def _await_answer(paths: Paths, child: int, log: str, at: str = "qubesd.sock") -
 
 def _answers(paths: Paths, at: str) -> bool:
     try:
-        connect(paths.socket(at)).close()
+        connect(paths.socket(at), own=True).close()
     except OSError:
         return False
     return True
@@ -210,11 +210,11 @@ def _end_helpers(paths: Paths) -> None:
 def _end(paths: Paths, at: str) -> None:
     """End the process that listens on the socket, and wait for it. Raises HostError if it does not end."""
     try:
-        with connect(paths.socket(at)) as sock:
+        with connect(paths.socket(at), own=True) as sock:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             pid: int = struct.unpack("3i", credentials)[0]
             process = os.pidfd_open(pid)
-    except (FileNotFoundError, ConnectionRefusedError, ProcessLookupError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, ProcessLookupError):
         return
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)

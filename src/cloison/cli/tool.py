@@ -100,7 +100,9 @@ def main(parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None =
     except BrokenPipeError:
         _abandon_output()
         return PIPE_CLOSED
-    except (CloisonError, InvalidValue, OSError, EOFError) as error:
+    except OSError as error:
+        return report(parser.prog, CloisonError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+    except (CloisonError, InvalidValue, EOFError) as error:
         return report(parser.prog, error)
 
 

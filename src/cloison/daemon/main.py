@@ -72,4 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        print(f"qubesd: {error.filename or 'the host'}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0

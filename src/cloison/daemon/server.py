@@ -14,6 +14,7 @@ from cloison.admin.methods import Method
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon.connection import Connection
 from cloison.errors import CloisonError, HostError
+from cloison.runtime import unix
 from cloison.runtime.hangups import Hangups
 from cloison.runtime.paths import Paths
 
@@ -132,7 +133,8 @@ def _listener(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)            # from the first moment on, not only after a chmod
     try:
-        listener.bind(path)
+        with unix.address(path) as there:
+            listener.bind(there)
     finally:
         os.umask(before)
     return listener

@@ -18,7 +18,7 @@ from cloison.daemon.services import run_service
 from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
 from cloison.errors import MachineError, PeerError
 from cloison.hypervisor.qemu import warm
-from cloison.runtime import life
+from cloison.runtime import life, unix
 from cloison.runtime.paths import Paths
 from cloison.values import PowerState
 from cloison.wire.warden import MAX_DISKS, Launch, Lines, encode, launch_to_json
@@ -193,7 +193,8 @@ class ZygoteWardens(Wardens):
     async def _adopt(self, uuid: str, path: str) -> Adopted | None:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            stream.connect(path)
+            with unix.address(path) as there:
+                stream.connect(there)
         except OSError:
             stream.close()
             with contextlib.suppress(FileNotFoundError):

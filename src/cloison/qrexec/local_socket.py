@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 from cloison.errors import PeerError
+from cloison.runtime import unix
 from cloison.wire import qrexec
 
 MAX_CLIENTS = 512
@@ -37,7 +38,8 @@ class LocalSocket:
         path, *links = self._paths
         _unlink(path)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._server.bind(path)
+        with unix.address(path) as there:
+            self._server.bind(there)
         self._server.listen(MAX_CLIENTS)
         for link in links:
             _unlink(link)

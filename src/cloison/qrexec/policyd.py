@@ -24,10 +24,10 @@ from cloison.qrexec.call_log import CallLog, path
 from cloison.qrexec.judge import Judge
 from cloison.qrexec.policy_files import LivePolicy, folders, make_folders
 from cloison.qrexec.system_info import Snapshot, SystemInfo
+from cloison.runtime import unix
 from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
-from cloison.runtime.unix import is_same_user
 from cloison.wire import policy as wire
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,8 @@ class PolicyDaemon:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        listener.bind(name)
+        with unix.address(name) as there:
+            listener.bind(there)
         os.chmod(name, 0o600)
         listener.listen(1024)
         self._listeners.append((name, listener))
@@ -184,7 +185,7 @@ class _Caller:
 
     def _judge(self, query: wire.Query) -> None:
         try:
-            if not is_same_user(self._stream):
+            if not unix.is_same_user(self._stream):
                 log.warning("a caller is dropped: it runs as another user")
                 self.close()
                 return
@@ -220,7 +221,7 @@ class _Caller:
     def _reply(self, answer: bytes) -> None:
         """Into an empty socket buffer: it takes all at once, or the caller is gone."""
         with contextlib.suppress(OSError):
-            self._stream.send(answer + self._end)
+            self._stream.send(answer + self._end if answer else b"")
         self.close()
 
     def _unwatch(self) -> None:

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -15,6 +16,12 @@ class UnsafeRunDirectory(HostError):
     """The folder for sockets belongs to somebody else or is open to others."""
 
     hint = "Set XDG_RUNTIME_DIR to a folder of yours with mode 0700, or set CLOISON_ROOT."
+
+
+class NoFolder(HostError):
+    """A folder is missing and can't be made."""
+
+    hint = "CLOISON_ROOT says where all of it goes; else XDG_RUNTIME_DIR, XDG_DATA_HOME and XDG_CONFIG_HOME: folders of yours."
 
 
 class Paths:
@@ -38,12 +45,13 @@ class Paths:
         return cls(run, os.path.join(data, "cloison"), os.path.join(config, "cloison"))
 
     def ensure(self) -> None:
-        """Make the folders, mode 0700. Raises UnsafeRunDirectory when `run` is not ours alone."""
-        for folder in (self.run, self.data, self.config, self.qubes, self.vchans, self.tmp, self.warm, self.log):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+        """Make the folders, mode 0700. Raises NoFolder; UnsafeRunDirectory when `run` is not ours alone: nothing is put in it."""
+        _make(self.run)
         status = os.lstat(self.run)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise UnsafeRunDirectory(f"{self.run} is not a folder of this user alone")
+        for folder in (self.data, self.config, self.qubes, self.vchans, self.tmp, self.warm, self.log):
+            _make(folder)
 
     def socket(self, name: str) -> str:
         """`qubesd.sock`, `qubesd.internal.sock`, `qubesd.misc.sock`."""
@@ -81,3 +89,12 @@ class Paths:
     @property
     def log(self) -> str:
         return os.path.join(self.data, "log")
+
+
+def _make(folder: str) -> None:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "this user may not write to it")
+    except OSError as error:
+        raise NoFolder(f"the folder {folder} can't be used: {error.strerror}") from error

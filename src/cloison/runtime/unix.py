@@ -1,9 +1,12 @@
-"""Unix sockets: connecting however deep the folder lies, and who is at the other end."""
+"""Unix sockets: connecting and listening however deep the folder lies, and who is at the other end."""
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
 _ADDRESS = 107                           # bytes of a path that fit a socket address
 _CREDENTIALS = struct.Struct("3i")       # process, user, group
@@ -15,22 +18,33 @@ def is_same_user(stream: socket.socket) -> bool:
     return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())
 
 
-def connect(path: str, *, blocking: bool = True) -> socket.socket:
+@contextlib.contextmanager
+def address(path: str) -> Iterator[str]:
+    """The path as a socket address has room for it, to bind or connect inside the context. Raises OSError for a missing folder."""
+    if len(os.fsencode(path)) <= _ADDRESS:
+        yield path
+        return
+    folder, name = os.path.split(path)
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)
+
+
+def connect(path: str, *, blocking: bool = True, own: bool = False) -> socket.socket:
     """A stream socket connected to that path. Raises OSError.
 
-    Not `blocking`: also for good, and a listener whose backlog is full is BlockingIOError.
+    Not `blocking`: also for good, and a listener whose backlog is full is BlockingIOError. `own`: what another user listens on
+    is PermissionError; in a folder where all may write (/tmp) it could pose as ours.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.setblocking(blocking)
-        if len(os.fsencode(path)) <= _ADDRESS:
-            sock.connect(path)
-        else:
-            there = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            try:
-                sock.connect(f"/proc/self/fd/{there}")
-            finally:
-                os.close(there)
+        with address(path) as there:
+            sock.connect(there)
+        if own and not is_same_user(sock):
+            raise PermissionError(errno.EPERM, "another user listens there", path)
     except BaseException:
         sock.close()
         raise

@@ -13,6 +13,7 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 
+from cloison.runtime import unix
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.inotify import CREATE, MOVED_TO, Watch
 from cloison.runtime.port import Handler
@@ -74,7 +75,8 @@ class Dialer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         temporary = self._path(f".{file_name(address)}.{secrets.token_hex(4)}")
         try:
-            listener.bind(temporary)
+            with unix.address(temporary) as there:
+                listener.bind(there)
             listener.listen(1)
             os.rename(temporary, self._path(file_name(address)))
         except OSError:
@@ -125,7 +127,8 @@ class Dialer:
             stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:
                 stream.setblocking(False)
-                stream.connect(self._path(file_name(address)))
+                with unix.address(self._path(file_name(address))) as there:
+                    stream.connect(there)
             except OSError as error:
                 stream.close()
                 self._retry(error, attempt, give_up)

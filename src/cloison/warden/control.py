@@ -8,6 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine
 
 from cloison.errors import CloisonError, PeerError
+from cloison.runtime import unix
 from cloison.wire.warden import Lines, encode
 
 Do = Callable[[str, dict[str, object]], Awaitable[dict[str, object] | None]]
@@ -40,7 +41,8 @@ class ControlServer:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._server.bind(self._path)
+        with unix.address(self._path) as there:
+            self._server.bind(there)
         self._server.listen(MAX_PEERS)
         self._loop.add_reader(self._server, self._accept, self._server)
 
