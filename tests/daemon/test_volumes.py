@@ -360,6 +360,20 @@ def test_read_only_volumes_are_opened_by_nobody_for_writing(tmp_path: Path) -> N
     run(tmp_path, scenario)
 
 
+def test_what_is_written_to_a_read_only_root_is_thrown_away(tmp_path: Path) -> None:
+    async def scenario(disks: Disks) -> None:
+        for volume in ("root", "volatile"):
+            await disks.ok("admin.vm.volume.Set.rw", "tpl", volume, "False")
+        await disks.ok("admin.vm.Start", "tpl")
+        disk, _, volatile, _ = disks.wardens.launches[-1].disks
+        assert volatile.role == "volatile" and not volatile.writable and volatile.layers == ()
+        assert disk.role == "root" and disk.writable and disk.top is None
+        await disks.ok("admin.vm.Kill", "tpl")
+        assert await disks.revisions("tpl", "root") == []
+
+    run(tmp_path, scenario)
+
+
 @pytest.mark.parametrize(("keep", "failure"), [
     ("-2", "QubesValueError"), ("901", "QubesValueError"), ("--1", "ProtocolError"), ("01", "ProtocolError"), ("", "ProtocolError"),
 ])

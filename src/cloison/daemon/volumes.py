@@ -123,14 +123,19 @@ class Volumes:
         return disks
 
     def _start(self, volumes: list[Volume]) -> tuple[DiskSource, ...]:
-        return tuple(self.pool(volume.pool).start(self._start_config(volume)) for volume in volumes)
+        return tuple(self._start_one(volume) for volume in volumes)
 
-    def _start_config(self, volume: Volume) -> VolumeConfig:
-        """One that its guest may not write to shows its commits and opens nothing."""
-        config = self.config(volume)
-        if volume.rw or volume.volatile:
-            return config
-        return replace(config, kind=Kind.READONLY, source=volume.source or volume.vid)
+    def _start_one(self, volume: Volume) -> DiskSource:
+        """One that its guest may not write to shows its commits and opens nothing. No system runs on a root like that, so
+        what is written to the root goes to a throw-away overlay, as Qubes OS's guests have it.
+        """
+        pool, config = self.pool(volume.pool), self.config(volume)
+        if volume.rw:
+            return pool.start(config)
+        if not volume.save_on_stop and not volume.snap_on_start:
+            return replace(pool.start(replace(config, kind=Kind.VOLATILE)), writable=False)
+        kind = Kind.SNAPSHOT if volume.name == "root" else Kind.READONLY
+        return pool.start(replace(config, kind=kind, source=volume.source or volume.vid))
 
     async def stop(self, qube: Qube) -> None:
         """Commit what is kept, drop the rest. Raises StorageError after trying all; a volume that failed stays dirty."""
