@@ -79,7 +79,8 @@ def _facts(connection: Connection) -> Facts:
 
 
 def _calls(where: Folders, facts: Facts) -> set[Edge]:
-    return set(edges(parse(FolderReader(where)), facts))
+    """What is possible, whichever rule it is that says so."""
+    return {edge._replace(argument="", action="") for edge in edges(parse(FolderReader(where)), facts)}
 
 
 def _missing(where: Folders, old: Iterable[Rule]) -> list[Rule]:
@@ -130,7 +131,7 @@ def _changes(before: set[Edge], after: set[Edge]) -> list[str]:
 
 
 def _line(edge: Edge) -> str:
-    return f"{edge.service} {edge.source} {edge.target} {'ask' if edge.asked else 'allow'}"
+    return f"{edge.service} {edge.source} {edge.target} {edge.verb}"
 
 
 def _take_back(originals: Mapping[str, bytes | None], moved: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ def parser() -> tool.Parser:
     result.add_argument("--policy-dir", metavar="DIR", help="policy folder instead of the user's and the shipped one")
     result.add_argument("--system-info", metavar="FILE", help="what qubesd's internal.GetSystemInfo answers, instead of asking it")
     result.add_argument("--skip-labels", action="store_true", help="no names of services")
-    result.add_argument("--full-output", action="store_true", help="print each call as a line of text, not a graph")
+    result.add_argument("--full-output", action="store_true", help="with arguments, whole actions, and what is asked for")
     return result
 
 
@@ -38,11 +38,8 @@ def run(args: argparse.Namespace, connection: Connection) -> None:
     where = folders(connection.paths)
     rules = parse(FolderReader(where | {Root.MAIN: (args.policy_dir,)} if args.policy_dir else where))
     only = Filter(args.source, args.target, args.service)
-    found = [edge for edge in edges(rules, facts, only) if args.include_ask or not edge.asked]
-    if args.full_output:
-        text = "".join(f"{edge.service} {edge.source} {edge.target} {'ask' if edge.asked else 'allow'}\n" for edge in found)
-    else:
-        text = graphviz(found, _colours(system), labels=not args.skip_labels)
+    found = [edge for edge in edges(rules, facts, only) if args.include_ask or args.full_output or not edge.asked]
+    text = graphviz(found, _colours(system), labels=not args.skip_labels, full=args.full_output)
     if args.output:
         write_atomic(os.path.abspath(args.output), text.encode(), mode=0o644)
     else:

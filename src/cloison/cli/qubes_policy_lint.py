@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from cloison.cli import tool
 from cloison.client.connection import Connection
-from cloison.policy.parse import MAX_FILE, lint
+from cloison.policy.parse import LINE_END, MAX_FILE, lint
 
 
 def parser() -> tool.Parser:
     result = tool.Parser(prog="qubes-policy-lint", description="Tell faults of policy files.")
-    result.add_argument("-s", "--show", action="store_true", help="print the faulty lines too")
+    result.add_argument("-s", "--show-line", action="store_true", help="with the faulty line")
     result.add_argument("-i", "--include-service", action="store_true", help="the files are in service format")
     result.add_argument("file", metavar="FILE", nargs="+", help="a policy file, - for standard input")
     return result
@@ -23,12 +23,11 @@ def run(args: argparse.Namespace, _: Connection) -> int:
     faulty = False
     for name in args.file:
         content = _content(name)
-        lines = content.decode("utf-8", "replace").splitlines()
+        lines = LINE_END.split(content.decode("utf-8", "replace"))
         for error in lint(content, name, args.include_service):
             faulty = True
-            tool.say(f"{name}:{error.line or 1}: error: {error.text}")
-            if args.show and error.line is not None and error.line <= len(lines):
-                tool.say(f"    {lines[error.line - 1]}")
+            shown = f": {lines[error.line - 1].strip()}" if args.show_line and error.line is not None else ""
+            tool.say(f"{name}:{error.line or 1}: error: {error.text}{shown}")
     return 1 if faulty else 0
 
 

@@ -24,11 +24,11 @@ MAX_DEPTH = 64
 SUFFIX = ".policy"
 UNREADABLE = (OSError, ValueError)      # the latter is what Python makes of a NUL in a path
 LEGACY_DIRECTIVE = "!compat-4.0"
+LINE_END = re.compile(r"\r\n|\r|\n")
 
 _FILE_NAME = re.compile(r"[a-z0-9_.-]+")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 _ARGUMENT = re.compile(r"\+[A-Za-z0-9+._-]*")
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _LEGACY_NAME = re.compile(r"[A-Za-z0-9+._-]+")
 _LEGACY_IGNORED = (".rpmsave", ".rpmnew", ".swp")
 _DIRECTIVES = {"!include": 1, "!include-dir": 1, "!include-service": 3, LEGACY_DIRECTIVE: 0}    # with how many words
@@ -132,7 +132,7 @@ def lint(content: bytes, file: str, service_format: bool = False) -> list[Policy
     """Every fault of one file, each line on its own, includes not followed."""
     service = _Service("*", "*") if service_format else None
     try:
-        lines = _LINE_END.split(content.decode())
+        lines = LINE_END.split(content.decode())
     except UnicodeDecodeError:
         return [PolicySyntaxError("encoding", f"{file} is not UTF-8 text")]
     faults = []
@@ -196,7 +196,7 @@ class _Parser:
             if len(content) > MAX_FILE:
                 raise PolicySyntaxError("too-large", f"{root.value}{path} is larger than {MAX_FILE} bytes")
             try:
-                self._lines[root, path] = _LINE_END.split(content.decode())
+                self._lines[root, path] = LINE_END.split(content.decode())
             except UnicodeDecodeError as error:
                 raise PolicySyntaxError("encoding", f"{root.value}{path} is not UTF-8 text") from error
         return self._lines[root, path]

@@ -21,6 +21,7 @@ from cloison.wire.ask import Notice, Question
 
 log = logging.getLogger(__name__)
 MAX_QUESTIONS = 8         # of one qube that may wait for a person
+NOT_THE_VIEWER = Deny("window-owner", "the caller does not show both qubes' windows", notify=False)
 MAX_NOTICES = 4           # of one qube that may be on their way; what it is refused beyond these is only logged
 
 
@@ -33,7 +34,9 @@ class Verdict(NamedTuple):
     asked: bool = False
 
     def answer(self) -> bytes:
-        """As protocol text: refusals all look the same."""
+        """As protocol text: refusals all look the same. Empty for who may not even ask."""
+        if self.outcome is NOT_THE_VIEWER:
+            return b""
         if isinstance(self.outcome, Deny):
             return wire.DENY
         return wire.ALLOW if self.query.just_evaluate else str(self.outcome).encode("utf-8")
@@ -88,7 +91,7 @@ class Judge:
 
     def _decide(self, query: wire.Query, now: Snapshot) -> Decision:
         if query.window_owner and not _shows(now, query):
-            return Deny("window-owner", "the caller does not show both qubes' windows", notify=False)
+            return NOT_THE_VIEWER
         try:
             rules = self._rules()
         except CloisonError as error:

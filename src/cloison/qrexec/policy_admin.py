@@ -29,6 +29,7 @@ ANY, NEW, HASH = b"any", b"new", b"sha256:"
 MAX_PAYLOAD = MAX_FILE + 128
 MAX_ARGUMENT = 64
 
+_CHARACTERS = re.compile(r"[A-Za-z0-9+._-]{0,1000}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _ARGUMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -109,8 +110,10 @@ class PolicyAdmin:
         if handler is None:
             raise PolicyAdminProtocolException(f"there is no service {service[:60]!r}")
         run, takes_argument, takes_payload = handler
-        if bool(argument) is not takes_argument:
-            raise PolicyAdminProtocolException("this service needs an argument" if takes_argument else "unexpected argument")
+        if not _CHARACTERS.fullmatch(argument):
+            raise PolicyAdminProtocolException("an argument may only hold letters, digits, '+', '-', '.', '_'")
+        if argument and not takes_argument:
+            raise PolicyAdminProtocolException("unexpected argument")
         if payload and not takes_payload:
             raise PolicyAdminProtocolException("unexpected payload")
         try:
@@ -168,7 +171,13 @@ class PolicyAdmin:
         if not _SERVICE.fullmatch(service):
             raise PolicyAdminProtocolException("the argument must be a service")
         files = dict.fromkeys(rule.file for rule in parse(self._reader).for_service(service))
-        return "".join(f"{_stem(file)}\n" for file in files).encode()
+        return "".join(f"{self._told(file)}\n" for file in files).encode()
+
+    def _told(self, file: str) -> str:
+        for root in (Root.RUNTIME, Root.LEGACY):
+            if file.startswith(root.value):
+                return os.path.join(self._where[root][0], file.removeprefix(root.value))
+        return file if file.startswith(("/", "../")) else os.path.splitext(os.path.basename(file))[0]
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class PolicyAdmin:
         token, newline, content = payload.partition(b"\n")
         if not newline:
             raise PolicyAdminProtocolException("the payload must be a token, a line end and the content")
-        self._check_token(path, token, creates=True)
+        self._check_token(path, token)
         self._validate(path, content)
         self._write(path, content)
         return b""
@@ -195,9 +204,9 @@ class PolicyAdmin:
 
     def _remove(self, path: str, token: bytes) -> bytes:
         """The shipped file of that name counts again, if there is one."""
+        self._check_token(path, token)
         if self._content(path) is None:
             raise PolicyAdminFileNotFoundException(f"there is no file {path}")
-        self._check_token(path, token, creates=False)
         if not os.path.lexists(self._place(path)):
             raise PolicyAdminException(f"{path} is shipped with Cloison; replace it by an empty one instead")
         self._validate(path, self._shipped_content(path))
@@ -224,7 +233,11 @@ class PolicyAdmin:
         return b""
 
     def _place(self, path: str) -> str:
-        return os.path.join(self._folder, path)
+        """Raises PolicyAdminInvalidFilePathException for a link to somewhere else, which is not written through."""
+        place = os.path.join(self._folder, path)
+        if os.path.dirname(os.path.realpath(place)) != os.path.realpath(os.path.dirname(place)):
+            raise PolicyAdminInvalidFilePathException(f"{path} leads out of its folder")
+        return place
 
     def _shipped_content(self, path: str) -> bytes | None:
         if not self._shipped[Root.MAIN]:
@@ -234,12 +247,12 @@ class PolicyAdmin:
         except FileNotFoundError:
             return None
 
-    def _check_token(self, path: str, token: bytes, *, creates: bool) -> None:
+    def _check_token(self, path: str, token: bytes) -> None:
         content = self._content(path)
         if token == ANY:
             return
         if token == NEW:
-            if content is not None or not creates:
+            if content is not None:
                 raise PolicyAdminTokenException(f"{path} exists already")
         elif not token.startswith(HASH):
             raise PolicyAdminProtocolException("the token must be any, new, or sha256: and a sum")
@@ -281,8 +294,6 @@ def _include(name: str) -> str:
 
 
 def _checked(name: str) -> str:
-    if "/" in name:
-        raise PolicyAdminInvalidFilePathException("a file's name may not lead elsewhere")
     if not _NAME.fullmatch(name):
         raise PolicyAdminInvalidFileNameException("a file's name may only hold letters, digits, '_', '-'")
     return name
@@ -290,11 +301,6 @@ def _checked(name: str) -> str:
 
 def _token(content: bytes) -> bytes:
     return HASH + hashlib.sha256(content).hexdigest().encode()
-
-
-def _stem(file: str) -> str:
-    inside = not file.startswith(("/", "../", Root.LEGACY.value))
-    return os.path.splitext(file.removeprefix(Root.RUNTIME.value))[0] if inside else file
 
 
 _Handler = Callable[[PolicyAdmin, str, bytes], bytes]

@@ -40,7 +40,7 @@ def main() -> int:
     caller = Caller(environ.get("QREXEC_REMOTE_DOMAIN", "dom0"), environ.get("QREXEC_REQUESTED_TARGET", ""))
     paths = Paths.from_environment()
     paths.ensure()
-    call_log = CallLog(os.path.join(paths.log, "policy-admin.log"))
+    call_log = CallLog(environ.get("QREXEC_POLICY_ADMIN_LOG") or os.path.join(paths.log, "policy-admin.log"))
     try:
         if not environ.get("QREXEC_POLICY_DIR"):
             make_folders(folders(paths))

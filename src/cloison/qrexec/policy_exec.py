@@ -20,16 +20,17 @@ from cloison.qrexec.judge import Judge
 from cloison.qrexec.policy_files import FolderReader, folders, make_folders
 from cloison.qrexec.system_info import fetch
 from cloison.runtime.paths import Paths
-from cloison.wire.policy import Query
+from cloison.wire.policy import ALLOW, Query
 
-FAILED = 1
+FAILED = REFUSED = 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qrexec-policy", allow_abbrev=False,
         description="Say what the policy makes of a call.")
-    parser.add_argument("--just-evaluate", action="store_true", help="ask and tell nobody; a question counts as a refusal")
+    parser.add_argument("--just-evaluate", action="store_true",
+                        help="ask and tell nobody; a question counts as a refusal; exit status 1 for a refusal")
     parser.add_argument("--assume-yes-for-ask", action="store_true", help="a question counts as answered with TARGET")
     parser.add_argument("--path", metavar="DIR", help="policy folder instead of the user's and the shipped one")
     parser.add_argument("source", metavar="SOURCE", help="the calling qube")
@@ -60,11 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = folders(paths)
         make_folders(where)
         rules = parse(FolderReader(where | {Root.MAIN: (options.path,)})) if options.path else None
-        print(asyncio.run(verdict(paths, query, rules)).decode("utf-8"))
+        answer = asyncio.run(verdict(paths, query, rules)).decode("utf-8")
     except (CloisonError, OSError) as error:
         print(f"qrexec-policy: {error}", file=sys.stderr)
         return FAILED
-    return 0
+    print(answer)
+    return REFUSED if options.just_evaluate and answer != ALLOW.decode() else 0
 
 
 if __name__ == "__main__":
