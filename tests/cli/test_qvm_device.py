@@ -126,7 +126,7 @@ def test_without_devices_nothing_is_listed(
 def test_classes(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     for main in (qvm_device.main, qvm_block.main):
         assert main(["--list-device-classes"]) == 0
-        assert capsys.readouterr().out == "pci\nblock\n"
+        assert capsys.readouterr().out == "block\npci\n"
     assert qvm_usb.main([]) == 1
     assert "failed to list 'usb' devices" in capsys.readouterr().err
     assert qvm_device.main(["../x", "list"]) == 1
@@ -189,7 +189,7 @@ def test_what_is_there_and_who_uses_it(plugged: FakeQubesd, capsys: pytest.Captu
     everything = capsys.readouterr().out
     assert everything.splitlines() == [
         "sys-net:sda   Block_Storage: Kingston my 'disk'  work (attached: read-only=yes)",
-        "sys-net:sda1  sub-device of sys-net:sda"]
+        "sys-net:sda1  sub-device of sys-net:sda          "]
     assert qvm_block.main(["list", "sys-net"]) == 0
     assert capsys.readouterr().out == everything
     assert qvm_block.main(["list", "work"]) == 0

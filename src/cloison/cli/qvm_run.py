@@ -255,15 +255,17 @@ def _coloured(args: argparse.Namespace) -> Iterator[qrexec.Ends]:
     for text in (colour, error_colour):
         if text and not _COLOUR.fullmatch(text):
             raise InvalidValue(f"colour {text[:20]!r} is not a number of ANSI, like 31")
-    painted = [fd for fd, text in ((1, colour), (2, error_colour)) if text]
+    # Descriptors of our own: a pipe is closed when the qube has ended its stream, and the colour is still to be taken back.
+    painted = {os.dup(fd): text for fd, text in ((1, colour), (2, error_colour)) if text}
     try:
-        for fd in painted:
-            os.write(fd, f"\033[0;{colour if fd == 1 else error_colour}m".encode())
+        for fd, text in painted.items():
+            os.write(fd, f"\033[0;{text}m".encode())
         yield qrexec.Ends(_if_open(0), _if_open(1), _if_open(2), clean_stdout=filtered, clean_stderr=filtered or stderr)
     finally:
         for fd in painted:
             with contextlib.suppress(OSError):
                 os.write(fd, b"\033[0m")
+            os.close(fd)
 
 
 def _if_open(fd: int) -> int | None:
