@@ -236,3 +236,4 @@ class StoreError(CloisonError):
     """The store of qubes is damaged, newer than this program, or can't be written."""
 
     wire = "QubesException"
+    hint = "It was left as it is. Restore store.sqlite from a backup; or begin anew: move the whole data folder away."

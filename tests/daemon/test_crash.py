@@ -121,6 +121,31 @@ def test_lesson_38_killed_at_each_step(
         assert inventory(tmp_path) == TPL | files | WORK
 
 
+def test_killed_before_a_fresh_system_was_stored(tmp_path: Path) -> None:
+    """The next one makes it anew: never a dom0 without labels and pools."""
+    with pytest.raises(AssertionError), daemon(tmp_path, "furnish:before-store"):
+        pass                             # it died before it listened
+    with daemon(tmp_path):
+        for method, names in (("admin.label.List", {"red", "black"}), ("admin.pool.List", {"varlibqubes", "linux-kernel"})):
+            listed = call(tmp_path, method, "dom0")
+            assert isinstance(listed, str) and names <= set(listed.split())
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+def test_a_lost_store_is_not_taken_for_a_fresh_system(tmp_path: Path, damage: str) -> None:
+    with daemon(tmp_path):
+        for step in SETUP:
+            assert call(tmp_path, *step) == "", step
+    store = tmp_path / "data" / "store.sqlite"
+    for path in store.parent.glob("store.sqlite*"):
+        path.unlink()
+    if damage == "empty":
+        store.touch()
+    with pytest.raises(AssertionError, match=r"is missing or empty, but .* holds volumes of qubes"), daemon(tmp_path):
+        pass
+    assert inventory(tmp_path) == TPL | OLD
+
+
 def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
     with daemon(tmp_path):
         second = subprocess.run([sys.executable, DAEMON, str(tmp_path)], capture_output=True, timeout=30, check=False)

@@ -6,14 +6,17 @@ qubes that do not run are stopped, so that what a power loss left dirty is commi
 from __future__ import annotations
 
 import logging
+import os
 
 from cloison.daemon import qubes_xml, rpc_links
 from cloison.daemon.app import App
-from cloison.errors import CloisonError, HostError, StorageError
+from cloison.errors import CloisonError, HostError, StorageError, StoreError
 from cloison.model import labels
 from cloison.model.domains import IMPORTING, READY, SYSTEM, Qube, System
+from cloison.model.journal import Row
 from cloison.model.volumes import Pool
 from cloison.qrexec.policy_files import folders, make_folders
+from cloison.runtime import faults
 from cloison.runtime.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -26,9 +29,12 @@ async def bring_up(app: App) -> None:
     _make_policy_folders(app.parts.paths)
     rpc_links.make(app.parts.paths)
     if store.is_empty():
-        store.initialise(system)
+        _check_no_volumes(app.parts.paths)
         with app.transaction():
+            # dom0's own row first, which the others hang on: all of a fresh system is stored, or nothing.
+            system.journal.rows.append(Row("qubes", system.dom0.qid, system.dom0.name, system.dom0))
             furnish(system, app.parts.paths)
+            faults.point("furnish:before-store")
     else:
         store.load(system)
     _open_pools(app)
@@ -40,6 +46,14 @@ async def bring_up(app: App) -> None:
     await app.preloads.recover(fill=False)
     app.live.watch_expiry()
     app.choose_kernel()
+
+
+def _check_no_volumes(paths: Paths) -> None:
+    """A store that was lost must not be taken for a fresh system: its volumes would belong to nobody. Raises StoreError."""
+    for group in ("appvms", "vm-templates"):
+        folder = os.path.join(paths.pool, group)
+        if os.path.isdir(folder) and os.listdir(folder):
+            raise StoreError(f"the store {paths.store} is missing or empty, but {folder} holds volumes of qubes")
 
 
 def _make_policy_folders(paths: Paths) -> None:

@@ -130,10 +130,6 @@ class Store:
         """Whether nothing was ever stored."""
         return not self._database.execute("SELECT 1 FROM qubes LIMIT 1").fetchone()
 
-    def initialise(self, system: System) -> None:
-        """Store dom0's own row, which the rest hangs on."""
-        self.write([Row("qubes", 0, system.dom0.name, system.dom0)])
-
     def load(self, system: System) -> None:
         """Fill an empty model. Raises StoreError for what no version of ours has written."""
         try:
