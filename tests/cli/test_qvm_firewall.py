@@ -69,8 +69,8 @@ def test_listings(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
         "1   drop    10.0.0.0/8   tcp       80-90    -               -          -       the web",
         "2   accept  example.org  icmp      -        -               8          -       -",
     ]
-    raw = ("action=accept\naction=drop dst4=10.0.0.0/8 proto=tcp dstports=80-90 comment=the web\n"
-           "action=accept dsthost=example.org proto=icmp icmptype=8\n")
+    raw = ("action=accept\naction=drop proto=tcp dst4=10.0.0.0/8 dstports=80-90 comment=the web\n"
+           "action=accept proto=icmp dsthost=example.org icmptype=8\n")
     for line in ("--raw work list", "work list --raw", "--raw work"):
         assert qvm_firewall.main(line.split()) == 0
         assert capsys.readouterr().out == raw

@@ -16,6 +16,8 @@ TOOLS = (
     "qvm-start", "qvm-tags", "qvm-unpause", "qvm-usb", "qvm-volume",
 )
 _QUBES = "qvm-ls --raw-list 2>/dev/null"
+# compgen expands the words it is given: nothing but a name's characters may reach it.
+_BASH_QUBES = _QUBES + r" | tr -cd 'A-Za-z0-9_.\n-'"
 
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
@@ -55,7 +57,7 @@ def _bash() -> str:
     parts = ["# Completion for the tools of Cloison, made by: cloison completion bash\n"]
     for parser in parsers():
         function = "_" + parser.prog.replace("-", "_")
-        names = f" $({_QUBES})" if _wants_qubes(parser) else ""
+        names = f" $({_BASH_QUBES})" if _wants_qubes(parser) else ""
         parts.append(
             f"{function}() {{\n"
             f"    local word=${{COMP_WORDS[COMP_CWORD]}}\n"
