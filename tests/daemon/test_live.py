@@ -13,6 +13,7 @@ from cloison.daemon.fake import FakeHost, ask, fake_app
 from cloison.daemon.fake_wardens import FakeWardens
 
 INTERNAL = "qubesd.internal.sock"
+HASHED = "fQxnpBDFexAHGZZ3Gs2UmHbKpNwazSfybcqW4CbHU_Y"       # of org.mozilla.firefox
 
 
 async def ok(
@@ -198,5 +199,29 @@ def test_a_prohibited_start_says_why_and_leaves_a_running_qube_alone(tmp_path: P
         answer = await ask(app, "admin.vm.Start", "work")
         assert (answer.failure, answer.content) == ("QubesException", "work may not be started: broken disk 100%")
         assert heard[-1] == ("work", "domain-start-failed", {"reason": answer.content})
+
+    live(tmp_path, scenario)
+
+
+def test_what_a_starting_qube_is_told_beyond_its_name(tmp_path: Path) -> None:
+    """Services by hash, video memory, a GuiVM's prefix, and what a relay calls the qubes of other machines."""
+
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.Create.RemoteVM", payload="name=far label=gray")
+        await ok(app, "admin.vm.property.Set", "far", "relayvm", "work")
+        for dest, feature, value in (("work", "service.app-dispvm.org.mozilla.firefox", "1"), ("dom0", "gui-videoram-min", "4096"),
+                                     ("tpl", "gui-videoram-overhead", "5"), ("work", "service.guivm", "1")):
+            await ok(app, "admin.vm.feature.Set", dest, feature, value)
+        await ok(app, "admin.vm.Start", "work")
+        entries = told(app, "work")
+        hashed = [path for path, value in entries.items() if value == "org.mozilla.firefox"]
+        assert hashed == ["/hash-app-dispvm/" + HASHED]
+        assert (entries["/qubes-gui-videoram-min"], entries["/qubes-gui-videoram-overhead"]) == ("4096", "5")
+        assert (entries["/guivm-windows-prefix"], entries["/remote/far"]) == ("GuiVM", "far")
+        await ok(app, "admin.vm.feature.Set", "work", "service.app-dispvm.org.mozilla.firefox", "")
+        await ok(app, "admin.vm.property.Set", "work", "keyboard_layout", "de++")
+        await app.live.close()
+        assert hashed[0] not in told(app, "work")
+        assert told(app, "work")["/keyboard-layout"] == "de++"
 
     live(tmp_path, scenario)

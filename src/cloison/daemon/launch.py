@@ -68,6 +68,7 @@ def identity(qube: Qube, facts: Facts) -> dict[str, str]:
         if other is not None:
             entries[path] = str(0 if not other.kind.machine else other.xid)
     entries.update(_from_features(qube))
+    entries.update(_relayed(qube))
     entries.update(_own_network(qube))
     if qube.get("provides_network"):
         entries.update(provided_network(qube, facts.now))
@@ -89,14 +90,24 @@ def _persistence(qube: Qube) -> str:
 def _from_features(qube: Qube) -> dict[str, str]:
     entries = {"/qubes-service/meminfo-writer": str(int(qube.get("maxmem") > 0))}
     for name, value in qube.features.items():
-        path = features.qdb_path(name)
-        if path is not None:
-            entries[path] = features.qdb_value(name, value)
+        entries |= {path: text for path, text in features.qdb_entries(name, value).items() if text is not None}
+    for name in ("gui-videoram-overhead", "gui-videoram-min"):
+        amount = qube.feature_or_none(name, template=True, adminvm=True)
+        if amount is not None:
+            entries[f"/qubes-{name}"] = amount
+    if qube.features.get("service.guivm"):
+        entries["/guivm-windows-prefix"] = qube.features.get("guivm-windows-prefix", "GuiVM")
     for feature, service in (("check-updates", "qubes-update-check"), ("updates-proxy-setup", "yum-proxy-setup")):
         setting = qube.feature_or_none(feature, template=feature != "check-updates")
         if setting is not None:
             entries[f"/qubes-service/{service}"] = "1" if setting else "0"
     return entries
+
+
+def _relayed(qube: Qube) -> dict[str, str]:
+    """What a relay calls the qubes of other machines."""
+    remote = [other for other in qube.system.qubes.values() if other.get_or_none("relayvm") == qube.name]
+    return {f"/remote/{other.name}": str(other.get("remote_name") or other.name) for other in remote}
 
 
 def _own_network(qube: Qube) -> dict[str, str]:

@@ -47,6 +47,8 @@ class Live:
                 self.watch_expiry()
             elif kind == "net-domain-connect":
                 self._spawn(self._clients(qube))
+            elif name == "keyboard_layout" and kind in ("property-set", "property-reset") and qube.power in _UP:
+                self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
             elif kind == "domain-shutdown":
                 self._devices.forget(qube)
 
@@ -73,10 +75,9 @@ class Live:
     # -- what is told ---------------------------------------------------------------------------------------------
 
     def _feature(self, qube: Qube, name: str) -> None:
-        path = features.qdb_path(name)
-        if path is not None and qube.power in _UP:
-            value = qube.features.get(name)
-            self._spawn(self._write(qube, {path: None if value is None else features.qdb_value(name, value)}))
+        entries = features.qdb_entries(name, qube.features.get(name))
+        if entries and qube.power in _UP:
+            self._spawn(self._write(qube, entries))
 
     async def _write(self, qube: Qube, entries: dict[str, str | None]) -> None:
         try:

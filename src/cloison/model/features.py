@@ -1,6 +1,8 @@
 """Features: free texts attached to qubes, some of which mean something to the core. Rules: admin-api.md 2 and 11.2."""
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 
 from cloison.errors import BadRequest, BadTag, BadValue, NotPermitted
@@ -67,14 +69,17 @@ def check_permitted(name: str) -> None:
         raise NotPermitted(f"feature {name} is kept by qubesd itself")
 
 
-def qdb_path(name: str) -> str | None:
-    """Where a running qube reads this feature in its QubesDB, if it does."""
-    for prefix, path in (("service.", "/qubes-service/"), ("vm-config.", "/vm-config/"), ("custom-persist.", "/persist/")):
+def qdb_entries(name: str, value: str | None) -> dict[str, str | None]:
+    """What a running qube reads of this feature in its QubesDB, by path; None where there is nothing (any more)."""
+    for prefix, path in (("vm-config.", "/vm-config/"), ("custom-persist.", "/persist/")):
         if name.startswith(prefix):
-            return path + name.removeprefix(prefix)
-    return None
-
-
-def qdb_value(name: str, value: str) -> str:
-    """Services are 1 or 0; the rest is passed as it is."""
-    return ("1" if value else "0") if name.startswith("service.") else value
+            return {path + name.removeprefix(prefix): value}
+    service = name.removeprefix("service.")
+    if service == name:
+        return {}
+    entries: dict[str, str | None] = {f"/qubes-service/{service}": None if value is None else "1" if value else "0"}
+    application = service.removeprefix("app-dispvm.")
+    if application != service:
+        digest = base64.urlsafe_b64encode(hashlib.sha256(application.encode()).digest()).decode().rstrip("=")
+        entries = {f"/hash-app-dispvm/{digest}": application if value else None}     # its own name may be too long for a path
+    return entries
