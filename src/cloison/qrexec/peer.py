@@ -8,6 +8,7 @@ import socket
 from types import TracebackType
 
 from cloison.errors import PeerError
+from cloison.runtime import unix_async
 from cloison.wire import qrexec
 
 
@@ -39,9 +40,8 @@ async def execute(path: str, caller: int, command: str, far_end: socket.socket |
     (FileNotFoundError, ConnectionRefusedError), PeerError when the call is refused or the daemon is none.
     """
     loop = asyncio.get_running_loop()
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    control = await unix_async.connect(path)
     try:
-        await loop.sock_connect(control, path)
         request = qrexec.exec_command(qrexec.EXEC_CMDLINE, caller, 0, command)
         await loop.sock_sendall(control, qrexec.hello(qrexec.SOCKET_VERSION))
         sent = 0

@@ -9,6 +9,7 @@ import socket
 from typing import NamedTuple
 
 from cloison.errors import CloisonError, PeerError
+from cloison.runtime import unix_async
 from cloison.wire.policy import Query, encode_query
 
 MAX_ANSWER = 4095                        # bytes
@@ -82,8 +83,7 @@ async def ask(path: str, program: str | None, query: Query) -> Verdict:
 
 async def _ask_daemon(path: str, query: Query) -> bytes:
     loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as stream:
-        await loop.sock_connect(stream, path)
+    with await unix_async.connect(path) as stream:
         await loop.sock_sendall(stream, encode_query(query))
         return await _read(stream)
 

@@ -11,6 +11,7 @@ import socket
 from types import TracebackType
 
 from cloison.errors import CloisonError
+from cloison.runtime import unix_async
 from cloison.values import QubeName, Uuid
 from cloison.wire.admin import EventDecoder, Failure, Request, encode_request, parse_reply
 
@@ -35,9 +36,8 @@ def named(text: str) -> str:
 
 async def _begin(path: str, dest: str, method: str, payload: bytes = b"") -> socket.socket:
     loop = asyncio.get_running_loop()
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    stream = await unix_async.connect(path)
     try:
-        await loop.sock_connect(stream, path)
         await loop.sock_sendall(stream, encode_request(Request(method, "", "dom0", "name", dest, payload)))
         stream.shutdown(socket.SHUT_WR)
     except BaseException:
