@@ -65,11 +65,23 @@ def test_up_shows_why_the_daemon_ended(paths: Paths) -> None:
     assert caught.value.exit_status == 1
 
 
+def test_up_does_not_show_what_a_former_daemon_said(paths: Paths) -> None:
+    log = paths.log + "/qubesd.log"
+    with open(log, "w", encoding="utf-8") as file:
+        file.write("an old story\n")
+    before = os.path.getsize(log)
+    child = spawn(paths, "raise SystemExit('no store')")
+    with pytest.raises(main.StartFailed, match="no store") as caught:
+        main._await_answer(paths, child, log, before=before)
+    assert "old story" not in str(caught.value)
+
+
 def test_status(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
     qubesd.answers["internal.cloison.Status"] = lambda _, __: admin.ok(b'{"accelerator": "tcg", "warm_images": []}')
     assert main.main(["status"]) == 0
     assert capsys.readouterr().out == (
-        "qubesd       runs\naccelerator  tcg\nwarm images  -\nqubes        1 of 3 running\n             sys-net (Running)\n")
+        "qubesd       runs\naccelerator  tcg\nwarm images  -\npolicy       not served: such calls are denied\n"
+        "questions    not served: such calls are denied\nqubes        1 of 3 running\n             sys-net (Running)\n")
     assert main.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["qubes"]["sys-net"] == "Running"
 

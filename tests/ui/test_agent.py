@@ -109,7 +109,7 @@ def changed(**fields: object) -> bytes:
 
 
 @pytest.mark.parametrize("request_", [
-    b"", b"\0", b"policy.Ask dom0\0", b"policy.Ask\0{}", b"policy.Other dom0\0{}", b"policy.Ask dom0\0[]",
+    b"\0", b"policy.Ask dom0\0", b"policy.Ask\0{}", b"policy.Other dom0\0{}", b"policy.Ask dom0\0[]",
     b"policy.Ask dom0\0" + b"[" * 99_999, b"policy.Ask dom0\0\xff",
     changed(source="<b>work</b>"), changed(source=""), changed(source="a" * 100), changed(source=1),
     changed(service="a b"), changed(service=""), changed(service="a\x1b[2J"), changed(argument="x"), changed(argument="+\u202e"),
@@ -127,6 +127,15 @@ def test_qsb_038_what_is_no_question_is_refused_and_not_shown(paths: Paths, requ
         assert person.most == 0 and person.told == []
 
     asyncio.run(conversation())
+
+
+def test_who_only_looks_whether_it_is_there_is_let_go(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
+    async def conversation() -> None:
+        async with serving(paths, Person(always("net"))):
+            assert await send(paths, b"") == b""
+
+    asyncio.run(conversation())
+    assert not caplog.records
 
 
 def test_questions_wait_for_their_turn(paths: Paths) -> None:

@@ -124,7 +124,8 @@ def _ensure(paths: Paths, name: str, at: str, command: list[str]) -> bool:
     if _answers(paths, at):
         return False
     log = os.path.join(paths.log, f"{name}.log")
-    _await_answer(paths, _spawn(command, log), log, at)
+    before = os.path.getsize(log) if os.path.exists(log) else 0
+    _await_answer(paths, _spawn(command, log), log, at, before)
     return True
 
 
@@ -152,8 +153,8 @@ def _spawn(command: list[str], log: str) -> int:
     )
 
 
-def _await_answer(paths: Paths, child: int, log: str, at: str = "qubesd.sock") -> None:
-    """Until somebody answers on the socket; that may be another daemon, started at the same time."""
+def _await_answer(paths: Paths, child: int, log: str, at: str = "qubesd.sock", before: int = 0) -> None:
+    """Until somebody answers on the socket; that may be another daemon, started at the same time. `before`: the log's old size."""
     deadline = time.monotonic() + START_TIME
     alive = True
     while not _answers(paths, at):
@@ -163,7 +164,7 @@ def _await_answer(paths: Paths, child: int, log: str, at: str = "qubesd.sock") -
         if time.monotonic() > deadline:
             what = "does not answer" if alive else "ended"
             name = os.path.basename(log).removesuffix(".log")
-            raise StartFailed(f"{name} {what}; the end of {log}:\n{_tail(log)}")
+            raise StartFailed(f"{name} {what}; the end of {log}:\n{_tail(log, before)}")
         time.sleep(_STEP)
 
 
@@ -175,10 +176,11 @@ def _answers(paths: Paths, at: str) -> bool:
     return True
 
 
-def _tail(log: str) -> str:
+def _tail(log: str, before: int) -> str:
+    """The end of what came after `before`: what a former daemon said would mislead."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, os.path.getsize(log) - _LOG_TAIL))
+            file.seek(max(before, os.path.getsize(log) - _LOG_TAIL))
             return file.read().decode("utf-8", "replace").strip()
     except OSError as error:
         return str(error)
@@ -245,6 +247,7 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
     except ValueError as error:
         raise CloisonError("qubesd's status could not be read") from error
     facts.pop("qubes", None)             # the listing has more
+    facts |= {"policy": _answers(connection.paths, POLICY_SOCKET), "questions": _answers(connection.paths, AGENT_SOCKET)}
     running = [qube for qube in qubes if qube.running]
     if args.json:
         print(json.dumps({"running": True, **facts, "qubes": {qube.name: qube.state for qube in qubes}}))
@@ -257,6 +260,8 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
 
 
 def _fact(value: object) -> str:
+    if isinstance(value, bool):
+        return "served" if value else "not served: such calls are denied"
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items()) or "-"
     if isinstance(value, list):

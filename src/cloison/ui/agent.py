@@ -95,7 +95,10 @@ class Agent:
 
     async def _answer(self, stream: socket.socket) -> bytes:
         async with asyncio.timeout(READ_TIME):
-            request = wire.parse(await _read_all(stream))
+            untrusted = await _read_all(stream)
+        if not untrusted:                # somebody looked whether we are here
+            return b""
+        request = wire.parse(untrusted)
         if isinstance(request, wire.Notice):
             await self._asker.tell(request)
             return b""
