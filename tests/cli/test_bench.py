@@ -15,10 +15,16 @@ from cloison.cli import bench_bare, bench_measures, bench_memory, bench_qubes, b
 from cloison.cli.bench_bare import _Become, _Ping, _Question, _Run, _Stream
 from cloison.cli.bench_report import Figure, Target
 from cloison.client.connection import Connection
-from cloison.errors import HostError, MachineError
+from cloison.errors import CloisonError, HostError, MachineError
 from cloison.runtime.paths import Paths
 from cloison.wire import admin, agent, qrexec
 from cloison.wire.mux import GUEST, HOST, Address, Control, Data, Mux, Opened
+
+
+@pytest.fixture(autouse=True)
+def data(root: Path) -> None:
+    """The folder for data, which qubesd makes."""
+    (root / "data").mkdir()
 
 
 @pytest.fixture
@@ -232,33 +238,51 @@ def test_its_qubes_are_removed_and_no_others(qubesd: FakeQubesd) -> None:
     connection = Connection()
     with pytest.raises(KeyboardInterrupt), bench_qubes.Qubes(connection, "debian-12") as qubes:
         assert set(qubesd.qubes) == before
-        assert qubes.app("bench-app") == "bench-app"
-        connection.call("bench-app", "admin.vm.Start")
+        name = qubes.app("bench-app")
+        assert name.startswith("bench-app-") and set(qubesd.qubes) == {*before, name}
+        connection.call(name, "admin.vm.Start")
         raise KeyboardInterrupt
     assert set(qubesd.qubes) == before
 
 
 def test_a_qube_that_cannot_be_removed_is_told_and_the_others_go(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
     def remove(fake: FakeQubesd, request: admin.Request) -> bytes:
-        if request.dest == "bench-2":
-            raise Refused("QubesVMInUseError", "bench-2 is in use")
+        if request.dest.startswith("bench-2"):
+            raise Refused("QubesVMInUseError", f"{request.dest} is in use")
         del fake.qubes[request.dest]
         return admin.ok(b"")
 
     qubesd.answers["admin.vm.Remove"] = remove
     with bench_qubes.Qubes(Connection(), "debian-12") as qubes:
-        for number in range(3):
-            qubes.app(f"bench-{number}")
-    assert [name for name in qubesd.qubes if name.startswith("bench-")] == ["bench-2"]
-    assert "bench-2 is left: bench-2 is in use" in capsys.readouterr().err
+        names = [qubes.app(f"bench-{number}") for number in range(3)]
+    assert [name for name in qubesd.qubes if name.startswith("bench-")] == names[2:]
+    assert f"{names[2]} is left: {names[2]} is in use" in capsys.readouterr().err
 
 
-def test_a_qube_of_somebody_else_is_not_taken(qubesd: FakeQubesd) -> None:
-    qubesd.qubes["bench-app"] = dict(qubesd.qubes["work"])
-    qubesd.tags["bench-app"] = []
-    with bench_qubes.Qubes(Connection(), "debian-12") as qubes, pytest.raises(HostError, match="did not make"):
+def test_a_qube_of_somebody_else_stays_whatever_its_name(qubesd: FakeQubesd) -> None:
+    for name in ("bench-app", "bench-app-00000000", "bench-first"):
+        qubesd.qubes[name] = dict(qubesd.qubes["work"])
+        qubesd.tags[name] = []
+    before = set(qubesd.qubes)
+    with bench_qubes.Qubes(Connection(), "debian-12") as qubes:
         qubes.app("bench-app")
-    assert "bench-app" in qubesd.qubes
+    assert set(qubesd.qubes) == before
+
+
+def test_a_bench_killed_before_its_qube_had_the_tag(qubesd: FakeQubesd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The qube is there, without a tag: the next bench knows it by the name that was written down before."""
+    before = set(qubesd.qubes)
+
+    def die(_fake: FakeQubesd, _request: admin.Request) -> bytes:
+        raise Refused("QubesException", "killed")
+
+    qubesd.answers["admin.vm.tag.Set"] = die
+    with pytest.raises(CloisonError, match="killed"):
+        bench_qubes.Qubes(Connection(), "debian-12").app("bench-app")
+    [left] = set(qubesd.qubes) - before
+    assert qubesd.tags.get(left, []) == []
+    with bench_qubes.Qubes(Connection(), "debian-12"):
+        assert set(qubesd.qubes) == before
 
 
 def test_the_template_is_the_default_one_or_the_only_one(qubesd: FakeQubesd) -> None:

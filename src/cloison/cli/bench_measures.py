@@ -223,11 +223,10 @@ def _elapsed(work: Callable[[], object]) -> float:
 
 
 def _running(bench: Bench) -> str:
-    """The bench's AppVM, running."""
-    if APP not in list_qubes(bench.connection):
-        bench.qubes.app(APP)
-    bench.connection.call(APP, "admin.vm.Start")
-    return APP
+    """An AppVM of the bench's, running."""
+    name = bench.qubes.app(APP)
+    bench.connection.call(name, "admin.vm.Start")
+    return name
 
 
 def _call(bench: Bench, name: str) -> None:

@@ -1,13 +1,15 @@
 """The bench's own qubes, and tools run against the clock.
 
-All its qubes carry a tag; they are killed and removed at the end, and what a killed bench left is removed by the next one. A lock
-keeps two of them from running at once: they would measure each other.
+All its qubes carry a tag; they are killed and removed at the end, and what a killed bench left is removed by the next one. One
+that was killed before its qube had the tag is known by the name, which nobody else would choose and which was written down
+before. A lock keeps two benches from running at once: they would measure each other.
 """
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from cloison.client.connection import Connection
 from cloison.client.create import Creation, clone, create
 from cloison.client.domains import get_property, lines, list_qubes
 from cloison.errors import CloisonError, HostError
+from cloison.runtime import files
 from cloison.runtime.paths import Paths
 
 TAG = "cloison-bench"
@@ -58,6 +61,7 @@ class Qubes:
 
     def __init__(self, connection: Connection, template: str) -> None:
         self.connection, self.template = connection, template
+        self._ordered = os.path.join(connection.paths.data, "bench-qube")     # holds the name of the qube being made
 
     def __enter__(self) -> Qubes:
         self.sweep()
@@ -67,9 +71,11 @@ class Qubes:
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove every qube with the tag; one that can't be is told and left. Disposable templates go after their disposables."""
+        """Remove every qube of ours; one that can't be is told and left. Disposable templates go after their disposables."""
+        half_made = self._half_made()
         for qube in reversed(list_qubes(self.connection).values()):
-            if qube.klass != "AdminVM" and TAG in lines(self.connection.call(qube.name, "admin.vm.tag.List")):
+            tagged = qube.klass != "AdminVM" and TAG in lines(self.connection.call(qube.name, "admin.vm.tag.List"))
+            if tagged or qube.name == half_made:
                 self._settle(qube.name)
                 with contextlib.suppress(CloisonError):
                     self.kill(qube.name)
@@ -85,16 +91,18 @@ class Qubes:
             time.sleep(_STEP)
 
     def app(self, name: str, *, disposables: bool = False) -> str:
-        """A halted AppVM; `disposables`: others can be made of it. Its name."""
-        create(self.connection, Creation(self._fresh(name), "AppVM", LABEL, self.template))
+        """A halted AppVM; `disposables`: others can be made of it. Its name, which begins with `name`."""
+        name = self._order(name)
+        create(self.connection, Creation(name, "AppVM", LABEL, self.template))
         self._tag(name)
         if disposables:
             self.connection.call(name, "admin.vm.property.Set", "template_for_dispvms", b"True")
         return name
 
     def standalone(self, name: str) -> str:
-        """A halted StandaloneVM with the template's root: it always starts cold. Its name."""
-        clone(self.connection, self.template, Creation(self._fresh(name), "StandaloneVM", LABEL), skip_volumes=("private",))
+        """A halted StandaloneVM with the template's root: it always starts cold. Its name, which begins with `name`."""
+        name = self._order(name)
+        clone(self.connection, self.template, Creation(name, "StandaloneVM", LABEL), skip_volumes=("private",))
         self._tag(name)
         return name
 
@@ -102,12 +110,19 @@ class Qubes:
         """Returns when it is halted."""
         self.connection.call(name, "admin.vm.Kill")
 
-    def _fresh(self, name: str) -> str:
-        if name in list_qubes(self.connection):
-            error = HostError(f"a qube {name} exists that the bench did not make")
-            error.hint = "Remove it, or give it another name: the bench makes and removes one of that name."
-            raise error
+    def _order(self, name: str) -> str:
+        """A name of our own for the next qube, written down before there is one."""
+        name = f"{name}-{secrets.token_hex(4)}"
+        files.write_atomic(self._ordered, name.encode())
         return name
+
+    def _half_made(self) -> str:
+        """The name that was written down last; empty if there is none."""
+        try:
+            with open(self._ordered, encoding="utf-8") as file:
+                return file.read(64)
+        except FileNotFoundError:
+            return ""
 
     def _tag(self, name: str) -> None:
         self.connection.call(name, "admin.vm.tag.Set", TAG)
