@@ -45,10 +45,11 @@ def test_bytes_go_both_ways_until_the_caller_ends(qubesd: FakeQubesd) -> None:
 
 
 def test_a_console_in_use_is_refused_with_200(qubesd: FakeQubesd) -> None:
-    qubesd.answers["admin.vm.Console"] = lambda _fake, _request: ok(b"/dev/null")
-    with descriptors(os.open(qubesd.run / "qubes" / "work.terminal.lock", os.O_RDWR | os.O_CREAT, 0o600), *os.pipe()) as fds:
-        fcntl.flock(fds[0], fcntl.LOCK_EX)
-        assert vm_console.run(ENVIRON, fds[1], fds[2]) == 200
+    with descriptors(*os.openpty(), *os.pipe()) as (_qube, terminal, stdin, stdout):
+        path = os.ttyname(terminal)
+        qubesd.answers["admin.vm.Console"] = lambda _fake, _request: ok(path.encode())
+        fcntl.flock(terminal, fcntl.LOCK_EX)
+        assert vm_console.run(ENVIRON, stdin, stdout) == 200
 
 
 @pytest.mark.parametrize(("environ", "failure"), [

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 from cloison.client.connection import Connection
 from cloison.errors import BadRequest, CloisonError
-from cloison.runtime.paths import Paths
 from cloison.values import InvalidValue, QubeName
 from cloison.wire.admin import exception
 
@@ -34,20 +33,15 @@ def run(environ: Mapping[str, str], stdin: int, stdout: int) -> int:
     except CloisonError as error:
         os.write(stdout, exception(getattr(error, "class_name", error.wire), str(error)))
         return 1
-    lock = os.open(_lock_path(connection.paths, target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    console = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
+        fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)     # on the terminal itself: nothing is left to clean up
+        _join(console, stdin, stdout)
+    except BlockingIOError:
         return IN_USE
-    with contextlib.closing(os.fdopen(os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC), "r+b", buffering=0)) as console:
-        _join(console.fileno(), stdin, stdout)
-    os.close(lock)
+    finally:
+        os.close(console)
     return 0
-
-
-def _lock_path(paths: Paths, qube: str) -> str:
-    return os.path.join(paths.qubes, f"{qube}.terminal.lock")
 
 
 def _join(console: int, stdin: int, stdout: int) -> None:
