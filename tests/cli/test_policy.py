@@ -4,6 +4,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from cloison.qrexec import policy_exec
 from cloison.qrexec.call_log import CallLog, path
 from cloison.qrexec.policy_files import folders, make_folders
 from cloison.runtime.paths import Paths
+from cloison.runtime.unix import connect
+from cloison.wire.policy import Query, encode_query
 
 
 @pytest.fixture
@@ -262,3 +267,42 @@ def test_a_conversion_is_taken_back(user: Path, qubesd: None, monkeypatch: pytes
     assert sorted(os.listdir(folder)) == before
     assert (user / "30-user.policy").read_text() == "other.S * work net allow"
     assert not (user / "50-config-filecopy.policy").exists()
+
+
+# -- cloison up and down -------------------------------------------------------------------------------------------------
+
+
+def verdict(paths: Paths) -> bytes:
+    with connect(paths.socket("policy.sock")) as sock:
+        sock.sendall(encode_query(Query("dom0", "dom0", "nobody.Knows")))
+        return sock.recv(100)
+
+
+def listener(paths: Paths, name: str) -> int:
+    """The process that listens there."""
+    with connect(paths.socket(name)) as sock:
+        return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+
+
+def test_up_brings_policy_and_agent_again_after_a_kill_and_down_ends_them(
+    user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DISPLAY", ":nowhere")               # the agent itself shows nothing
+    paths = Paths.from_environment()
+    try:
+        assert main.main(["up", "--bare"]) == 0
+        assert verdict(paths) == b"result=deny"
+        before = listener(paths, "policy.sock")
+        for name in ("policy.sock", "policy-agent.sock"):
+            pid = listener(paths, name)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert main.main(["up"]) == 0
+        assert verdict(paths) == b"result=deny"
+        assert listener(paths, "policy.sock") != before
+        assert main.main(["status", "--json"]) == 0
+        status = json.loads(said(capsys)[-1])
+        assert status["policy"] is status["questions"] is True
+    finally:
+        assert main.main(["down"]) == 0
+    assert not [name for name in os.listdir(paths.run) if name.endswith(".sock")]
