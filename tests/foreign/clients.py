@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIMIT = 120.0                            # seconds after which a tool counts as hung
+LIMIT = 600.0                            # seconds after which a tool counts as hung; one builds a template
 _OURS = "import sys; from cloison.cli.{} import main; sys.exit(main())"
 
 Result = subprocess.CompletedProcess[str]
