@@ -74,6 +74,10 @@ class Qube:
     def command(self, command: str, *, kind: int = qrexec.EXEC_CMDLINE) -> Caller:
         return Caller(self.folder / f"qrexec.{self.name}", f"DEFAULT:{command}", kind)
 
+    def answering(self, ident: bytes) -> Caller:
+        """Somebody who answers a request of the qube's in the daemon's place."""
+        return Caller(self.folder / f"qrexec.{self.name}", "", qrexec.SERVICE_CONNECT, ident)
+
 
 class Result(NamedTuple):
     out: bytes
@@ -84,9 +88,9 @@ class Result(NamedTuple):
 class Caller:
     """One call, step by step, so that a test can stop at any of them."""
 
-    def __init__(self, path: Path, command: str, kind: int) -> None:
+    def __init__(self, path: Path, command: str, kind: int, ident: bytes = b"") -> None:
         self._loop = asyncio.get_running_loop()
-        self._path, self._command, self._kind = str(path), command, kind
+        self._path, self._command, self._kind, self._ident = str(path), command, kind, ident
         self.control = socket.socket(socket.AF_UNIX)
         self.data, self._far = socket.socketpair()
         for each in (self.control, self.data):
@@ -108,6 +112,8 @@ class Caller:
         await self._loop.sock_connect(self.control, self._path)
         hello = qrexec.hello(qrexec.SOCKET_VERSION)
         message = qrexec.exec_command(self._kind, 0, 0, self._command)
+        if self._ident:
+            message = qrexec.service_connect(0, 0, self._ident)
         socket.send_fds(self.control, [hello + message], [self._far.fileno()])
         self._far.close()
         await self._loop.sock_sendall(self.data, qrexec.hello(qrexec.VERSION))
