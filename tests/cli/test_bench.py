@@ -259,6 +259,22 @@ def test_a_qube_that_cannot_be_removed_is_told_and_the_others_go(qubesd: FakeQub
     assert f"{names[2]} is left: {names[2]} is in use" in capsys.readouterr().err
 
 
+def test_a_qube_whose_start_ends_while_it_is_removed_is_removed(qubesd: FakeQubesd) -> None:
+    before = set(qubesd.qubes)
+    refusals = [Refused("QubesVMInUseError", "it is Running by now")]
+
+    def remove(fake: FakeQubesd, request: admin.Request) -> bytes:
+        if refusals:
+            raise refusals.pop()
+        del fake.qubes[request.dest]
+        return admin.ok(b"")
+
+    qubesd.answers["admin.vm.Remove"] = remove
+    with bench_qubes.Qubes(Connection(), "debian-12") as qubes:
+        qubes.app("bench-app")
+    assert set(qubesd.qubes) == before
+
+
 def test_a_qube_of_somebody_else_stays_whatever_its_name(qubesd: FakeQubesd) -> None:
     for name in ("bench-app", "bench-app-00000000", "bench-first"):
         qubesd.qubes[name] = dict(qubesd.qubes["work"])

@@ -76,13 +76,20 @@ class Qubes:
         for qube in reversed(list_qubes(self.connection).values()):
             tagged = qube.klass != "AdminVM" and TAG in lines(self.connection.call(qube.name, "admin.vm.tag.List"))
             if tagged or qube.name == half_made:
-                self._settle(qube.name)
-                with contextlib.suppress(CloisonError):
-                    self.kill(qube.name)
-                try:
-                    self.connection.call(qube.name, "admin.vm.Remove")
-                except CloisonError as error:
-                    print(f"bench: {qube.name} is left: {error}", file=sys.stderr)
+                self._remove(qube.name)
+
+    def _remove(self, name: str) -> None:
+        """Twice: a start that a killed bench left under way may come to its end between the two calls."""
+        for attempt in range(2):
+            self._settle(name)
+            with contextlib.suppress(CloisonError):
+                self.kill(name)
+            try:
+                self.connection.call(name, "admin.vm.Remove")
+                return
+            except CloisonError as error:
+                if attempt:
+                    print(f"bench: {name} is left: {error}", file=sys.stderr)
 
     def _settle(self, name: str) -> None:
         """A start that an interrupt left under way can't be killed yet: wait until it is done, or undone."""
