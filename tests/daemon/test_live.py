@@ -225,3 +225,27 @@ def test_what_a_starting_qube_is_told_beyond_its_name(tmp_path: Path) -> None:
         assert told(app, "work")["/keyboard-layout"] == "de++"
 
     live(tmp_path, scenario)
+
+
+def test_a_qube_is_told_before_it_sleeps_and_when_it_wakes(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.feature.Set", "tpl", "qrexec", "1")
+        await ok(app, "admin.vm.Start", "work")
+        await ok(app, "admin.vm.Suspend", "work")
+        assert (await ok(app, "admin.vm.CurrentState", "work")).endswith("power_state=Paused")
+        await ok(app, "admin.vm.Resume", "work")
+        await ok(app, "admin.vm.Pause", "work")
+        await ok(app, "admin.vm.Resume", "work")
+        assert isinstance(app.parts.wardens, FakeWardens)
+        assert [service for _, service, _ in app.parts.wardens.services] == ["qubes.SuspendPre", "qubes.SuspendPost"]
+
+    live(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("size", "failure"), [(0, ""), (1, ""), (256_000, ""), (256_001, "ProtocolError")])
+def test_lesson_16_notes_at_their_lengths(tmp_path: Path, size: int, failure: str) -> None:
+    async def scenario(app: App) -> None:
+        assert (await ask(app, "admin.vm.notes.Set", "work", "", b"n" * size)).failure == failure
+        assert len(await ok(app, "admin.vm.notes.Get", "work")) == (0 if failure else size)
+
+    live(tmp_path, scenario)

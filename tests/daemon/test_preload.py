@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cloison.admin.qubesd import Driver
 from cloison.daemon.app import App
-from cloison.daemon.fake import Answer, ask, fake_app, fake_parts
+from cloison.daemon.fake import Answer, ask, fake_app, fake_drivers, fake_parts
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
 from cloison.model.creation import preloaded
+from cloison.storage.fake import FakePool
 
 RPCS = ("supported-rpc.qubes.WaitForRunningSystem", "supported-rpc.qubes.WaitForSession")
 Scenario = Callable[[App], Awaitable[None]]
@@ -22,7 +24,7 @@ def wardens(app: App) -> FakeWardens:
     return app.parts.wardens
 
 
-async def ok(app: App, method: str, dest: str = "dom0", argument: str = "", payload: str = "", source: str = "dom0") -> str:
+async def ok(app: App, method: str, dest: str = "dom0", argument: str = "", payload: str = "", *, source: str = "dom0") -> str:
     answer: Answer = await ask(app, method, dest, argument, payload, source=source)
     assert not answer.failure, (method, answer)
     return answer.content
@@ -215,7 +217,9 @@ def test_lesson_39_a_restart_keeps_the_good_ones_only(tmp_path: Path) -> None:
 
     async def run() -> None:
         folder = str(tmp_path / "wardens")
-        parts = fake_parts(str(tmp_path), wardens=FakeWardens(folder))
+        pool = FakePool("varlibqubes", str(tmp_path / "pool"))          # it outlives the daemon, as files do
+        drivers = {**fake_drivers(), "qcow2": Driver(("dir_path",), ("dir_path",), lambda *_: pool)}
+        parts = fake_parts(str(tmp_path), wardens=FakeWardens(folder), drivers=drivers)
         app = App(parts)
         await bring_up(app)
         await furnish(app)
@@ -226,7 +230,7 @@ def test_lesson_39_a_restart_keeps_the_good_ones_only(tmp_path: Path) -> None:
         await wardens(app).kill(app.system.qube(dead).uuid)
         await app.preloads.close()
         parts.store.close()
-        second = App(fake_parts(str(tmp_path), wardens=FakeWardens(folder)))
+        second = App(fake_parts(str(tmp_path), wardens=FakeWardens(folder), drivers=drivers))
         await bring_up(second)
         await second.machines.close()
         assert preloaded(second.system.qube("dvm")) == [good]

@@ -101,7 +101,7 @@ ADMIN = _table(
     Method("admin.vm.Pause", "*--", "lx", power.pause),
     Method("admin.vm.Unpause", "*--", "lx", power.unpause),
     Method("admin.vm.Suspend", "*--", "lx", power.suspend),
-    Method("admin.vm.Resume", "*--", "lx", power.unpause),
+    Method("admin.vm.Resume", "*--", "lx", power.resume),
     Method("admin.vm.Console", "*--", "lw", power.console),
     Method("admin.vm.feature.List", "*--", "lr", features.listing),
     Method("admin.vm.feature.Get", "*R-", "lr", features.get),

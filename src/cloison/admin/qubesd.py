@@ -49,6 +49,7 @@ class Qubesd(abc.ABC):
     drivers: Mapping[str, Driver]
     tokens: dict[str, tuple[str, str]]          # clone token -> (uuid of a qube, volume)
     cache: dict[str, str]                       # texts made of the model; emptied when what policy asks about changes
+    asleep: set[str]                            # uuids of the qubes that were told to sleep one by one
     suspended: set[str]                         # uuids of the qubes that the host's suspend has paused
     imports: dict[tuple[str, str], int]         # (qube, volume) being imported -> size in bytes
 

@@ -66,6 +66,7 @@ class App(Qubesd):
         self.drivers = parts.drivers
         self.tokens: dict[str, tuple[str, str]] = {}
         self.imports: dict[tuple[str, str], int] = {}
+        self.asleep: set[str] = set()
         self.suspended: set[str] = set()
         self.cache: dict[str, str] = {}
         self.events = EventBus()

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
-from cloison.errors import CloisonError, QubeNotFound
+from cloison.errors import CloisonError, QubeNotFound, StorageError
 from cloison.model.creation import drop_preloaded, preloaded
 from cloison.model.domains import Qube
 from cloison.model.journal import Event
@@ -101,7 +101,12 @@ class Preloads:
         return qube is not None and plan.is_good(qube, outdated=self._is_outdated(qube))
 
     def _is_outdated(self, qube: Qube) -> bool:
-        return any(self._qubesd.is_outdated(qube, volume) for volume in qube.volumes.values())
+        """Also one whose volumes can't be asked: it is not for use."""
+        try:
+            return any(self._qubesd.is_outdated(qube, volume) for volume in qube.volumes.values())
+        except StorageError as error:
+            log.error("preloaded disposable %s: %s", qube.name, error)
+            return True
 
     async def _preload(self, template: Qube) -> None:
         qubesd = self._qubesd

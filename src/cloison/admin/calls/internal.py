@@ -1,20 +1,16 @@
 """Calls of trusted parts of this host, and Cloison's own calls (reference/admin-api.md 5.11, 19, 20)."""
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 
 from cloison.admin.calls.create import disposable_template
+from cloison.admin.calls.power import tell
 from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, CloisonError, NotAvailable, QubeError
-from cloison.model.domains import Qube
 from cloison.plan import lifecycle, preload
 from cloison.values import PowerState
 
-log = logging.getLogger(__name__)
 MAX_PATH = 4096
-SUSPEND_TIME = 60.0         # seconds a qube may take to get ready
 
 
 def backup(_: Call) -> None:
@@ -25,7 +21,7 @@ async def suspend_pre(call: Call) -> None:
     """Tell all qubes, then pause what runs. What was paused already is left alone afterwards."""
     await call.qubesd.drop_preloaded("the host is to sleep")
     running = [qube for qube in call.system.sorted_qubes() if qube.kind.machine and qube.power is PowerState.RUNNING]
-    await _tell(call, running, "qubes.SuspendPreAll")
+    await tell(running, call.qubesd, "qubes.SuspendPreAll")
     for qube in running:
         if qube.power is PowerState.RUNNING:
             await call.qubesd.pause(qube)
@@ -38,22 +34,10 @@ async def suspend_post(call: Call) -> None:
     call.qubesd.suspended.clear()
     for qube in asleep:
         await call.qubesd.unpause(qube)
-    await _tell(call, asleep, "qubes.SuspendPostAll")
+    await tell(asleep, call.qubesd, "qubes.SuspendPostAll")
     for qube in call.system.sorted_qubes():
         if preload.maximum(qube):
             call.qubesd.preload(qube)
-
-
-async def _tell(call: Call, qubes: list[Qube], service: str) -> None:
-    """Run a service in all that have an agent, at once; one that fails or takes too long is no reason not to sleep."""
-
-    async def tell(qube: Qube) -> None:
-        try:
-            await asyncio.wait_for(call.qubesd.service(qube, service), SUSPEND_TIME)
-        except (CloisonError, TimeoutError) as error:
-            log.warning("%s: %s: %s", qube.name, service, error)
-
-    await asyncio.gather(*(tell(qube) for qube in qubes if qube.feature_or_none("qrexec", template=True)))
 
 
 # -- Cloison's own -------------------------------------------------------------------------------------------------------

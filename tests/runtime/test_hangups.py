@@ -1,0 +1,41 @@
+"""Many watches on one epoll: each tells once, a half-close is no hang-up, an ended watch is silent."""
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from cloison.runtime.hangups import Hangups
+
+COUNT = 600             # more than one look at the epoll takes
+
+
+def test_those_that_hang_up_are_told_of_and_no_other() -> None:
+    async def run() -> None:
+        hangups = Hangups()
+        pairs = [socket.socketpair() for _ in range(COUNT)]
+        gone: list[int] = []
+        news = asyncio.Event()
+
+        def told(number: int) -> None:
+            gone.append(number)
+            news.set()
+
+        for number, (ours, theirs) in enumerate(pairs):
+            theirs.shutdown(socket.SHUT_WR)
+            hangups.watch(ours.fileno(), lambda number=number: told(number))  # type: ignore[misc]
+        hangups.end(pairs[0][0].fileno())
+        hangups.end(pairs[0][0].fileno())
+        for _, theirs in pairs[:COUNT - 1]:
+            theirs.close()
+        async with asyncio.timeout(60):
+            while len(gone) < COUNT - 2:
+                news.clear()
+                await news.wait()
+        assert sorted(gone) == list(range(1, COUNT - 1))
+        assert len(hangups) == 1
+        hangups.close()
+        for pair in pairs:
+            for end in pair:
+                end.close()
+
+    asyncio.run(run())
