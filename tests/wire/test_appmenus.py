@@ -19,7 +19,8 @@ def test_an_entry_is_taken() -> None:
 
 
 @pytest.mark.parametrize("line", [
-    b"a.desktop:Name=\x1b[2J", b"a.desktop:Exec=sh -c 'x'; `reboot`", b"a.desktop:Icon=a b", b"../a.desktop:Icon=x", b"/a.desktop:Icon=x",
+    b"a.desktop:Name=\x1b[2J", b"a.desktop:Exec=sh -c 'x'; `reboot`", b"a.desktop:Icon=a b", b"../a.desktop:Icon=x",
+    b"/a.desktop:Icon=x",
     b"a.desktop:OnlyShowIn=X", b"a.desktop", b"a.desktop:Icon", b".a.desktop:Icon=x", b"a.txt:Icon=x", "a.desktop:Name=é".encode(),
     b"a.desktop:Name[de]=x", b"a.desktop:Name=second"])
 def test_what_has_not_its_form_is_dropped(line: bytes) -> None:
