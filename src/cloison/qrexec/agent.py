@@ -69,7 +69,7 @@ class ControlChannel:
             while (message := self._decoder.next_message()) is not None:
                 self._message(message)
         except PeerError as error:
-            self._on_lost(f"qrexec control channel: {error}")
+            self._give_up(f"qrexec control channel: {error}")
             return
         if self._outbox is not None:
             self.channels.consumed(self._outbox.channel, len(untrusted))
@@ -79,9 +79,15 @@ class ControlChannel:
             self._outbox.flush()
 
     def closed(self) -> None:
-        self._outbox = None
-        self.triggers.daemon_lost()
-        self._on_lost("")
+        self._give_up("")
+
+    def _give_up(self, reason: str) -> None:
+        """What was asked gets no answer any more; calls that run go on."""
+        if self._outbox is not None:
+            self.channels.close(self._outbox.channel)
+            self._outbox = None
+            self.triggers.daemon_lost()
+            self._on_lost(reason)
 
     def _message(self, message: qrexec.Message) -> None:
         if isinstance(message, qrexec.Hello):

@@ -106,9 +106,9 @@ class Call:
     def refuse(self, error: CannotStart | PeerError) -> None:
         """Nothing serves it."""
         print(f"call refused: {error}", file=sys.stderr)
-        if not self._quiet:
-            self._send(qrexec.end_of_stream(qrexec.STDOUT))
-            self._send(qrexec.end_of_stream(qrexec.STDERR))
+        kinds = (qrexec.STDOUT, qrexec.STDERR) if self._send_stderr else (qrexec.STDERR, qrexec.STDOUT)   # as the reference does
+        for kind in () if self._quiet else kinds:
+            self._send(qrexec.end_of_stream(kind))
         self._exit(error.status if isinstance(error, CannotStart) else FAILED)
 
     def _serve_program(self, started: Started) -> None:

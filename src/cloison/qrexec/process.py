@@ -121,7 +121,7 @@ def start(
 ) -> Started | Connected:
     """Start a parsed command line, or connect to what serves it. Raises CannotStart.
 
-    `quiet`: stdin and stdout are /dev/null (JUST_EXEC). `inherit`: the program sees our environment, not a clean one. `shell`: for
+    `quiet`: stdin and stdout are /dev/null (JUST_EXEC), and so is a command's stderr. `inherit`: the program sees our environment, not a clean one. `shell`: for
     a command line; else root uses the user's as login shell, and others /bin/sh.
     """
     if not command.service:
@@ -174,7 +174,7 @@ def _spawn(program: str, argv: Sequence[str], user: User, env: Mapping[str, str]
                 argv, executable=program, env=env, cwd=home, start_new_session=True,
                 stdin=subprocess.DEVNULL if quiet else child_stdin.fileno(),
                 stdout=subprocess.DEVNULL if quiet else child_stdout.fileno(),
-                stderr=child_stderr,
+                stderr=subprocess.DEVNULL if quiet and not env.get("QREXEC_SERVICE_FULL_NAME") else child_stderr,
                 user=user.uid if become else None, group=user.gid if become else None,
                 extra_groups=user.groups if become else None,
             )

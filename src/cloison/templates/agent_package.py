@@ -17,8 +17,8 @@ NAME = "cloison-agent"
 SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "qrexec", "guest")
 # Of `qrexec` a qube has the agent's half.
 _QUBES_QREXEC = (
-    "__init__.py", "agent.py", "agent_main.py", "call.py", "caller.py", "client_main.py", "client_vm.py", "filecopy", "fork_server.py",
-    "lookup.py", "pam.py", "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
+    "__init__.py", "agent.py", "agent_main.py", "call.py", "caller.py", "client_main.py", "client_vm.py", "filecopy",
+    "fork_server.py", "lookup.py", "pam.py", "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py", "vmexec.py",
 )
 _NOT_CODE = ("files", "services", "__pycache__")
 _EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "etc/qubes/post-install.d/", "etc/qubes/suspend-", "usr/bin/", "usr/lib/qubes/")
@@ -105,8 +105,12 @@ def _copy_code(source: str, target: str) -> None:
 def _only_code(folder: str, names: list[str]) -> list[str]:
     """What of a folder does not ship: all but Python modules and sub-packages."""
     whole = os.path.basename(folder) != "qrexec"
-    return [name for name in names
-            if name in _NOT_CODE or not (whole or name in _QUBES_QREXEC) or not (name.endswith(".py") or os.path.isdir(os.path.join(folder, name)))]
+
+    def ships(name: str) -> bool:
+        code = name.endswith(".py") or os.path.isdir(os.path.join(folder, name))
+        return code and name not in _NOT_CODE and (whole or name in _QUBES_QREXEC)
+
+    return [name for name in names if not ships(name)]
 
 
 def _set_modes(stage: str) -> list[str]:
