@@ -68,18 +68,18 @@ def test_what_a_qube_wrote_is_cloned_reverted_exported_and_imported(work: Place)
     assert work.sh("copy", "ls") == b""
 
 
-def test_a_read_only_private_volume_can_be_read_and_nothing_else(work: Place) -> None:
+def test_a_private_volume_that_may_not_be_written_to_never_changes(work: Place) -> None:
     work.ok(["qvm-start", "work"])
     work.sh("work", "echo kept > data; sync")
     work.kill("work")
     work.ok(["qvm-volume", "set", "work:private", "rw", "False"])
-    work.ok(["qvm-start", "work"])
-    assert work.sh("work", "cat data; touch other 2>/dev/null || echo refused") == b"kept\nrefused\n"
-    work.sh("work", "dd if=/dev/zero of=/dev/xvdb count=1 conv=fsync 2>/dev/null && exit 1 || exit 0", user="root")
-    work.halt("work")
+    for _ in range(2):
+        work.ok(["qvm-start", "work"])
+        assert work.sh("work", "cat data; echo changed > data; ls") == b"kept\ndata\n"
+        work.halt("work")
     work.ok(["qvm-volume", "set", "work:private", "rw", "True"])
     work.ok(["qvm-start", "work"])
-    assert work.sh("work", "touch other; cat data") == b"kept\n"
+    assert work.sh("work", "cat data") == b"kept\n"
 
 
 def test_a_qube_lives_on_whole_raw_files(work: Place) -> None:

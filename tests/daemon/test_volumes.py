@@ -343,14 +343,14 @@ def test_a_size_that_only_the_pool_learned_is_taken_over_at_the_next_start(tmp_p
 # -- settings ------------------------------------------------------------------------------------------------------------
 
 
-def test_read_only_volumes_are_opened_by_nobody_for_writing(tmp_path: Path) -> None:
+def test_what_a_guest_may_not_write_to_is_opened_by_nobody_for_writing(tmp_path: Path) -> None:
     async def scenario(disks: Disks) -> None:
         await disks.ok("admin.vm.volume.Set.rw", "work", "private", "False")
         assert (await disks.info())["rw"] == "False"
         before = disks.content()
         await disks.ok("admin.vm.Start", "work")
         disk = next(disk for disk in disks.wardens.launches[-1].disks if disk.role == "private")
-        assert not disk.writable and disk.top is None and len(disk.layers) == 1
+        assert disk.top is None and len(disk.layers) == 1, "what it writes goes to an overlay without a name"
         assert await disks.fails("admin.vm.volume.Resize", "work", "private", str(3 * GIB)) == "StoragePoolException"
         await disks.ok("admin.vm.Kill", "work")
         assert disks.content() == before and await disks.revisions() == []

@@ -12,6 +12,7 @@ from cloison.daemon.parts import Parts
 from cloison.errors import CloisonError, MachineError, QubeNotHalted, StorageError
 from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
+from cloison.plan.volumes import WITH_FILE_SYSTEM
 from cloison.storage.base import Kind, Pool, VolumeConfig
 from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
@@ -126,15 +127,15 @@ class Volumes:
         return tuple(self._start_one(volume) for volume in volumes)
 
     def _start_one(self, volume: Volume) -> DiskSource:
-        """One that its guest may not write to shows its commits and opens nothing. No system runs on a root like that, so
-        what is written to the root goes to a throw-away overlay, as Qubes OS's guests have it.
+        """What its guest may not write to is opened by nobody for writing. No system runs on a root like that, and no kernel
+        mounts a journal that a kill left open: what is written to these two goes to a throw-away overlay.
         """
         pool, config = self.pool(volume.pool), self.config(volume)
         if volume.rw:
             return pool.start(config)
         if not volume.save_on_stop and not volume.snap_on_start:
             return replace(pool.start(replace(config, kind=Kind.VOLATILE)), writable=False)
-        kind = Kind.SNAPSHOT if volume.name == "root" else Kind.READONLY
+        kind = Kind.SNAPSHOT if volume.name in WITH_FILE_SYSTEM else Kind.READONLY
         return pool.start(replace(config, kind=kind, source=volume.source or volume.vid))
 
     async def stop(self, qube: Qube) -> None:

@@ -58,16 +58,6 @@ def _size(path: str) -> int:
         return int(file.read()) * 512
 
 
-def _is_read_only(path: str) -> bool:
-    with open(f"/sys/block/{os.path.basename(path)}/ro", encoding="ascii") as file:
-        return file.read().strip() == "1"
-
-
-def writable(folder: str) -> bool:
-    """Whether its file system takes changes; root may write to all others."""
-    return os.access(folder, os.W_OK)
-
-
 def can_wait(persistence: str, *, blank: bool) -> bool:
     """A disposable whose private volume holds nothing yet looks the same without it: it is mounted after the start."""
     return persistence == "none" and blank
@@ -76,22 +66,16 @@ def can_wait(persistence: str, *, blank: bool) -> bool:
 def mount_private(persistence: str, size: int) -> None:
     """Mount /rw; for a qube whose root is thrown away, put home, /usr/local and the bind-dirs over it.
 
-    In a disposable whose private volume nobody has used yet, the root's own folders serve: they are thrown away like it. The
-    same for a private volume that is read-only (`rw` of the volume is False).
+    In a disposable whose private volume nobody has used yet, the root's own folders serve: they are thrown away like it.
     """
     os.makedirs("/rw", exist_ok=True)
     disk = device("private")
     await_size(disk, size)
-    if _is_read_only(disk):
-        # Without its journal: one that a kill left open could not be replayed.
-        libc.mount(disk, "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID | libc.MS_RDONLY, "noload")
-    else:
-        libc.mount(disk, "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
-        grow(disk)
-    if not os.path.isdir("/rw/config") and (persistence == "none" or not writable("/rw")):
+    libc.mount(disk, "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
+    grow(disk)
+    if persistence == "none" and not os.path.isdir("/rw/config"):
         return
-    if writable("/rw"):
-        _first_use()
+    _first_use()
     if persistence == "full":
         return
     libc.mount("/rw/home", "/home", flags=libc.MS_BIND)
@@ -199,7 +183,7 @@ def bind(path: str) -> None:
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     kept = _kept(path)
     if not os.path.lexists(kept):
-        if not os.path.exists(path) or not writable("/rw"):
+        if not os.path.exists(path):
             return
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         _keep(path, kept)
