@@ -100,14 +100,23 @@ def test_a_hostile_sender_gets_nothing_but_refusals(pair: Place) -> None:
                            f"find {INCOMING} -name x -o -name huge -o -name dev") == b""
 
 
+def patiently(place: Place, qube: str, command: str) -> tuple[bytes, bytes]:
+    """Output and errors of a shell command that may take long and must succeed."""
+    tool = place.popen(["qvm-run", "-p", qube, command])
+    output, errors = tool.communicate(timeout=PATIENCE)
+    assert tool.returncode == 0, errors
+    return output, errors
+
+
 @pytest.mark.slow
 def test_a_gibibyte_arrives_bit_for_bit_with_flat_memory(pair: Place) -> None:
-    pair.sh(SOURCE, f"cat > measured.py; head -c {GIBIBYTE} /dev/urandom > big", MEASURED.encode())
-    copy = pair.popen(["qvm-run", "-p", SOURCE, "python3 measured.py qvm-copy big"])
-    output, errors = copy.communicate(timeout=PATIENCE)
-    assert copy.returncode == 0, errors
+    pair.sh(SOURCE, "cat > measured.py", MEASURED.encode())
+    patiently(pair, SOURCE, f"head -c {GIBIBYTE} /dev/urandom > big")
+    memory, errors = patiently(pair, SOURCE, "python3 measured.py qvm-copy big")
     rate = re.search(rb"sent 1024\.0 of 1024\.0 MiB, ([0-9.]+) MiB/s", errors)
     assert rate is not None
-    assert int(output) < FLAT
-    assert pair.sh(SOURCE, "sha256sum < big") == pair.sh(TARGET, f"sha256sum < {INCOMING}/big")
-    print(f"1 GiB between two qubes: {rate[1].decode()} MiB/s, {int(output) / 1024:.0f} MiB of memory")
+    assert int(memory) < FLAT
+    here, _ = patiently(pair, SOURCE, "sha256sum < big")
+    there, _ = patiently(pair, TARGET, f"sha256sum < {INCOMING}/big")
+    assert here == there
+    print(f"1 GiB between two qubes: {rate[1].decode()} MiB/s, {int(memory) / 1024:.0f} MiB of memory")
