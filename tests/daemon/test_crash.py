@@ -146,6 +146,17 @@ def test_a_lost_store_is_not_taken_for_a_fresh_system(tmp_path: Path, damage: st
     assert inventory(tmp_path) == TPL | OLD
 
 
+def test_what_a_killed_template_build_left_is_swept(tmp_path: Path) -> None:
+    with daemon(tmp_path):
+        pass
+    left = tmp_path / "data" / "tmp" / "template-0123456789abcdef"
+    (left / "tree").mkdir(parents=True)
+    with daemon(tmp_path) as process:
+        while left.exists():
+            assert process.poll() is None
+            os.sched_yield()
+
+
 def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
     with daemon(tmp_path):
         second = subprocess.run([sys.executable, DAEMON, str(tmp_path)], capture_output=True, timeout=30, check=False)

@@ -13,7 +13,7 @@ import pytest
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import ProgramMissing
 from cloison.templates.contain import ToolFailed, Tools, contained
-from cloison.templates.work import remove_tree, work_folder
+from cloison.templates.work import remove_tree, sweep, work_folder
 
 
 @pytest.fixture
@@ -61,7 +61,8 @@ with work_folder(Paths.from_environment()) as folder:
 """
 
 
-def test_kill_9_ends_the_tools_and_the_next_run_sweeps(paths: Paths, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweeper", ["next build", "qubesd"])
+def test_kill_9_ends_the_tools_and_what_is_left_is_swept(paths: Paths, tmp_path: Path, sweeper: str) -> None:
     environment = {**os.environ, "CLOISON_ROOT": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -73,8 +74,12 @@ def test_kill_9_ends_the_tools_and_the_next_run_sweeps(paths: Paths, tmp_path: P
     with open(fifo, "rb") as held:
         assert select.select([held], [], [], 60)[0]
         assert held.read() == b""            # end of file: the tool, which alone held the other end, is gone
-    with work_folder(paths) as folder:
-        assert folders(paths) == [os.path.basename(folder)]
+    if sweeper == "next build":
+        with work_folder(paths) as folder:
+            assert folders(paths) == [os.path.basename(folder)]
+    else:
+        sweep(paths)
+        assert folders(paths) == []
 
 
 def test_stop_ends_a_running_tool_and_starts_no_other(tmp_path: Path) -> None:

@@ -5,14 +5,21 @@ Readiness is that a connection to `qubesd.sock` is accepted. SIGTERM and SIGINT 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+import subprocess
 
 from cloison.admin.methods import SOCKETS
 from cloison.daemon.app import App
 from cloison.daemon.parts import Parts
 from cloison.daemon.recovery import bring_up
 from cloison.daemon.server import Server
+from cloison.errors import CloisonError
+from cloison.runtime.paths import Paths
+from cloison.templates import work
+
+log = logging.getLogger(__name__)
 
 
 async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
@@ -25,6 +32,7 @@ async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
     try:
         await bring_up(app)
         await server.listen()
+        server.keep(_sweep_builds(parts.paths))
         if autostart:
             server.keep(app.autostart())
         await end.wait()
@@ -37,3 +45,11 @@ async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
         await parts.wardens.close()
         parts.store.close()
         os.close(lock)
+
+
+async def _sweep_builds(paths: Paths) -> None:
+    """What a killed `cloison template build` left: gigabytes, perhaps. It costs the disk only, so failing is no failure."""
+    try:
+        await asyncio.to_thread(work.sweep, paths)
+    except (OSError, CloisonError, subprocess.SubprocessError) as error:
+        log.warning("what a template's build left could not be removed: %s", error)

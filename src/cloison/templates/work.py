@@ -1,4 +1,5 @@
-"""A folder for one piece of work under `data/tmp`, locked while its owner lives; the next run sweeps what a dead one left.
+"""A folder for one piece of work under `data/tmp`, locked while its owner lives; what a dead one left is swept by the next run and
+by the next qubesd.
 
 A kernel lock (flock) ends with its holder, however it dies, so no pid is ever compared. What a build leaves may belong to
 subordinate users of ours: it is removed in the namespace where these are ours (`contained`).
@@ -25,10 +26,8 @@ _LOCK = "lock"
 def work_folder(paths: Paths) -> Iterator[str]:
     """A new empty folder, removed at the end. Sweeps the ones that died first."""
     os.makedirs(paths.tmp, mode=0o700, exist_ok=True)
-    with _exclusive(os.path.join(paths.tmp, f".{PREFIX}lock")):
-        for name in os.listdir(paths.tmp):
-            if name.startswith(PREFIX):
-                _sweep(os.path.join(paths.tmp, name))
+    sweep(paths)
+    with _exclusive(_lock_of_all(paths)):
         folder = os.path.join(paths.tmp, PREFIX + secrets.token_hex(8))
         os.mkdir(folder, 0o700)
         lock = _open_lock(os.path.join(folder, _LOCK))
@@ -40,6 +39,18 @@ def work_folder(paths: Paths) -> Iterator[str]:
             remove_tree(folder)
         finally:
             os.close(lock)
+
+
+def sweep(paths: Paths) -> None:
+    """Remove the folders whose owner died. Raises OSError, HostError, CalledProcessError."""
+    with _exclusive(_lock_of_all(paths)):
+        for name in os.listdir(paths.tmp):
+            if name.startswith(PREFIX):
+                _sweep(os.path.join(paths.tmp, name))
+
+
+def _lock_of_all(paths: Paths) -> str:
+    return os.path.join(paths.tmp, f".{PREFIX}lock")
 
 
 def remove_tree(folder: str) -> None:
