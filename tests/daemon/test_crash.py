@@ -157,6 +157,41 @@ def test_what_a_killed_template_build_left_is_swept(tmp_path: Path) -> None:
             os.sched_yield()
 
 
+def size(root: Path) -> int:
+    info = call(root, "admin.vm.volume.Info+private", "old")
+    assert isinstance(info, str)
+    return int(info.partition("\nsize=")[2].split("\n")[0])
+
+
+VOLUME_CALLS = (
+    ("Resize", "storage:record:before", 2), ("Resize", "storage:record:after", 3), ("Clear", "storage:empty:made", 2),
+    ("Clear", "storage:record:after", 2), ("Revert", "storage:revert:linked", 2), ("Revert", "storage:record:after", 2),
+    ("CloneTo", "storage:clone:linked", 2), ("CloneTo", "storage:record:after", 3),
+)
+
+
+@pytest.mark.parametrize(("method", "fault", "gib"), VOLUME_CALLS)
+def test_a_volume_call_killed_in_the_middle_is_done_or_was_never_asked(tmp_path: Path, method: str, fault: str, gib: int) -> None:
+    """GiB: the size that model and pool agree on afterwards."""
+    with daemon(tmp_path):
+        for step in (*SETUP, ("admin.vm.volume.Clear+private", "old", ""), ("admin.vm.Create.AppVM", "dom0", "name=big label=red"),
+                     ("admin.vm.volume.Resize+private", "big", str(3 << 30))):
+            assert call(tmp_path, *step) == "", step
+        revision = call(tmp_path, "admin.vm.volume.ListSnapshots+private", "old")
+    assert isinstance(revision, str)
+    with daemon(tmp_path, fault) as process:
+        token = call(tmp_path, "admin.vm.volume.CloneFrom+private", "big")
+        payload = {"Resize": str(3 << 30), "Clear": "", "Revert": revision, "CloneTo": token}[method]
+        assert isinstance(payload, str)
+        assert call(tmp_path, f"admin.vm.volume.{method}+private", "old", payload) is None
+        assert process.wait(30) == -9
+    with daemon(tmp_path):
+        assert size(tmp_path) == gib << 30
+        assert inventory(tmp_path) == TPL | OLD | {"appvms/big/private"}
+        assert call(tmp_path, "admin.vm.Start", "old") == ""
+        assert call(tmp_path, "admin.vm.Kill", "old") == ""
+
+
 def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
     with daemon(tmp_path):
         second = subprocess.run([sys.executable, DAEMON, str(tmp_path)], capture_output=True, timeout=30, check=False)
