@@ -212,13 +212,15 @@ def test_a_caller_that_reads_nothing_stops_the_program(tmp_path: Path) -> None:
     'echo first; kill -USR1 $QREXEC_AGENT_PID; read x; echo "got $x" >&0',
 ])
 def test_one_socket_trick(tmp_path: Path, command: str) -> None:
-    assert answer(tmp_path, command, b"text\n") == [OUT_END, Data(STDOUT, b"first\n"), Data(STDOUT, b"got text\n"), ERR_END, Exit(0)] \
-        or Data(STDOUT, b"first\ngot text\n") in answer(tmp_path, command, b"text\n")
+    found = answer(tmp_path, command, b"text\n")
+    assert b"".join(message.payload for message in found if isinstance(message, Data)) == b"first\ngot text\n"
+    assert found[0] == OUT_END and found[-2:] == [ERR_END, Exit(0)]
 
 
 def test_one_socket_trick_of_one_program_leaves_others_alone(tmp_path: Path) -> None:
     async def talk(place: Host) -> None:
-        plain, trick = await place.call("read x; echo plain"), await place.call("kill -USR1 $QREXEC_AGENT_PID; echo a >&0", port=PORT + 1)
+        plain = await place.call("read x; echo plain")
+        trick = await place.call("kill -USR1 $QREXEC_AGENT_PID; echo a >&0", port=PORT + 1)
         assert Data(STDOUT, b"a\n") in await trick.rest()
         await plain.say(b"\n")
         assert Data(STDOUT, b"plain\n") in await plain.rest()
@@ -434,12 +436,14 @@ def test_an_answer_never_reaches_another_program(tmp_path: Path) -> None:
     run(tmp_path, talk)
 
 
-@pytest.mark.parametrize(("version", "source", "kind"), [(4, "", "4"), (3, "", "3"), (2, "", "2"), (3, "other", ""), (2, "other", "")])
-def test_triggers_in_the_daemons_version(tmp_path: Path, version: int, source: str, kind: str) -> None:
+@pytest.mark.parametrize(("version", "source", "asked"), [
+    (4, "", True), (4, "other", True), (3, "", True), (2, "", True), (3, "other", False), (2, "other", False),
+])
+def test_triggers_in_the_daemons_version(tmp_path: Path, version: int, source: str, asked: bool) -> None:
     async def talk(place: Host) -> None:
         program = await place.program()
         await program.send(qrexec.trigger_service4(source, "target", qrexec.request_id("SOCKET"), "test.S"))
-        if not kind:
+        if not asked:
             assert await place.raw(program, 8) == b""
             return
         place.daemon._decoder._lengths = qrexec.FROM_AGENT.versions[version]     # what a daemon of that version takes

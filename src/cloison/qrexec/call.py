@@ -225,6 +225,8 @@ class Call:
             return
         self._loop.remove_reader(fd)
         self._sources.pop(fd, None)
+        if kind == qrexec.STDERR and self._log is not None:
+            self._log.write(b"")
         if kind == qrexec.STDOUT or self._send_stderr:
             self._send(qrexec.end_of_stream(kind))
         self._maybe_exit()
@@ -341,6 +343,8 @@ class Call:
         self._close_input()
         if self._started is not None and not self._quiet:
             self._started.close()
+            if self._log is not None:
+                self._log.write(b"")
         if self._stream is not None:
             self._loop.remove_writer(self._stream)
             self._stream.close()

@@ -121,8 +121,8 @@ def start(
 ) -> Started | Connected:
     """Start a parsed command line, or connect to what serves it. Raises CannotStart.
 
-    `quiet`: stdin and stdout are /dev/null (JUST_EXEC), and so is a command's stderr. `inherit`: the program sees our environment, not a clean one. `shell`: for
-    a command line; else root uses the user's as login shell, and others /bin/sh.
+    `quiet`: stdin and stdout are /dev/null (JUST_EXEC), and so is a command's stderr. `inherit`: the program sees our environment,
+    not a clean one. `shell`: for a command line; else root uses the user's as login shell, and others /bin/sh.
     """
     if not command.service:
         user = _runs_as(command.user)

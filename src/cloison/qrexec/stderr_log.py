@@ -5,6 +5,7 @@ caller's doing in part, so here is the one place where it is made harmless: prin
 """
 from __future__ import annotations
 
+import contextlib
 import socket
 
 SOCKET = "/dev/log"
@@ -36,10 +37,7 @@ class Log:
             self._stream = None
 
     def _put(self, record: bytes) -> None:
-        try:
-            if self._stream is None:
-                self._stream = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-                self._stream.connect(self._path)
-            self._stream.send(record)
-        except OSError:
-            return
+        if self._stream is None:
+            self._stream = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        with contextlib.suppress(OSError):
+            self._stream.sendto(record, self._path)
