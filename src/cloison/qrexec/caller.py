@@ -37,9 +37,10 @@ class ProtocolError(Exception):
 class Sink:
     """Where untrusted bytes go: a descriptor that is written to without blocking and without changing its flags for others."""
 
-    def __init__(self, fd: int, *, clean: bool = False) -> None:
+    def __init__(self, fd: int, *, clean: bool = False, own: bool = False) -> None:
+        """`own`: a socket that nobody else writes to, so that its other end is told when the stream ends."""
         self.fd = self._target = fd
-        self._clean = clean
+        self._clean, self._own = clean, own
         self._waiting = memoryview(b"")
         self._socket: _socket.socket | None = None
         mode = os.fstat(fd).st_mode
@@ -79,18 +80,19 @@ class Sink:
     def close(self) -> None:
         """Let a reader see the end. The descriptor's number stays taken."""
         self._waiting = memoryview(b"")
-        if self._socket is not None:
+        if self._socket is not None and self._own:
             try:
                 self._socket.shutdown(_socket.SHUT_WR)
             except OSError:
                 pass                         # its reader is gone already
+        if self._socket is not None:
             self._socket.close()
         elif self._target != self.fd:
             os.close(self._target)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        if self._socket is None:
-            os.dup2(null, self.fd, inheritable=False)
-        os.close(null)
+        if not self._own:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, self.fd)
+            os.close(null)
 
 
 class Caller:

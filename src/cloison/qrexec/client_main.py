@@ -115,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: Options) -> int:
     target = options.get("d")
+    patience = options.patience
     if target is None or len(options.words) != 1 or sum(each in options for each in "lce") > 1:
         raise Failure(f"a target and one command are needed\n{USAGE}")
     command = options.words[0]
@@ -124,7 +125,7 @@ def _run(options: Options) -> int:
 
         return client_answer.run(options, target, command, socket_folder(options))
     try:
-        status = _call(options, target, command, socket_folder(options))
+        status = _call(options, target, command, socket_folder(options), patience)
     finally:
         if "k" in options:
             from cloison.qrexec import client_answer
@@ -149,14 +150,14 @@ def socket_folder(options: Options) -> str:
 # -- a call ----------------------------------------------------------------------------------------------------------------
 
 
-def _call(options: Options, target: str, command: str, folder: str) -> int:
+def _call(options: Options, target: str, command: str, folder: str, patience: float | None) -> int:
     kind = JUST_EXEC if "e" in options else EXEC_CMDLINE
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     # It stays open until the call has ended: closing it would only say that nobody waits for the end.
     path = os.path.join(folder, f"qrexec.{target}")
     control, domain, port = request(path, kind, (0, 0), os.fsencode(command) + b"\0", theirs)
     theirs.close()
-    channel = ours if not _is_hung_up(ours) else listen(domain, port, options.patience)
+    channel = ours if not _is_hung_up(ours) else listen(domain, port, patience)
     try:
         return _converse(options, target, channel)
     finally:
@@ -265,7 +266,7 @@ def _converse(options: Options, target: str, channel: _socket.socket) -> int:
     if local is not None:
         return _with_program(local, target, channel, stderr, prefix)
     if "use_stdin_socket" in options:
-        return caller.Caller(channel, 0, caller.Sink(0), stderr, prefix).run()
+        return caller.Caller(channel, 0, caller.Sink(0, own=True), stderr, prefix).run()
     return caller.Caller(channel, 0, caller.Sink(1, clean="t" in options), stderr, prefix).run()
 
 
@@ -279,12 +280,8 @@ def _with_program(command: str, target: str, channel: _socket.socket, stderr: ca
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], environ, file_actions=actions)
     program_stdin.close()
     program_stdout.close()
-    status = caller.Caller(channel, from_program.fileno(), caller.Sink(to_program.fileno()), stderr, prefix).run()
+    status = caller.Caller(channel, from_program.fileno(), caller.Sink(to_program.fileno(), own=True), stderr, prefix).run()
     to_program.close()
     from_program.close()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return status or (code if code >= 0 else 128 - code)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

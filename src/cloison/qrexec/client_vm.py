@@ -165,7 +165,7 @@ def _call(given: dict[str, str], words: list[str]) -> int:
         if program:
             return _with_program(program, channel, stderr, prefix)
         if "socket" in given:
-            return caller.Caller(channel, 0, caller.Sink(0), stderr, prefix).run()
+            return caller.Caller(channel, 0, caller.Sink(0, own=True), stderr, prefix).run()
         return caller.Caller(channel, 0, caller.Sink(1, clean=_cleans(given, "t", 1)), stderr, prefix).run()
     finally:
         channel.close()
@@ -191,7 +191,7 @@ def _with_program(argv: list[str], channel: _socket.socket, stderr: caller.Sink,
     pid = _start(argv, program_stdin.fileno(), program_stdout.fileno())
     program_stdin.close()
     program_stdout.close()
-    status = caller.Caller(channel, from_program.fileno(), caller.Sink(to_program.fileno()), stderr, prefix).run()
+    status = caller.Caller(channel, from_program.fileno(), caller.Sink(to_program.fileno(), own=True), stderr, prefix).run()
     to_program.close()
     from_program.close()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
