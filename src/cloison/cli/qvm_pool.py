@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from cloison.cli import tool
@@ -11,6 +12,10 @@ from cloison.client.domains import DOM0, key_values, lines
 from cloison.errors import CloisonError
 
 PROG = "qvm-pool"
+_OLDER = {
+    "-a": "add", "--add": "add", "-i": "info", "--info": "info", "-l": "list", "--list": "list", "-r": "remove",
+    "--remove": "remove", "-s": "set", "--set": "set", "--help-drivers": "drivers",
+}
 _SETTABLE = ("revisions_to_keep", "ephemeral_volatile")
 
 
@@ -96,5 +101,20 @@ def _set(args: argparse.Namespace, connection: Connection) -> None:
         connection.call(DOM0, f"admin.pool.Set.{key}", args.pool, value.encode())
 
 
+def modern(words: Sequence[str]) -> list[str]:
+    """The words of this tool's older form (`-a NAME DRIVER -o x=1,y=2`), which scripts still use, as commands."""
+    verbs = [(place, _OLDER[word]) for place, word in enumerate(words) if word in _OLDER]
+    if not verbs or (words and not words[0].startswith("-")):
+        return list(words)
+    place, verb = verbs[0]
+    rest, result = [*words[:place], *words[place + 1:]], [verb]
+    for number, word in enumerate(rest):
+        if number and rest[number - 1] == "-o":
+            result += [part for setting in word.split(",") for part in ("-o", setting)]
+        elif word != "-o":
+            result.append(word)
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return tool.main(parser(), run, argv)
+    return tool.main(parser(), run, modern(sys.argv[1:] if argv is None else argv))
