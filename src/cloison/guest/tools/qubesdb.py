@@ -24,12 +24,22 @@ class NotThere(CloisonError):
 
 
 class Client:
-    """A connection to the agent. Raises NotThere, PeerError, OSError."""
+    """A connection to the agent, as a context. Raises NotThere, PeerError, OSError."""
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self) -> None:
         self._stream = socket.socket(socket.AF_UNIX)
-        self._stream.connect(path or os.environ.get("QUBESDB_SOCKET") or SOCKET)
         self._decoder = qdb.Decoder(qdb.TO_CLIENT)
+        try:
+            self._stream.connect(os.environ.get("QUBESDB_SOCKET") or SOCKET)
+        except OSError:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
     def read(self, path: str) -> bytes:
         """The value."""
@@ -76,7 +86,8 @@ class Client:
 def read(path: str) -> str | None:
     """One value as text, or None if there is none (or no QubesDB)."""
     try:
-        return Client().read(path).decode("utf-8", "replace")
+        with Client() as client:
+            return client.read(path).decode("utf-8", "replace")
     except (CloisonError, OSError, ValueError):
         return None
 
@@ -108,17 +119,17 @@ def _do(prog: str, words: list[str]) -> int:
             fail(prog, _USAGE.get(prog, ""))
     if not words or (prog == "qubesdb-write" and len(words) % 2):
         fail(prog, _USAGE.get(prog, ""))
-    client = Client()
-    if prog == "qubesdb-read":
-        _read(client, words, default, full=full)
-    elif prog == "qubesdb-write":
-        for path, text in zip(words[::2], words[1::2], strict=True):
-            client.write(path, os.fsencode(text))
-    elif prog == "qubesdb-rm":
-        for path in words:
-            client.remove(path)
-    else:
-        _series(client, words[0], values=prog == "qubesdb-multiread", full=full)
+    with Client() as client:
+        if prog == "qubesdb-read":
+            _read(client, words, default, full=full)
+        elif prog == "qubesdb-write":
+            for path, text in zip(words[::2], words[1::2], strict=True):
+                client.write(path, os.fsencode(text))
+        elif prog == "qubesdb-rm":
+            for path in words:
+                client.remove(path)
+        else:
+            _series(client, words[0], values=prog == "qubesdb-multiread", full=full)
     return 0
 
 
@@ -147,15 +158,14 @@ def _show(line: bytes) -> None:
 
 def _request_features(words: list[str]) -> int:
     """qvm-features-request NAME=VALUE ... [--commit]: what this qube would like to be; the host decides at --commit."""
-    client, commit = Client(), False
-    for word in words:
-        name, found, value = word.partition("=")
-        if word == "--commit":
-            commit = True
-        elif not found or not name or name.startswith("-"):
-            fail("qvm-features-request", "usage: qvm-features-request [NAME=VALUE ...] [--commit]")
-        else:
+    with Client() as client:
+        for word in words:
+            name, found, value = word.partition("=")
+            if word == "--commit":
+                continue
+            if not found or not name or name.startswith("-"):
+                fail("qvm-features-request", "usage: qvm-features-request [NAME=VALUE ...] [--commit]")
             client.write(REQUESTS + name, os.fsencode(value))
-    if commit:
+    if "--commit" in words:
         os.execvp(CLIENT, [CLIENT, "dom0", "qubes.FeaturesRequest"])  # noqa: S606 a list, no shell
     return 0

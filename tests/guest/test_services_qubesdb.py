@@ -1,0 +1,75 @@
+"""The programs that read and write a qube's QubesDB, against the agent's own server."""
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import cast
+
+import pytest
+from tests.guest.programs import Bin
+
+from cloison.guest.qubesdb import QubesDb
+from cloison.guest.tools import qubesdb
+from cloison.runtime.port import Port
+
+ENTRIES = {"/name": "work", "/qubes-service/one": "1", "/qubes-service/two": "0", "/type": "AppVM"}
+
+
+@pytest.fixture
+def bin(tmp_path: Path) -> Bin:
+    return Bin(tmp_path)
+
+
+def run(bin: Bin, *calls: tuple[str, ...]) -> list[tuple[int | None, bytes]]:
+    """Programs one after the other beside one database: exit status and output of each."""
+    async def all_of_them() -> list[tuple[int | None, bytes]]:
+        database = QubesDb(cast(Port, None))         # no host is connected
+        database.fill(ENTRIES)
+        path = str(bin.folder / "db.sock")
+        database.serve(path)
+        ended = []
+        for name, *arguments in calls:
+            process = await asyncio.create_subprocess_exec(
+                *bin.words("cloison.guest.tools.qubesdb", name, arguments), stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL, env=bin.environment(QUBESDB_SOCKET=path))
+            output, _ = await process.communicate()
+            ended.append((process.returncode, output))
+        assert database._server is not None
+        asyncio.get_running_loop().remove_reader(database._server)
+        database._server.close()
+        return ended
+
+    return asyncio.run(all_of_them())
+
+
+def test_reading(bin: Bin) -> None:
+    assert run(bin, ("qubesdb-read", "/name"), ("qubesdb-read", "/none"), ("qubesdb-read", "-d", "x", "/none"),
+               ("qubesdb-read", "-f", "/name", "/type"), ("qubesdb-list", "/qubes-service/"),
+               ("qubesdb-multiread", "/qubes-service/")) == [
+        (0, b"work\n"), (2, b""), (0, b"x\n"), (0, b"/name = work\n/type = AppVM\n"), (0, b"one\ntwo\n"),
+        (0, b"one = 1\ntwo = 0\n")]
+
+
+def test_writing_and_removing(bin: Bin) -> None:
+    calls = [("qubesdb-write", "/a", "1", "/b", "2"), ("qubesdb-read", "/b"), ("qubesdb-rm", "/b"), ("qubesdb-read", "/b")]
+    assert run(bin, *calls) == [
+        (0, b""), (0, b"2\n"), (0, b""), (2, b"")]
+
+
+@pytest.mark.parametrize("call", [
+    ("qubesdb-read",), ("qubesdb-write", "/a"), ("qubesdb-read", "--odd", "/name"), ("qubesdb-read", "no-path"),
+    ("qvm-features-request", "novalue"), ("qvm-features-request", "=x")])
+def test_wrong_usage(bin: Bin, call: tuple[str, ...]) -> None:
+    assert run(bin, call) == [(1, b"")]
+
+
+def test_features_are_requested_and_committed(bin: Bin) -> None:
+    calls = run(bin, ("qvm-features-request", "os=Linux", "vmexec=1"), ("qubesdb-multiread", "/features-request/"),
+                ("qvm-features-request", "--commit"))
+    assert calls == [(0, b""), (0, b"os = Linux\nvmexec = 1\n"), (126, b"")]
+    assert bin.calls() == [["dom0", "qubes.FeaturesRequest"]]
+
+
+def test_without_a_database_there_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUBESDB_SOCKET", str(tmp_path / "none"))
+    assert qubesdb.read("/name") is None
