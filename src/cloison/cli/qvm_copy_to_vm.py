@@ -42,7 +42,7 @@ class Pipes(NamedTuple):
     from_write: int
 
 
-def parser(prog: str) -> tool.Parser:
+def parser(prog: str = COPY) -> tool.Parser:
     verb = "Move" if prog == MOVE else "Copy"
     result = tool.Parser(
         prog=prog, description=f"{verb} files and folders to ~/QubesIncoming/dom0 in a qube; start the qube if it does not run.",
