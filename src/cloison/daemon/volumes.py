@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from cloison.admin.qubesd import Qubesd
@@ -212,13 +213,14 @@ class Volumes:
 
     def follow_pool(self, qube: Qube) -> None:
         """Take over the sizes that the pools know: a crash may have come between a pool's change and the model's, and what
-        a snapshot had grown to is gone with it.
+        a snapshot had grown to is gone with it. A volume that can't be read is left to its next start, which says so.
         """
         for volume in [each for each in qube.volumes.values() if each.save_on_stop or each.snap_on_start]:
-            size = self.pool(volume.pool).size(self.config(volume))
-            if size != volume.size:
-                with self._qubesd.transaction():
-                    qube.resize_volume(volume.name, size)
+            with suppress(StorageError):
+                size = self.pool(volume.pool).size(self.config(volume))
+                if size != volume.size:
+                    with self._qubesd.transaction():
+                        qube.resize_volume(volume.name, size)
 
     def is_outdated(self, qube: Qube, volume: Volume) -> bool:
         taken = self._commits.get((qube.uuid, volume.name))
