@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloison.daemon.fake import fake_app
-from cloison.model import creation, qubesxml
+from cloison.model import creation, qubesxml, qubesxml_elements, qubesxml_export
 from cloison.model.creation import Birth
 from cloison.model.devices import Assignment, Device
 from cloison.model.domains import READY, REMOVING, SYSTEM, System
@@ -19,7 +19,7 @@ from cloison.model.exposed import Exposed
 from cloison.model.host import Host
 from cloison.model.labels import DEFAULTS
 from cloison.model.qubes import new_system
-from cloison.model.qubesxml import BadQubesXml
+from cloison.model.qubesxml_elements import BadQubesXml
 from cloison.model.volumes import Pool
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qubes-4.4.xml"
@@ -99,7 +99,7 @@ def test_what_was_read_is_written_in_the_same_form() -> None:
     def canonical(text: bytes) -> str:
         return ElementTree.canonicalize(text, strip_text=True)
 
-    assert canonical(qubesxml.export(system)) == canonical(GOLDEN.read_bytes())
+    assert canonical(qubesxml_export.export(system)) == canonical(GOLDEN.read_bytes())
 
 
 def test_a_load_is_one_set_of_rows_and_can_be_undone() -> None:
@@ -192,17 +192,17 @@ def test_a_model_survives_export_and_load(
         if name == "private":
             system.journal.put("volumes", work.qid, work.volumes, name,
                                type(volume)(**{**volume.__dict__, "revisions_to_keep": revisions, "ephemeral": False}))
-    again, remarks = loaded(qubesxml.export(system))
+    again, remarks = loaded(qubesxml_export.export(system))
     assert remarks == []
     assert facts(again) == facts(system)
-    assert qubesxml.export(again) == qubesxml.export(system)
+    assert qubesxml_export.export(again) == qubesxml_export.export(system)
 
 
 def test_what_xml_cannot_hold_becomes_a_space_and_what_goes_is_left_out() -> None:
     system = furnished()
     system.qubes["work"].set_text("kernelopts", "a\x0bb\x0cc")
     system.qubes["alone"].set_state(REMOVING)
-    again, _ = loaded(qubesxml.export(system))
+    again, _ = loaded(qubesxml_export.export(system))
     assert again.qubes["work"].get("kernelopts") == "a b c"
     assert "alone" not in again.qubes
 
@@ -409,7 +409,7 @@ def test_the_least_and_the_most_that_is_taken() -> None:
     root = system.qubes["w"].volumes["root"]
     assert (root.size, root.vid, root.revisions_to_keep, root.rw) == (1 << 60, "dom0/vm-w-root", -1, False)
     with pytest.raises(BadQubesXml, match="longer than"):
-        loaded(b"<qubes/>" + b" " * qubesxml.MAX_BYTES)
+        loaded(b"<qubes/>" + b" " * qubesxml_elements.MAX_BYTES)
     qubes = [domain(number, "TemplateVM", prop("name", f"q{number}")) for number in range(1, qubesxml.MAX_QUBES + 2)]
     assert len(loaded(document(*qubes[:-1]))[0].qubes) == qubesxml.MAX_QUBES + 1
     with pytest.raises(BadQubesXml, match="more than"):
@@ -443,10 +443,10 @@ def test_what_was_loaded_is_stored_and_comes_back(tmp_path: Path) -> None:
         with app.transaction():
             qubesxml.load(app.system, GOLDEN.read_bytes())
         app.choose_kernel()
-        before = qubesxml.export(app.system)
+        before = qubesxml_export.export(app.system)
         app.parts.store.close()
         app = await fake_app(str(tmp_path))
-        after = qubesxml.export(app.system)
+        after = qubesxml_export.export(app.system)
         app.parts.store.close()
         return before, after
 
@@ -457,13 +457,13 @@ def test_what_was_loaded_is_stored_and_comes_back(tmp_path: Path) -> None:
 def test_a_refused_file_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     async def scenario() -> None:
         app = await fake_app(str(tmp_path))
-        before = qubesxml.export(app.system)
+        before = qubesxml_export.export(app.system)
         with pytest.raises(BadQubesXml), app.transaction():
             qubesxml.load(app.system, app_with_its_own_netvm().encode())
-        assert qubesxml.export(app.system) == before
+        assert qubesxml_export.export(app.system) == before
         app.parts.store.close()
         app = await fake_app(str(tmp_path))
-        assert qubesxml.export(app.system) == before
+        assert qubesxml_export.export(app.system) == before
         app.parts.store.close()
 
     asyncio.run(scenario())

@@ -11,7 +11,7 @@ import stat
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon.volumes import Volumes
 from cloison.errors import CloisonError
-from cloison.model import qubesxml
+from cloison.model import qubesxml, qubesxml_elements
 from cloison.model.domains import IMPORTING, READY, Qube
 from cloison.model.resettle import resettle
 from cloison.runtime import faults
@@ -24,7 +24,7 @@ def read(path: str) -> bytes:
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise CloisonError(f"{path} is not a file")
-            return file.read(qubesxml.MAX_BYTES + 1)
+            return file.read(qubesxml_elements.MAX_BYTES + 1)
     except OSError as error:
         raise CloisonError(f"{path} can't be read: {error.strerror}") from error
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from cloison.admin.calls.internal import host_path
 from cloison.admin.qubesd import Call
-from cloison.model import qubesxml
+from cloison.model import qubesxml_export
 
 
 async def import_qubes_xml(call: Call) -> str:
@@ -12,4 +12,4 @@ async def import_qubes_xml(call: Call) -> str:
 
 
 def export_qubes_xml(call: Call) -> str:
-    return qubesxml.export(call.system).decode()
+    return qubesxml_export.export(call.system).decode()
