@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Place:
         return [dict(entry) for entry in recent(path(self.paths))][::-1]
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def serving(place: Place, agents: Agents | None = None) -> AsyncIterator[PolicyDaemon]:
     daemon = PolicyDaemon(place.paths, agents)
     daemon.listen()
@@ -55,6 +55,8 @@ async def send(place: Place, request: bytes, *, end: bool = False, at: str = "po
         return await reader.read()
     finally:
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def call(place: Place, service: str, target: str, source: str = "work", **more: Any) -> str:

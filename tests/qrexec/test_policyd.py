@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -19,11 +20,11 @@ from tests.client.real_qubesd import real_qubesd
 from tests.qrexec.policy_place import FakeAgent, Place, call, send, serving
 
 from cloison.client.connection import Connection
-from cloison.qrexec import judge, system_info
+from cloison.qrexec import judge, policyd, system_info
 from cloison.qrexec.ask import Agents, qrexec_client
 from cloison.qrexec.policyd import MAX_UNFINISHED, main, take_lock
 from cloison.runtime.hangup import watch_hangup
-from cloison.wire.policy import MAX_REQUEST
+from cloison.wire.policy import MAX_REQUEST, Query, encode_query
 
 DENY = "result=deny"
 
@@ -398,6 +399,53 @@ def test_idle_callers_do_not_keep_others_out(place: Place, qubesd: Connection) -
                 assert len(daemon.unfinished) <= MAX_UNFINISHED
 
     asyncio.run(conversation())
+
+
+def test_when_descriptors_run_out_callers_wait(
+    place: Place, qubesd: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The daemon neither spins nor forgets them: it pauses, and serves them afterwards."""
+    async def conversation() -> None:
+        async with serving(place):
+            assert "result=allow" in await call(place, "qubes.FeaturesRequest", "dom0")
+            with socket.socket(socket.AF_UNIX) as caller:
+                caller.setblocking(False)
+                free = os.open(os.devnull, os.O_RDONLY)      # the lowest number that is free
+                os.close(free)
+                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+                try:
+                    caller.connect(place.paths.socket("policy.sock"))
+                    caller.send(encode_query(Query("work", "dom0", "qubes.FeaturesRequest")))
+                    while "no caller can be accepted" not in caplog.text:       # noqa: ASYNC110 turns of the loop, no time
+                        await asyncio.sleep(0)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                assert b"result=allow" in await asyncio.get_running_loop().sock_recv(caller, 4096)
+
+    monkeypatch.setattr(policyd, "_PAUSE", 0.01)
+    asyncio.run(conversation())
+    assert caplog.text.count("no caller can be accepted") < 10
+
+
+def test_what_qubes_do_does_not_fill_the_daemons_own_log(
+    place: Place, qubesd: Connection, caplog: pytest.LogCaptureFixture,
+) -> None:
+    """QSB-085: decisions go to the log of calls, which is bounded; nothing else is written at a qube's will."""
+    async def conversation() -> None:
+        async with serving(place):
+            await call(place, "qubes.Filecopy", "net")       # no agent
+            await call(place, "nobody.Knows", "net")         # nobody to tell
+            place.write("broken")
+            await call(place, "qubes.Filecopy", "net")
+            await asyncio.to_thread(os.unlink, place.paths.socket("qubesd.internal.sock"))
+            await asyncio.to_thread(qubesd.call, "work", "admin.vm.tag.Set", "x")
+            await call(place, "qubes.Filecopy", "net")
+
+    with caplog.at_level("INFO"):
+        asyncio.run(conversation())
+    assert [record for record in caplog.records if record.name.startswith("cloison.qrexec")] == []
+    assert len(place.log()) == 4
 
 
 def test_a_caller_that_goes_away_is_no_trouble(place: Place, qubesd: Connection) -> None:

@@ -5,7 +5,6 @@ import argparse
 import asyncio
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,6 +17,7 @@ from cloison.daemon.wardens import Wardens
 from cloison.daemon.wiring import DRIVERS
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe
+from cloison.runtime.limits import allow_many_files
 from cloison.runtime.paths import Paths
 from cloison.storage.linux_kernel import KernelPool
 
@@ -48,12 +48,6 @@ def _parts(paths: Paths, accelerator: str | None) -> Parts:
                  kernels, _accelerator(paths, kernels, accelerator), timezone())
 
 
-def _allow_many_connections() -> None:
-    """Each caller and each listener to events takes descriptors; the usual soft limit is far below what is allowed."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="qubesd", description="Keeps the qubes and serves the Admin API.")
     parser.add_argument("--bare", action="store_true", help="start no qube by itself")
@@ -61,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     os.umask(0o077)
-    _allow_many_connections()
+    allow_many_files()
     try:
         paths = Paths.from_environment()
         paths.ensure()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from cloison.errors import CloisonError, PeerError
 from cloison.policy.facts import HOST
 from cloison.runtime.paths import Paths
-from cloison.runtime.unix import connect
+from cloison.runtime.unix_async import connect
 from cloison.wire import ask as wire
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Agents:
         try:
             await self._send(gui_qube, wire.NOTIFY, wire.encode_notice(notice), NOTIFY_TIME)
         except NoAnswer as error:
-            log.info("nobody was told of a call: %s", error)
+            log.debug("nobody was told of a call: %s", error)
 
     async def _send(self, gui_qube: str, service: str, request: bytes, seconds: float) -> bytes:
         try:
@@ -70,7 +70,7 @@ class Agents:
 
     async def _on_host(self, request: bytes) -> bytes:
         loop, answer = asyncio.get_running_loop(), bytearray()
-        with connect(self._socket, blocking=False) as sock:
+        with await connect(self._socket) as sock:
             await loop.sock_sendall(sock, request)
             sock.shutdown(socket.SHUT_WR)
             while data := await loop.sock_recv(sock, _CHUNK):

@@ -34,6 +34,7 @@ class CallLog:
         self._file, self._max_size = file, max_size
         self._fd = -1
         self._inode = -1
+        self._broken = False
 
     def write(self, **fields: object) -> None:
         """One line; the time is added. Usual keys: source, service, target, requested_target, verdict, rule."""
@@ -44,8 +45,11 @@ class CallLog:
                 self._rotate()
                 self._follow()
             os.write(self._fd, json.dumps(entry).encode("ascii") + b"\n")
+            self._broken = False
         except OSError as error:
-            log.error("the call log can't be written: %s", error)
+            if not self._broken:         # said once: how often it happens is up to qubes
+                log.error("the call log can't be written: %s", error)
+            self._broken = True
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -5,7 +5,6 @@ rules change: what was chosen must still be on offer, and still be the same qube
 """
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from cloison.qrexec.system_info import Snapshot
 from cloison.wire import policy as wire
 from cloison.wire.ask import Notice, Question
 
-log = logging.getLogger(__name__)
 MAX_QUESTIONS = 8         # of one qube that may wait for a person
 NOT_THE_VIEWER = Deny("window-owner", "the caller does not show both qubes' windows", notify=False)
 MAX_NOTICES = 4           # of one qube that may be on their way; what it is refused beyond these is only logged
@@ -68,7 +66,6 @@ class Judge:
         except CloisonError as error:
             deny = Deny("error", str(error), notify=False)
             verdict = Verdict(query, deny, deny)
-            log.error("a call is denied: %s", error)
         else:
             await self._tell(verdict, now)
         self._write(verdict)
@@ -127,7 +124,6 @@ class Judge:
         try:
             target = await self._agents.ask(viewer, question)
         except NoAnswer as error:
-            log.warning("%s", error)
             return Deny("no-answer", str(error), ask.notify, ask.rule)
         finally:
             _less(self._questions, query.source)

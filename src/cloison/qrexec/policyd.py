@@ -27,6 +27,7 @@ from cloison.qrexec.system_info import Snapshot, SystemInfo
 from cloison.runtime import unix
 from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
+from cloison.runtime.limits import allow_many_files
 from cloison.runtime.paths import Paths
 from cloison.wire import policy as wire
 
@@ -37,6 +38,7 @@ EVALUATIONS = {"policy.EvalSimple": False, "policy.EvalGUI": True}      # and wh
 MAX_UNFINISHED = 512      # callers whose request is not whole yet
 MAX_WAITING = 2048        # callers whose verdict takes time
 _ACCEPTS = 16             # connections taken in one go, so that other sockets get their turn
+_PAUSE = 1.0              # seconds without accepting when descriptors have run out
 _CHUNK = 1 << 16
 
 # What has come so far and whether it is all -> the query, or None for more. Raises PeerError: close without an answer.
@@ -110,11 +112,20 @@ class PolicyDaemon:
                 stream, _ = listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:     # out of descriptors: the callers wait in the kernel's queue
-                log.error("a caller can't be accepted: %s", error)
+            except OSError as error:     # out of descriptors
+                if self.unfinished:      # one that dawdles makes room
+                    next(iter(self.unfinished)).close()
+                    continue
+                log.error("no caller can be accepted: %s", error)
+                self._loop.remove_reader(listener)
+                self._loop.call_later(_PAUSE, self._resume, listener, parse, end)
                 return
             stream.setblocking(False)
             _Caller(stream, parse, end, self).readable()
+
+    def _resume(self, listener: socket.socket, parse: Parse, end: bytes) -> None:
+        if listener.fileno() >= 0:       # not closed meanwhile
+            self._loop.add_reader(listener, self._accept, listener, parse, end)
 
     def admit(self, caller: _Caller) -> None:
         self.unfinished[caller] = None
@@ -263,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="policyd", description="Decides which calls between qubes are allowed.").parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     os.umask(0o077)
+    allow_many_files()
     try:
         paths = Paths.from_environment()
         paths.ensure()

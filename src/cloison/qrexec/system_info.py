@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from cloison.errors import CloisonError
 from cloison.policy.facts import HOST, BadFacts, Facts, facts_from_system_info
 from cloison.runtime.paths import Paths
-from cloison.runtime.unix import connect
+from cloison.runtime.unix_async import connect
 from cloison.wire.admin import Failure, Request, encode_request, parse_reply
 
 TIMEOUT = 5.0             # seconds qubesd may take
@@ -80,7 +80,7 @@ async def fetch(paths: Paths) -> Snapshot:
 
 
 async def _call(path: str, request: bytes) -> socket.socket:
-    sock = connect(path, blocking=False)
+    sock = await connect(path)
     try:
         await asyncio.get_running_loop().sock_sendall(sock, request)
         sock.shutdown(socket.SHUT_WR)

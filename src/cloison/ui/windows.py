@@ -53,7 +53,7 @@ class Windows:
         try:
             program = find("notify-send")
         except ProgramMissing:
-            log.info("%s: %s", notice.resolution, text)
+            log.debug("%s: %s", notice.resolution, text)
             return
         process = await asyncio.create_subprocess_exec(
             program, "--app-name=Cloison", "--", f"Call {_WORDS[notice.resolution]}", text,
@@ -62,7 +62,7 @@ class Windows:
             async with asyncio.timeout(NOTIFY_TIME):
                 await process.wait()
         except TimeoutError:
-            log.info("nobody shows notifications")
+            log.debug("nobody shows notifications")
         finally:
             if process.returncode is None:
                 process.kill()
