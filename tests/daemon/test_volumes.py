@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -509,6 +510,25 @@ def test_a_store_full_disk_takes_a_new_pool_back(tmp_path: Path) -> None:
         assert not (tmp_path / "x").exists()
 
     run(tmp_path, scenario)
+
+
+def test_a_template_is_sealed_into_a_pool_on_another_file_system(tmp_path: Path) -> None:
+    """/dev/shm is one."""
+    with tempfile.TemporaryDirectory(prefix="cloison-", dir="/dev/shm") as elsewhere:
+        async def scenario(disks: Disks) -> None:
+            await disks.ok("admin.pool.Add", argument="qcow2", payload=f"name=far\ndir_path={elsewhere}/pool")
+            await disks.ok("admin.vm.CreateInPool.TemplateVM", payload="name=other label=black pool=far")
+            image = tmp_path / "data/tmp/root.img"
+            image.write_bytes(b"\7" * MIB + bytes(MIB))
+            await disks.ok("internal.cloison.SealRoot", "other", "", str(image), INTERNAL)
+            assert disks.content("other", "root") == b"\7" * MIB + bytes(MIB) and not image.exists()
+            assert await disks.size("other", "root") == 2 * MIB
+            token = await disks.ok("admin.vm.volume.CloneFrom", "work", "private")
+            await disks.ok("admin.vm.volume.CloneTo", "other", "private", token)
+            assert disks.content("other") == disks.content()
+            assert not [*Path(elsewhere).rglob("*import*"), *tmp_path.rglob("*.export-*")]
+
+        run(tmp_path, scenario)
 
 
 def test_snapshots_follow_their_sources_through_the_chain(tmp_path: Path) -> None:

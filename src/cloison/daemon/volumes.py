@@ -14,7 +14,7 @@ from cloison.errors import CloisonError, MachineError, QubeNotHalted, StorageErr
 from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
 from cloison.plan.volumes import WITH_FILE_SYSTEM
-from cloison.storage.base import Kind, Pool, VolumeConfig
+from cloison.storage.base import Kind, Pool, VolumeConfig, explained
 from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
 
@@ -191,13 +191,7 @@ class Volumes:
             return pool.clone(config, source_config)
         path = other.export_begin(source_config)
         try:
-            target = pool.import_begin(config, other.size(source_config))
-            try:
-                copy_content(path, target)
-            except BaseException:
-                pool.import_end(config, ok=False)
-                raise
-            pool.import_end(config, ok=True)
+            _fill(pool, config, path, other.size(source_config))
         finally:
             other.export_end(source_config, path)
 
@@ -237,9 +231,30 @@ class Volumes:
             root = qube.volumes["root"]
             before = self.root_commit(qube)
             pool, config = self.pool(root.pool), self.config(root)
-            await asyncio.to_thread(lambda: pool.import_file(config, path, format="raw"))
+            await asyncio.to_thread(_take, pool, config, path)
             if before is not None:
                 await self._parts.wardens.forget_warm([before])
             with self._qubesd.transaction():
                 qube.resize_volume("root", pool.size(config))
                 qube.journal.emit(qube.name, "domain-template-sealed")
+
+
+def _take(pool: Pool, config: VolumeConfig, path: str) -> None:
+    """A raw file becomes the volume's new commit and is gone then. From another file system it is copied. Raises StorageError."""
+    with explained("can't take an image"):
+        size, near = os.stat(path).st_size, os.stat(path).st_dev == os.stat(pool.folder).st_dev
+    if near:
+        return pool.import_file(config, path, format="raw")
+    _fill(pool, config, path, size)
+    os.unlink(path)
+
+
+def _fill(pool: Pool, config: VolumeConfig, path: str, size: int) -> None:
+    """Copy a file of at most `size` bytes into the volume as its new commit."""
+    target = pool.import_begin(config, size)
+    try:
+        copy_content(path, target)
+    except BaseException:
+        pool.import_end(config, ok=False)
+        raise
+    pool.import_end(config, ok=True)
