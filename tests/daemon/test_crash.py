@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -144,6 +145,30 @@ def test_a_lost_store_is_not_taken_for_a_fresh_system(tmp_path: Path, damage: st
     with pytest.raises(AssertionError, match=r"is missing or empty, but .* holds volumes of qubes"), daemon(tmp_path):
         pass
     assert inventory(tmp_path) == TPL | OLD
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_the_data_folder_elsewhere_has_its_own_pools(tmp_path: Path, how: str) -> None:
+    """A copy that wrote into the original's volumes would destroy both."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    with daemon(before):
+        for step in SETUP:
+            assert call(before, *step) == "", step
+    after.mkdir()
+    subprocess.run(["cp", "--archive", "--sparse=always", str(before / "data"), str(after)], check=True)
+    if how == "moved":
+        shutil.rmtree(before)
+    else:
+        original = inventory(before)
+    with daemon(after):
+        assert call(after, "admin.vm.Start", "old") == ""
+        assert call(after, "admin.vm.Kill", "old") == ""
+        assert call(after, "admin.vm.Create.AppVM", "dom0", "name=work label=blue") == ""
+        info = call(after, "admin.pool.Info+varlibqubes", "dom0")
+        assert isinstance(info, str) and f"dir_path={after}/data/pools/qcow2\n" in info
+        assert inventory(after) == TPL | OLD | WORK
+    if how == "copied":
+        assert inventory(before) == original
 
 
 def test_what_a_killed_template_build_left_is_swept(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ async def bring_up(app: App) -> None:
             faults.point("furnish:before-store")
     else:
         store.load(system)
+    _follow_data_folder(app)
     _open_pools(app)
     _break_network_loops(system)
     await app.machines.adopt()
@@ -46,6 +47,18 @@ async def bring_up(app: App) -> None:
     await app.preloads.recover(fill=False)
     app.live.watch_expiry()
     app.choose_kernel()
+
+
+def _follow_data_folder(app: App) -> None:
+    """After the data folder was moved or copied, its own pools are the ones in it: a copy must not write into the original's."""
+    paths, system = app.parts.paths, app.system
+    for name, here in ((DEFAULT_POOL, paths.pool), (KERNEL_POOL, paths.kernels)):
+        before = system.pools[name].config.get("dir_path", here) if name in system.pools else here
+        tail = os.sep + os.path.relpath(here, paths.data)
+        if before != here and before.endswith(tail) and os.path.isdir(here):
+            log.warning("pool %s was in %s; the data folder has moved, so it is in %s now", name, before, here)
+            with app.transaction():
+                system.configure_pool(name, dir_path=here)
 
 
 def _check_no_volumes(paths: Paths) -> None:

@@ -97,7 +97,9 @@ class Store:
                     self._database.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreError(f"the store {self.path} can't be written: {error}") from error
+            failure = StoreError(f"the store {self.path} can't be written: {error}")
+            failure.hint = "Nothing was changed. Free some space, or see what is wrong with the disk."
+            raise failure from error
 
     def _write_row(self, row: Row) -> None:
         execute = self._database.execute
