@@ -230,6 +230,7 @@ class App(Qubesd):
         with self.transaction():
             creation.forget(qube)
         self._locks.pop(qube.uuid, None)
+        self.asleep.discard(qube.uuid)
         self.tokens = {token: place for token, place in self.tokens.items() if place[0] != qube.uuid}
         if isinstance(qube.values.get("dispid"), int):
             self._used_dispids.append((self.parts.host.now(), qube.values["dispid"]))  # type: ignore[arg-type]

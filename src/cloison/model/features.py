@@ -8,6 +8,7 @@ import re
 from cloison.errors import BadRequest, BadTag, BadValue, NotPermitted
 
 MAX_NAME = 256
+MAX_DELAY = 86400           # seconds before a used disposable is replaced
 PRELOAD_SERVICES = ("qubes.WaitForRunningSystem", "qubes.WaitForSession")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
 TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
@@ -58,9 +59,11 @@ def _check_preload(name: str, value: str) -> None:
         raise BadValue(f"feature {name} takes a number")
     if name == "preload-dispvm-delay" and value:
         try:
-            float(value)
+            seconds = float(value)
         except ValueError:
             raise BadValue(f"feature {name} takes a number of seconds") from None
+        if not -MAX_DELAY <= seconds <= MAX_DELAY:      # also what is no number at all
+            raise BadValue(f"feature {name} takes at most {MAX_DELAY} seconds")
 
 
 def check_permitted(name: str) -> None:

@@ -55,27 +55,30 @@ async def events(call: Call) -> None:
 async def stats(call: Call) -> None:
     """A report a running qube, every `stats_interval` seconds, until the caller hangs up."""
     call.send("", "connection-established", ())
-    before: dict[str, int] = {}
+    before: dict[str, tuple[int, float]] = {}
+    everyone = call.dest is call.system.dom0
     while not call.hangup.is_set():
-        everyone = call.dest is call.system.dom0
-        if not everyone and not call.dest.is_running:
+        if not everyone and not _is_up(call.dest):
             raise QubeNotRunning(f"{call.dest.name} does not run")
-        interval = int(call.system.get("stats_interval"))
-        for qube in call.system.sorted_qubes() if everyone else [call.dest]:
-            if qube.kind.machine and qube.power in (PowerState.RUNNING, PowerState.PAUSED):
-                call.send(qube.name, "vm-stats", _report(call, qube, before, interval))
+        for qube in [qube for qube in call.system.sorted_qubes() if _is_up(qube)] if everyone else [call.dest]:
+            call.send(qube.name, "vm-stats", _report(call, qube, before))
         try:
-            await asyncio.wait_for(call.hangup.wait(), interval)
+            await asyncio.wait_for(call.hangup.wait(), int(call.system.get("stats_interval")))
         except TimeoutError:
             continue
 
 
-def _report(call: Call, qube: Qube, before: dict[str, int], interval: int) -> tuple[tuple[str, str], ...]:
+def _is_up(qube: Qube) -> bool:
+    return qube.kind.machine and qube.power in (PowerState.RUNNING, PowerState.PAUSED)
+
+
+def _report(call: Call, qube: Qube, before: dict[str, tuple[int, float]]) -> tuple[tuple[str, str], ...]:
+    """`before`: processor time in ns of each qube at its last report, and when that was."""
     memory, cpu_time = call.qubesd.usage(qube)
-    vcpus = int(qube.get("vcpus"))
-    spent = cpu_time - before.get(qube.uuid, cpu_time)
-    before[qube.uuid] = cpu_time
-    percent = spent * 100 // (interval * vcpus * 10**9)
+    vcpus, now = int(qube.get("vcpus")), call.system.host.now()
+    last, when = before.get(qube.uuid, (cpu_time, now))
+    before[qube.uuid] = (cpu_time, now)
+    percent = max(0, int((cpu_time - last) / 10**7 / vcpus / (now - when))) if now > when else 0
     pairs = {"memory_kb": memory, "memory_assigned_total": memory, "memory_assigned_usable": memory,
              "memory_with_swap_used": memory, "cpu_time": cpu_time // 10**6, "cpu_usage": percent, "online_vcpus": vcpus}
     return tuple((key, str(value)) for key, value in pairs.items())

@@ -1,0 +1,75 @@
+"""The stream of statistics: its frames, its arithmetic, and its end."""
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.daemon.sockets import request, served
+
+from cloison.daemon.app import App
+from cloison.daemon.fake import FakeHost, ask
+from cloison.daemon.wardens import Usage
+from cloison.wire.admin import Event, EventDecoder
+
+FIELDS = ["memory_kb", "memory_assigned_total", "memory_assigned_usable", "memory_with_swap_used", "cpu_time", "cpu_usage",
+          "online_vcpus"]
+
+
+async def furnish(app: App) -> None:
+    await ask(app, "admin.vm.Create.TemplateVM", "dom0", "", "name=tpl label=black")
+    for name in ("one", "two", "off"):
+        await ask(app, "admin.vm.Create.AppVM", "dom0", "tpl", f"name={name} label=red")
+    for name in ("one", "two"):
+        assert not (await ask(app, "admin.vm.Start", name)).failure
+    await ask(app, "admin.property.Set", "dom0", "stats_interval", "1")
+
+
+async def read(reader: asyncio.StreamReader, decoder: EventDecoder, count: int) -> list[Event]:
+    events: list[Event] = []
+    while len(events) < count:
+        event = decoder.next_event()
+        if event is not None:
+            events.append(event)
+        else:
+            decoder.feed(await reader.read(4096))
+    return events
+
+
+def test_running_qubes_are_reported_round_by_round(tmp_path: Path) -> None:
+    async def scenario(app: App, path: str) -> None:
+        await furnish(app)
+        host, spent = app.parts.host, {"now": 10**9}
+        assert isinstance(host, FakeHost)
+        app.parts.wardens.usage = lambda uuid: Usage(409600, spent["now"])  # type: ignore[method-assign]
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"admin.vm.Stats+ dom0 name dom0\0")
+        writer.write_eof()
+        decoder = EventDecoder()
+        hello, one, two = await read(reader, decoder, 3)
+        assert (hello.subject, hello.event) == ("", "connection-established")
+        assert [event.subject for event in (one, two)] == ["one", "two"]
+        assert [key for key, _ in one.pairs] == FIELDS
+        assert dict(one.pairs)["cpu_usage"] == "0"
+        host.time += 2                          # two seconds, in which one of two processors was half busy
+        spent["now"] += 10**9
+        later = dict((await read(reader, decoder, 1))[0].pairs)
+        assert (later["cpu_usage"], later["cpu_time"], later["online_vcpus"]) == ("25", "2000", "2")
+        writer.close()
+
+    served(tmp_path, scenario)
+
+
+def test_a_stream_of_one_qube_ends_with_it(tmp_path: Path) -> None:
+    async def scenario(app: App, path: str) -> None:
+        await furnish(app)
+        halted = await request(path, b"admin.vm.Stats+ dom0 name off\0")
+        assert halted.startswith(b"1\0\0connection-established\0\0002\0QubesVMNotRunningError\0\0")
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"admin.vm.Stats+ dom0 name one\0")
+        writer.write_eof()
+        await reader.readuntil(b"vm-stats")
+        assert (await request(path, b"admin.vm.Kill+ dom0 name one\0")) == b"0\0"
+        assert b"2\0QubesVMNotRunningError\0\0" in await reader.read()
+        writer.close()
+
+    served(tmp_path, scenario)
