@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -307,6 +308,34 @@ def test_a_terminal_asks(paths: Paths, typed: bytes, chosen: str | None) -> None
     try:
         assert asyncio.run(conversation()) == chosen
     finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_the_agent_of_a_terminal_as_a_process(paths: Paths) -> None:
+    """From the question on the socket to the answer, on a terminal that is the program's own."""
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "CLOISON_ROOT": os.path.dirname(paths.run)}
+    command = ["setsid", "--ctty", "--wait", sys.executable, "-P", "-m", "cloison.cli.main", "ask-agent", "--terminal"]
+    process = subprocess.Popen(command, env=environ, stdin=theirs, stdout=theirs, stderr=theirs)
+
+    async def conversation() -> bytes:
+        asking = asyncio.create_task(send(paths, wire.encode_question(QUESTION)))
+        shown = b""
+        while b"(Enter: no): " not in shown:
+            shown += await asyncio.to_thread(os.read, ours, 4096)
+        os.write(ours, b"net\n")
+        return await asking
+
+    try:
+        while not os.path.exists(paths.socket("policy-agent.sock")):
+            assert process.poll() is None
+        assert asyncio.run(conversation()) == b"allow:net"
+        os.write(ours, b"\x03")                              # Ctrl-C
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
         os.close(ours)
         os.close(theirs)
 

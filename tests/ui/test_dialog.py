@@ -112,6 +112,17 @@ def test_the_frame_has_the_callers_colour(shown: Display) -> None:
         assert dialog.answer() == b"deny"
 
 
+def test_targets_have_their_colours_and_the_window_stays_on_top(shown: Display) -> None:
+    with asking(shown, question("work", "vault", default="work")) as dialog:
+        dialog.until_allowed()
+        assert [dialog.pixel(45, FIRST_ROW + row * ROW) for row in (0, 1)] == ["#000000", "#3465A4"]
+        state = subprocess.run(["xprop", "-id", dialog.window, "_NET_WM_STATE"], env=shown.environ, capture_output=True,
+                               text=True, check=True).stdout
+        assert "_NET_WM_STATE_ABOVE" in state
+        shown.do("key", "Escape")
+        assert dialog.answer() == b"deny"
+
+
 def test_a_question_that_nobody_waits_for_any_more_goes_away(shown: Display) -> None:
     with asking(shown, question()) as dialog:
         assert dialog.process.stdin is not None
