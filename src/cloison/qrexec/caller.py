@@ -79,20 +79,24 @@ class Sink:
 
     def close(self) -> None:
         """Let a reader see the end. The descriptor's number stays taken."""
-        self._waiting = memoryview(b"")
         if self._socket is not None and self._own:
             try:
                 self._socket.shutdown(_socket.SHUT_WR)
             except OSError:
                 pass                         # its reader is gone already
-        if self._socket is not None:
-            self._socket.close()
-        elif self._target != self.fd:
-            os.close(self._target)
+        self.release()
         if not self._own:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             os.dup2(null, self.fd)
             os.close(null)
+
+    def release(self) -> None:
+        """Let go of what was opened here. What still waits is lost."""
+        self._waiting = memoryview(b"")
+        if self._socket is not None:
+            self._socket.close()
+        elif self._target != self.fd:
+            os.close(self._target)
 
 
 class Caller:
@@ -124,6 +128,9 @@ class Caller:
                 self._step()
         except ProtocolError:
             return PROBLEM
+        finally:
+            for sink in self._sinks.values():
+                sink.release()
         return LOST if self._status is None else self._status
 
     def _finished(self) -> bool:
