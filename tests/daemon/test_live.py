@@ -72,18 +72,10 @@ def test_a_provider_is_told_new_rules_and_loses_the_old(tmp_path: Path) -> None:
 def test_the_signal_comes_after_all_rules(tmp_path: Path) -> None:
     async def scenario(app: App) -> None:
         await ok(app, "admin.vm.Start", "work")
-        written: list[list[str]] = []
-        wardens = app.parts.wardens
-        write = wardens.qdb_write
-
-        async def record(uuid: str, entries: dict[str, str | None]) -> None:
-            written.append(list(entries))
-            await write(uuid, entries)
-
-        wardens.qdb_write = record  # type: ignore[method-assign,assignment]
         await ok(app, "admin.vm.firewall.Set", "work", "", "action=accept\n")
         await app.live.close()
-        assert written[-1][-1] == f"/qubes-firewall/{app.system.qube('work').get('ip')}"
+        assert isinstance(app.parts.wardens, FakeWardens)
+        assert app.parts.wardens.qdb_writes[-1][-1] == f"/qubes-firewall/{app.system.qube('work').get('ip')}"
 
     live(tmp_path, scenario)
 

@@ -8,6 +8,7 @@ from tests.daemon.sockets import request, served
 
 from cloison.daemon.app import App
 from cloison.daemon.fake import FakeHost, ask
+from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.wardens import Usage
 from cloison.wire.admin import Event, EventDecoder
 
@@ -38,9 +39,8 @@ async def read(reader: asyncio.StreamReader, decoder: EventDecoder, count: int) 
 def test_running_qubes_are_reported_round_by_round(tmp_path: Path) -> None:
     async def scenario(app: App, path: str) -> None:
         await furnish(app)
-        host, spent = app.parts.host, {"now": 10**9}
-        assert isinstance(host, FakeHost)
-        app.parts.wardens.usage = lambda uuid: Usage(409600, spent["now"])  # type: ignore[method-assign]
+        host, wardens = app.parts.host, app.parts.wardens
+        assert isinstance(host, FakeHost) and isinstance(wardens, FakeWardens)
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b"admin.vm.Stats+ dom0 name dom0\0")
         writer.write_eof()
@@ -51,7 +51,7 @@ def test_running_qubes_are_reported_round_by_round(tmp_path: Path) -> None:
         assert [key for key, _ in one.pairs] == FIELDS
         assert dict(one.pairs)["cpu_usage"] == "0"
         host.time += 2                          # two seconds, in which one of two processors was half busy
-        spent["now"] += 10**9
+        wardens.used = Usage(409600, 2 * 10**9)
         later = dict((await read(reader, decoder, 1))[0].pairs)
         assert (later["cpu_usage"], later["cpu_time"], later["online_vcpus"]) == ("25", "2000", "2")
         writer.close()

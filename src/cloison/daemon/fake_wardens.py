@@ -38,6 +38,8 @@ class FakeWardens(Wardens):
         self.faint: set[str] = set()
         self.launches: list[Launch] = []
         self.qdb: dict[str, dict[str, str]] = {}
+        self.qdb_writes: list[list[str]] = []                           # paths, in the order of each write
+        self.used = Usage(409600, 10**9)                                # by each running qube
         self.sizes: dict[tuple[str, str], int] = {}                     # (uuid, disk) -> bytes, as resized
         self.services: list[tuple[str, str, bytes]] = []                # (uuid, service, input), as asked for
         self._folder = folder
@@ -131,6 +133,7 @@ class FakeWardens(Wardens):
 
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:
         self._get(uuid)
+        self.qdb_writes.append(list(entries))
         tree = self.qdb.setdefault(uuid, {})
         for path, value in entries.items():
             if value is None:
@@ -175,7 +178,7 @@ class FakeWardens(Wardens):
         self._warm = {key: folder for key, folder in self._warm.items() if not any(commit in key for commit in commits)}
 
     def usage(self, uuid: str) -> Usage:
-        return Usage(409600, 10**9) if uuid in self._running else Usage(0, 0)
+        return self.used if uuid in self._running else Usage(0, 0)
 
     def warm_images(self) -> list[str]:
         return sorted(self._warm)

@@ -94,7 +94,9 @@ class Preloads:
         good = [name for name in names if self._is_good(name)]
         await self.drop(template, [name for name in names if name not in good[:plan.maximum(template)]])
         count = plan.wanted(template, self._qubesd.system.host.free_memory())
-        await asyncio.gather(*(self._preload(template) for _ in range(count)))
+        self._failed.add(template.name)         # beforehand: one that fails leaves a gap, which must not wake us at once
+        if all(await asyncio.gather(*(self._preload(template) for _ in range(count)))):
+            self._failed.discard(template.name)
 
     def _is_good(self, name: str) -> bool:
         qube = self._qubesd.system.qubes.get(name)
@@ -108,14 +110,14 @@ class Preloads:
             log.error("preloaded disposable %s: %s", qube.name, error)
             return True
 
-    async def _preload(self, template: Qube) -> None:
+    async def _preload(self, template: Qube) -> bool:
+        """Whether one more waits now."""
         qubesd = self._qubesd
         try:
             qube = await qubesd.create_disposable(template, None)
         except CloisonError as error:
-            self._failed.add(template.name)
             log.error("no disposable of %s could be preloaded: %s", template.name, error)
-            return
+            return False
         with qubesd.transaction():
             qube.set_feature("internal", "1")
             qube.set_feature(plan.IN_PROGRESS, "1")
@@ -129,9 +131,10 @@ class Preloads:
                 qube.set_feature(plan.COMPLETED, "1")
                 qube.set_feature(plan.IN_PROGRESS, "")
         except CloisonError as error:
-            self._failed.add(template.name)
             log.error("%s could not be preloaded: %s", qube.name, error)
             await self.drop(template, [qube.name])
+            return False
+        return True
 
     async def drop(self, template: Qube, names: Iterable[str]) -> None:
         """Off the list first, then gone."""
