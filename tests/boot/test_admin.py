@@ -68,6 +68,7 @@ def test_a_preloaded_disposable_waits_paused_and_is_used(cloison: Place) -> None
         name = watch.event("domain-paused").subject
         watch.event("domain-feature-set:preload-dispvm-completed", name)
     assert cloison.state(name) == "Paused"
-    cloison.ok(["qvm-features", "--unset", DVM, "preload-dispvm-max"])
-    cloison.await_only_daemons()
+    with cloison.events() as watch:
+        cloison.ok(["qvm-features", "--unset", DVM, "preload-dispvm-max"])
+        assert watch.event("domain-delete").pairs == (("vm", name),)
     assert name not in cloison.qubes()

@@ -210,6 +210,9 @@ def test_what_a_starting_qube_is_told_beyond_its_name(tmp_path: Path) -> None:
         assert hashed == ["/hash-app-dispvm/" + HASHED]
         assert (entries["/qubes-gui-videoram-min"], entries["/qubes-gui-videoram-overhead"]) == ("4096", "5")
         assert (entries["/guivm-windows-prefix"], entries["/remote/far"]) == ("GuiVM", "far")
+        await ok(app, "admin.vm.property.Set", "far", "remote_name", "there")
+        await app.live.close()
+        assert told(app, "work")["/remote/far"] == "there"
         await ok(app, "admin.vm.feature.Set", "work", "service.app-dispvm.org.mozilla.firefox", "")
         await ok(app, "admin.vm.property.Set", "work", "keyboard_layout", "de++")
         await app.live.close()

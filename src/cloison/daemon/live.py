@@ -38,7 +38,11 @@ class Live:
         for event in events:
             qube = self._qubesd.system.qubes.get(event.subject)
             kind, _, name = event.name.partition(":")
-            if qube is None or not qube.kind.machine:
+            if qube is None:
+                continue
+            if name in ("relayvm", "remote_name") and kind in ("property-set", "property-reset"):
+                self._relay(qube)
+            if not qube.kind.machine:
                 continue
             if kind in ("domain-feature-set", "domain-feature-delete"):
                 self._feature(qube, name)
@@ -78,6 +82,12 @@ class Live:
         entries = features.qdb_entries(name, qube.features.get(name))
         if entries and qube.power in _UP:
             self._spawn(self._write(qube, entries))
+
+    def _relay(self, remote: Qube) -> None:
+        """The relay learns what the other machine calls the qube."""
+        relay = remote.reference("relayvm")
+        if relay is not None and relay.power in _UP:
+            self._spawn(self._write(relay, {f"/remote/{remote.name}": str(remote.get("remote_name") or remote.name)}))
 
     async def _write(self, qube: Qube, entries: dict[str, str | None]) -> None:
         try:
