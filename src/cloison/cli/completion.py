@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Iterator
 
 TOOLS = (
-    "qrexec-legacy-convert", "qrexec-policy-graph", "qubes-policy", "qubes-policy-editor", "qubes-policy-lint",
-    "qubes-prefs", "qvm-block", "qvm-check", "qvm-clone", "qvm-create", "qvm-device", "qvm-features", "qvm-firewall", "qvm-kill",
-    "qvm-ls", "qvm-notes", "qvm-pause", "qvm-pci", "qvm-pool", "qvm-prefs", "qvm-remove", "qvm-run", "qvm-service", "qvm-shutdown",
-    "qvm-start", "qvm-tags", "qvm-unpause", "qvm-usb", "qvm-volume",
+    "qrexec-legacy-convert", "qrexec-policy-graph", "qubes-policy", "qubes-policy-editor", "qubes-policy-lint", "qubes-prefs",
+    "qvm-block", "qvm-check", "qvm-clone", "qvm-console-dispvm", "qvm-copy-to-vm", "qvm-create", "qvm-device", "qvm-features",
+    "qvm-firewall", "qvm-kill", "qvm-ls", "qvm-move-to-vm", "qvm-notes", "qvm-pause", "qvm-pci", "qvm-pool", "qvm-prefs",
+    "qvm-remove", "qvm-run", "qvm-service", "qvm-shutdown", "qvm-start", "qvm-tags", "qvm-unpause", "qvm-usb", "qvm-volume",
 )
 _QUBES = "qvm-ls --raw-list 2>/dev/null"
 # compgen expands the words it is given: nothing but a name's characters may reach it.

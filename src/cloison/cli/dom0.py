@@ -9,7 +9,7 @@ import grp
 import os
 import pwd
 import shutil
-import sys
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +21,7 @@ from cloison.runtime.paths import Paths
 
 PROG = "cloison dom0"
 RELEASE = f"Qubes release 4.3 (Cloison {__version__})\n"
+OWN = sysconfig.get_path("scripts")      # where our programs were installed
 INSTEAD = "/usr/lib/cloison/instead"     # programs that stand in for the host's
 BESIDES = "/usr/lib/cloison/besides"     # programs for hosts that have none
 SERVICES = "/etc/qubes-rpc"
@@ -79,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     paths = Paths.from_environment()
     paths.ensure()
     enter("dom0", layout(paths, _program), writable=["/run"])
-    own = os.path.dirname(os.path.abspath(sys.argv[0]))
-    os.environ["PATH"] = os.pathsep.join([INSTEAD, os.environ.get("PATH", os.defpath), own, BESIDES])
+    os.environ["PATH"] = os.pathsep.join([INSTEAD, os.environ.get("PATH", os.defpath), OWN, BESIDES])
     try:
         os.execvp(command[0], command)  # noqa: S606 the program takes this process's place
     except FileNotFoundError as error:
@@ -90,9 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _program(name: str) -> str | None:
-    """Where a program of ours is: beside this one, or in $PATH."""
-    beside = os.path.dirname(os.path.abspath(sys.argv[0]))
-    return shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+    """Where a program of ours is."""
+    return shutil.which(name, path=os.pathsep.join([OWN, os.environ.get("PATH", os.defpath)]))
 
 
 def layout(paths: Paths, program: Callable[[str], str | None]) -> dict[str, File | Link]:
