@@ -13,6 +13,7 @@ from tests.runtime.ports import PATIENCE, Recorder, Side
 from cloison.qrexec.agent import ControlChannel
 from cloison.qrexec.daemon import Daemon, Served
 from cloison.runtime.port import Handler
+from cloison.runtime.vchan_socket import Dialer
 from cloison.wire import qrexec
 from cloison.wire.mux import GUEST, HOST, Address
 
@@ -21,9 +22,14 @@ XID = 7
 
 
 class Qube:
-    """`scripted`: the guest's end is a plain `Side` whose control channel is a recorder, `self.control`."""
+    """`scripted`: the guest's end is a plain `Side` whose control channel is a recorder, `self.control`.
 
-    def __init__(self, folder: Path, name: str = "work", xid: int = XID, *, scripted: bool = False) -> None:
+    `vchans`: where peers meet it that send no descriptors.
+    """
+
+    def __init__(
+        self, folder: Path, name: str = "work", xid: int = XID, *, scripted: bool = False, vchans: Path | None = None,
+    ) -> None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -35,7 +41,8 @@ class Qube:
         self.agent.xid = xid
         self.guest.accept = self._scripted if scripted else self._real
         uuid = f"00000000-0000-4000-8000-{xid:012d}"
-        self.daemon = Daemon(self.host.port, Served(xid, name, uuid, USER), str(folder), self._violation)
+        self.dialer = Dialer(str(vchans)) if vchans is not None else None
+        self.daemon = Daemon(self.host.port, Served(xid, name, uuid, USER), str(folder), self._violation, dialer=self.dialer)
         self.daemon.connect()
         self.daemon.start()
 
@@ -46,6 +53,8 @@ class Qube:
         for side in (self.host, self.guest):
             side.port.end("the test is over")
         self.daemon.close()
+        if self.dialer is not None:
+            self.dialer.close()
         for side in (self.host, self.guest):
             side.stream.close()
 
