@@ -32,7 +32,7 @@ async def plug(app: App, entries: dict[str, str | None]) -> None:
     uuid = app.system.qube("usb").uuid
     await app.parts.wardens.qdb_write(uuid, entries)
     app.parts.wardens.on_event(uuid, "qdb-change", {"path": "/qubes-block-devices"})
-    await app.live.close()
+    await app.live.settled()
 
 
 def test_what_comes_and_goes_is_listed_and_told(tmp_path: Path) -> None:
@@ -105,3 +105,19 @@ def test_the_hosts_pci_devices_have_the_way_to_them_as_port(tmp_path: Path) -> N
     assert found[3].line == ("00_1f.2:0x8086:0x2922::p010601 device_id='0x8086:0x2922::p010601' port_id='00_1f.2' devclass='pci' "
                              "backend_domain='dom0' _sbdf='0000:00:1f.2' interfaces='p010601'\n")
     assert pci.devices(str(tmp_path / "none")) == []
+
+
+def test_lesson_19_a_qube_that_writes_without_end_is_told_of_now_and_then(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        heard: list[str] = []
+        app.listen(app.system.dom0, None, lambda _subject, name, _pairs: heard.append(name))
+        uuid = app.system.qube("usb").uuid
+        for _ in range(10_000):
+            app.parts.wardens.on_event(uuid, "qdb-change", {"path": "/qubes-block-devices"})
+        await app.live.settled()
+        assert heard == ["domain-qdb-change:/qubes-block-devices", "device-list-change:block"]
+        app.parts.wardens.on_event(uuid, "qdb-change", {"path": "/qubes-usb-devices"})
+        await app.live.settled()
+        assert heard[2:] == ["domain-qdb-change:/qubes-usb-devices"]
+
+    scene(tmp_path, scenario)

@@ -345,11 +345,11 @@ def test_services_reach_a_running_qube(tmp_path: Path) -> None:
         uuid = life.app.system.qube("work").uuid
         await life.ok("admin.vm.feature.Set", "work", "service.cups", "1")
         await life.ok("admin.vm.feature.Set", "work", "vm-config.a", "b c")
-        await life.app.live.close()
+        await life.app.live.settled()
         assert life.wardens.qdb[uuid]["/qubes-service/cups"] == "1"
         assert life.wardens.qdb[uuid]["/vm-config/a"] == "b c"
         await life.ok("admin.vm.feature.Remove", "work", "service.cups")
-        await life.app.live.close()
+        await life.app.live.settled()
         assert "/qubes-service/cups" not in life.wardens.qdb[uuid]
 
     live(tmp_path, scenario)

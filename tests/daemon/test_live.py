@@ -57,12 +57,12 @@ def test_a_provider_is_told_new_rules_and_loses_the_old(tmp_path: Path) -> None:
         await ok(app, "admin.vm.Start", "work")
         tree = f"/qubes-firewall/{app.system.qube('work').get('ip')}"
         await ok(app, "admin.vm.firewall.Set", "work", "", "action=accept proto=tcp\naction=accept proto=udp\naction=drop\n")
-        await app.live.close()
+        await app.live.settled()
         rules = {path: value for path, value in told(app, "net").items() if path.startswith(tree)}
         assert rules == {f"{tree}/policy": "drop", f"{tree}/0000": "action=accept proto=tcp",
                          f"{tree}/0001": "action=accept proto=udp", f"{tree}/0002": "action=drop", tree: ""}
         await ok(app, "admin.vm.firewall.Set", "work", "", "")
-        await app.live.close()
+        await app.live.settled()
         rules = {path: value for path, value in told(app, "net").items() if path.startswith(tree)}
         assert rules == {f"{tree}/policy": "drop", tree: ""}
 
@@ -73,7 +73,7 @@ def test_the_signal_comes_after_all_rules(tmp_path: Path) -> None:
     async def scenario(app: App) -> None:
         await ok(app, "admin.vm.Start", "work")
         await ok(app, "admin.vm.firewall.Set", "work", "", "action=accept\n")
-        await app.live.close()
+        await app.live.settled()
         assert isinstance(app.parts.wardens, FakeWardens)
         assert app.parts.wardens.qdb_writes[-1][-1] == f"/qubes-firewall/{app.system.qube('work').get('ip')}"
 
@@ -211,11 +211,11 @@ def test_what_a_starting_qube_is_told_beyond_its_name(tmp_path: Path) -> None:
         assert (entries["/qubes-gui-videoram-min"], entries["/qubes-gui-videoram-overhead"]) == ("4096", "5")
         assert (entries["/guivm-windows-prefix"], entries["/remote/far"]) == ("GuiVM", "far")
         await ok(app, "admin.vm.property.Set", "far", "remote_name", "there")
-        await app.live.close()
+        await app.live.settled()
         assert told(app, "work")["/remote/far"] == "there"
         await ok(app, "admin.vm.feature.Set", "work", "service.app-dispvm.org.mozilla.firefox", "")
         await ok(app, "admin.vm.property.Set", "work", "keyboard_layout", "de++")
-        await app.live.close()
+        await app.live.settled()
         assert hashed[0] not in told(app, "work")
         assert told(app, "work")["/keyboard-layout"] == "de++"
 

@@ -14,7 +14,7 @@ from cloison.admin.qubesd import Qubesd
 from cloison.daemon import launch
 from cloison.daemon.devices import Devices
 from cloison.daemon.wardens import Wardens
-from cloison.errors import MachineError
+from cloison.errors import CloisonError, MachineError
 from cloison.model import features, firewall
 from cloison.model.domains import Qube
 from cloison.model.exposed import BLOCK_FOLDER
@@ -24,6 +24,8 @@ from cloison.values import PowerState
 log = logging.getLogger(__name__)
 WATCHED = (BLOCK_FOLDER, "/qubes-usb-devices")
 _UP = (PowerState.RUNNING, PowerState.PAUSED)
+QUIET = 0.1                     # s between two tellings of one qube's changes, so that it can't keep us busy
+RETRY = 60.0                    # s until rules are tried to be ended again, after a failure
 _MOST_WAIT = 24 * 3600.0        # s: the host's clock may be set, so look again at least once a day
 
 
@@ -31,7 +33,9 @@ class Live:
     def __init__(self, qubesd: Qubesd, wardens: Wardens, devices: Devices) -> None:
         self._qubesd, self._wardens, self._devices = qubesd, wardens, devices
         self._tasks: set[asyncio.Task[None]] = set()
+        self._changed: dict[str, set[str]] = {}         # uuid -> watched paths that have changed since they were told of
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def follow(self, events: Iterable[Event]) -> None:
         """Tell the qubes that what has just happened concerns."""
@@ -57,17 +61,37 @@ class Live:
                 self._devices.forget(qube)
 
     def qdb_changed(self, qube: Qube, untrusted_path: str) -> None:
-        """A running qube has written to a path that is watched."""
-        if untrusted_path in WATCHED:
-            with self._qubesd.transaction():
-                qube.journal.emit(qube.name, f"domain-qdb-change:{untrusted_path}", path=untrusted_path)
-            if untrusted_path == BLOCK_FOLDER:
-                self._spawn(self._devices.changed(qube))
+        """A running qube has written to a path that is watched. However often it does, it is told of once every QUIET seconds."""
+        if untrusted_path not in WATCHED:
+            return
+        if qube.uuid in self._changed:
+            self._changed[qube.uuid].add(untrusted_path)
+        else:
+            self._changed[qube.uuid] = {untrusted_path}
+            self._spawn(self._tell_changes(qube))
+
+    async def _tell_changes(self, qube: Qube) -> None:
+        waiting = self._changed[qube.uuid]
+        try:
+            while waiting and not self._closed:
+                path = waiting.pop()
+                with self._qubesd.transaction():
+                    qube.journal.emit(qube.name, f"domain-qdb-change:{path}", path=path)
+                if path == BLOCK_FOLDER:
+                    await self._devices.changed(qube)
+                await asyncio.sleep(QUIET)
+        finally:
+            del self._changed[qube.uuid]
 
     async def close(self) -> None:
-        """Wait for what is being told."""
+        """Wait for what is being told, and tell no more."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Until everything is told."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -128,6 +152,15 @@ class Live:
 
     def expire(self) -> None:
         """Forget the rules that have ended, and say so."""
+        try:
+            self._expire()
+        except CloisonError as error:
+            log.error("firewall rules that have ended are still there: %s", error)
+            self._timer = asyncio.get_running_loop().call_later(RETRY, self.expire)
+        else:
+            self.watch_expiry()
+
+    def _expire(self) -> None:
         now = self._qubesd.system.host.now()
         for qube in self._with_rules():
             rules = _rules(qube)
@@ -136,7 +169,6 @@ class Live:
                 with self._qubesd.transaction():
                     qube.put_text("firewall", firewall.to_text(left))
                     qube.journal.emit(qube.name, "firewall-changed")
-        self.watch_expiry()
 
     def _with_rules(self) -> list[Qube]:
         return [qube for qube in self._qubesd.system.qubes.values() if "expire=" in qube.texts.get("firewall", "")]

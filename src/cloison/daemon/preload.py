@@ -82,7 +82,10 @@ class Preloads:
         await asyncio.sleep(wake.delay)
         async with self._locks.setdefault(template.uuid, asyncio.Lock()):
             if self._qubesd.system.qubes.get(template.name) is template:
-                await self._settle(template)
+                try:
+                    await self._settle(template)
+                except CloisonError as error:
+                    log.error("preloaded disposables of %s: %s", template.name, error)
 
     def _emit(self, template: Qube, name: str, **pairs: object) -> None:
         with self._qubesd.transaction():
