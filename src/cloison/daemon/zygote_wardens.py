@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ ENDS = ("stopped", "failed")
 ZYGOTE = "cloison.warden.zygote"
 MAX_LAUNCH = 200_000          # bytes of a launch: a packet as large as any kernel lets an ordinary user send
 STATUS = ("state", "name", "uuid", "xid", "start", "memory", "pid")
+_TERMINAL = re.compile(r"/dev/pts/[0-9]{1,9}")
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -297,11 +299,19 @@ class ZygoteWardens(Wardens):
         await self._link(uuid).ask("qdb", entries=dict(entries))
 
     async def qdb_read(self, uuid: str, prefix: str) -> dict[str, bytes]:
-        reply = await self._link(uuid).ask("qdb-read", prefix=prefix)
-        return {path: value.encode("latin-1") for path, value in reply["entries"].items()}
+        untrusted = (await self._link(uuid).ask("qdb-read", prefix=prefix)).get("entries")
+        try:
+            if isinstance(untrusted, dict):
+                return {path: value.encode("latin-1") for path, value in untrusted.items()}
+        except (AttributeError, UnicodeEncodeError):
+            pass
+        raise MachineError("its warden's answer makes no sense")
 
     async def console(self, uuid: str) -> str:
-        return str((await self._link(uuid).ask("console"))["tty"])
+        terminal = (await self._link(uuid).ask("console")).get("tty")
+        if not isinstance(terminal, str) or not _TERMINAL.fullmatch(terminal):
+            raise MachineError("its warden's answer makes no sense")
+        return terminal
 
     async def resize(self, uuid: str, role: str, size: int) -> None:
         await self._link(uuid).ask("resize", role=role, size=size)
