@@ -379,3 +379,9 @@ def test_completion_knows_every_tool(shell: str, check: list[str], tmp_path: Pat
     if check:
         pid = os.posix_spawnp(check[0], [*check, str(tmp_path / "c")], os.environ)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_run_takes_no_option_for_a_command(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("qvm-run", "work", "--autostart", "true") == 2
+    assert "options stand before VMNAME" in capsys.readouterr().err
+    assert qubesd.calls == []

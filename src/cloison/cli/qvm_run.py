@@ -94,7 +94,10 @@ def _job(args: argparse.Namespace) -> tuple[str, Job]:
     if args.dispvm is None and not args.all_qubes:
         if not words:
             tool.quit_usage(PROG, "VMNAME is missing")
-        name, words = words[0], _without_dashes(words[1:])
+        name = words[0]
+        if len(words) > 1 and words[1].startswith("-") and words[1] != "--":
+            tool.quit_usage(PROG, f"options stand before VMNAME; write -- before a COMMAND that begins with '-': {words[1]!r}")
+        words = _without_dashes(words[1:])
     for wrong, sentence in (
         (not words and args.dispvm not in (None, DOM0), "COMMAND is missing; without a BASE write: --dispvm -- COMMAND"),
         (not words, "COMMAND is missing"),
