@@ -226,6 +226,7 @@ def test_no_policy_daemon_refuses(place: Place) -> None:
 
 
 def test_policy_is_asked_with_the_names_as_they_were_sanitised(place: Place) -> None:
+    """QSB-038: no `$` and no separator of a shell or of the policy's protocol is left when anybody decides."""
     async def work(caller: Caller) -> None:
         trigger = qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 160 + 9) + b"re mote".ljust(64, b"\0") + b"$(id)".ljust(64, b"\0")
         caller.control.send(trigger + qrexec.request_id("SOCKET9") + b"a;b+c\n/x\0")
@@ -273,6 +274,45 @@ def test_a_hundred_that_wait_do_not_stop_the_next_call(place: Place) -> None:
 
     with contextlib.suppress(asyncio.CancelledError):
         with_caller(place, work)
+
+
+def test_what_a_guest_names_can_not_forge_a_line_of_the_log(place: Place) -> None:
+    """QSB-087. Nor is a name kept at any length."""
+    async def work(caller: Caller) -> None:
+        name = b'a"}\n{"event": "end"\x1b[2J' + b"+" + b"x" * 60000 + b"\0"
+        trigger = qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 160 + len(name)) + bytes(128) + qrexec.request_id("SOCKET9") + name
+        caller.control.send(trigger)
+        assert isinstance(await caller.answer(), qrexec.ServiceRefused)
+
+    with_caller(place, work)
+    text = place.log.read_text()
+    assert len(text.splitlines()) == len(place.entries()) == 1
+    assert len(text) < 1000 and text.isascii() and text.removesuffix("\n").isprintable()
+
+
+def test_a_refusal_says_nothing_but_the_requests_own_id(place: Place) -> None:
+    """QSB-099: neither the reason nor anything of the policy reaches the qube."""
+    place.policy = "result=deny\nsecret=rule"
+
+    async def work(caller: Caller) -> None:
+        caller.ask("test.Cat")
+        await caller.answer()
+        ident = qrexec.request_id("SOCKET9")
+        assert bytes(caller.control.got) == qrexec.hello(4) + qrexec.service_refused(ident)
+
+    with_caller(place, work)
+
+
+@pytest.mark.parametrize("service", [b"\0", b"+\0", b"+a\0", b"a", b"a\0a\0", b"x" * 256 + b"\0", b"x" * 256 + b"+\0"])
+def test_a_service_name_of_no_length_or_without_an_end_is_refused_and_nothing_else(place: Place, service: bytes) -> None:
+    """QSB-089."""
+    async def work(caller: Caller) -> None:
+        ident = qrexec.request_id("SOCKET9")
+        caller.control.send(qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 160 + len(service)) + bytes(128) + ident + service)
+        assert await caller.answer() == qrexec.ServiceRefused(ident)
+        assert place.server.heard == [] and caller.qube.violations == []
+
+    with_caller(place, work)
 
 
 # -- the host --------------------------------------------------------------------------------------------------------------
