@@ -178,8 +178,8 @@ class Place:
 
 
     def await_only_daemons(self) -> None:
-        """Until qubesd and its zygote are all that runs here; a warden that has said its last word still takes a moment to exit."""
-        daemons = {self.process("python.*cloison.daemon"), self.process("python.*cloison.warden.zygote")}
+        """Until the daemons are all that runs here; a warden that has said its last word still takes a moment to exit."""
+        daemons = {self.process(f"python.*cloison.{name}") for name in ("daemon", "warden.zygote", "qrexec.policyd")}
         await_ends(set(self.processes()) - daemons)
         assert set(self.processes()) == daemons, self.processes()
 

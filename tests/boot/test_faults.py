@@ -4,8 +4,11 @@ The points that `storage:*` names are walked one by one in tests/storage; here i
 """
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
-from tests.boot.place import DVM, TEMPLATE, Place, await_ends, is_up
+from tests.boot.place import DVM, LIMIT, TEMPLATE, Place, await_ends, is_up
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
@@ -142,6 +145,37 @@ def test_a_maker_of_warm_images_that_dies(cloison: Place, qube: str, point: str)
     mend(cloison)
     cloison.ok(["qvm-prefs", "--default", qube, "memory"])
     assert cloison.state(qube) == "Halted"
+    assert_whole(cloison, before)
+
+
+def start(cloison: Place, qube: str) -> None:
+    """A start that may boot, or make an image first: each of its steps has the limit that else a whole tool has."""
+    with cloison.events() as watch, cloison.popen(["qvm-start", qube]) as tool:
+        watch.event("domain-pre-spawn", qube)
+        watch.event("domain-start", qube)
+        assert tool.wait(LIMIT) == 0
+
+
+@pytest.mark.parametrize("part", ["ram", "state"])
+def test_a_damaged_warm_image_costs_one_cold_start(cloison: Place, qube: str, part: str) -> None:
+    """A memory size of its own spares the other tests' image."""
+    before, images = cloison.files(), set(Path(cloison.paths.warm).iterdir())
+    cloison.ok(["qvm-prefs", qube, "memory", "352"])
+    start(cloison, qube)
+    cloison.kill(qube)
+    cloison.down()
+    [image] = set(Path(cloison.paths.warm).iterdir()) - images
+    damaged = image / part
+    damaged.chmod(0o600)
+    with open(damaged, "r+b") as file:
+        position = os.lseek(file.fileno(), damaged.stat().st_size // 2, os.SEEK_DATA)
+        os.pwrite(file.fileno(), bytes([os.pread(file.fileno(), 1, position)[0] ^ 1]), position)
+    cloison.up()
+    start(cloison, qube)
+    assert f"is damaged: {part}" in cloison.log() and set(Path(cloison.paths.warm).iterdir()) == images
+    assert cloison.sh(qube, "cat ~/file") == b"precious\n"
+    cloison.kill(qube)
+    cloison.ok(["qvm-prefs", "--default", qube, "memory"])
     assert_whole(cloison, before)
 
 

@@ -87,6 +87,16 @@ def test_unshare_forbidden(tmp_path: Path, host: Path, programs: Path) -> None:
     assert examine(tmp_path, host)["subordinate ids"].status == "fail"
 
 
+def test_no_advice_sends_back_to_the_doctor_for_what_the_doctor_says(
+    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = examine(tmp_path, host)
+    assert checks["bwrap"].advice == "sudo apt install bubblewrap"
+    assert checks["sandbox"].said == "can't be tried: bwrap is not installed."
+    assert checks["sandbox"].advice == "Install what is named above, then run cloison doctor again."
+
+
 def test_missing_program_names_its_package() -> None:
     check = doctor._program("no-such-program", "some-package", "a test")
     assert check.status == "fail"

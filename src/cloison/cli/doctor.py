@@ -23,7 +23,7 @@ from cloison.hypervisor import probe
 from cloison.policy.parse import PolicySyntaxError, Root
 from cloison.qrexec.policy_files import folders, load
 from cloison.runtime.paths import Paths
-from cloison.runtime.programs import find
+from cloison.runtime.programs import ProgramMissing, find
 from cloison.templates.contain import contained
 
 Status = Literal["ok", "warn", "fail"]
@@ -99,6 +99,8 @@ def examine(paths: Paths, root: str = "/", user: str | None = None) -> list[Chec
 def _made(name: str, maker: Callable[[], Check]) -> Check:
     try:
         return maker()
+    except ProgramMissing as error:
+        return Check(name, "fail", f"can't be tried: {error}.", "Install what is named above, then run cloison doctor again.")
     except CloisonError as error:
         return Check(name, "fail", f"{error}.", error.hint)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
