@@ -121,3 +121,18 @@ def test_lesson_19_a_qube_that_writes_without_end_is_told_of_now_and_then(tmp_pa
         assert heard[2:] == ["domain-qdb-change:/qubes-usb-devices"]
 
     scene(tmp_path, scenario)
+
+
+def test_denied_interfaces(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        for method, payload, failure in (
+            ("Add", "b******u03****", ""), ("Add", "b******", ""), ("Add", "b*****", "QubesValueError"),
+            ("Add", "b******b******", "ProtocolError"), ("Add", "x******", "QubesPropertyValueError"), ("Add", "", ""),
+            ("Remove", "m******", ""), ("Remove", "zzzzzzz", ""), ("Remove", "b*****", "QubesValueError"), ("Remove", "b******", ""),
+        ):
+            assert (await ask(app, f"admin.vm.device.denied.{method}", "work", "", payload)).failure == failure, (method, payload)
+        assert (await ask(app, "admin.vm.device.denied.List", "work")).content == "u03****"
+        await ask(app, "admin.vm.device.denied.Remove", "work", "", "all")
+        assert (await ask(app, "admin.vm.device.denied.List", "work")).content == ""
+
+    scene(tmp_path, scenario)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from cloison.errors import BadRequest, BadValue
+from cloison.errors import BadPropertyValue, BadRequest, BadValue
 
 CLASSES = ("pci", "block")
 MODES = ("required", "auto-attach", "ask-to-attach")
@@ -130,12 +130,17 @@ def assignment_line(assignment: Assignment, frontend: str | None = None) -> str:
     return f"{device.head} {serialise(pairs)}\n"
 
 
-def parse_interfaces(untrusted: str) -> list[str]:
-    """Concatenated 7-character patterns. Raises BadValue."""
+def split_interfaces(untrusted: str) -> list[str]:
+    """Concatenated 7-character patterns, their characters unchecked. Raises BadValue."""
     if len(untrusted) % 7:
         raise BadValue("device interfaces are patterns of 7 characters each")
-    patterns = [untrusted[start:start + 7] for start in range(0, len(untrusted), 7)]
+    return [untrusted[start:start + 7] for start in range(0, len(untrusted), 7)]
+
+
+def parse_interfaces(untrusted: str) -> list[str]:
+    """Concatenated patterns. Raises BadValue, BadPropertyValue."""
+    patterns = split_interfaces(untrusted)
     for pattern in patterns:
         if not _INTERFACE.fullmatch(pattern):
-            raise BadValue(f"{pattern!r} is not a device interface pattern, such as u03**** or b******")
+            raise BadPropertyValue(f"{pattern!r} is not a device interface pattern, such as u03**** or b******")
     return patterns

@@ -157,15 +157,13 @@ GLOBALS = _table((
     P("default_pool", "str", "Pool of new volumes.", d.default_pool, rule=r.existing_pool, stage=3),
     *(P(f"default_pool_{volume}", "str", f"Pool of new {volume} volumes.", d.from_pool_default, rule=r.existing_pool, stage=3)
       for volume in ("kernel", "private", "root", "volatile")),
-    P("default_qrexec_timeout", "int", "Default of qrexec_timeout, seconds.", 60, rule=r.at_least(1, "default_qrexec_timeout"),
-      stage=3),
-    P("default_shutdown_timeout", "int", "Default of shutdown_timeout, seconds.", 60,
-      rule=r.at_least(1, "default_shutdown_timeout"), stage=3),
+    P("default_qrexec_timeout", "int", "Default of qrexec_timeout, seconds.", 60, stage=3),
+    P("default_shutdown_timeout", "int", "Default of shutdown_timeout, seconds.", 60, stage=3),
     P("default_template", "vm", "Template of new qubes.", rule=r.template_vm, stage=3),
     P("management_dispvm", "vm", "Default of management_dispvm.", None, rule=r.disposable_template, stage=3),
     _computed("maxmem", "int", "Memory of the host, in MiB.", lambda system: system.host.memory, stage=3),
     _computed("no_cpus", "int", "Processors of the host.", lambda system: system.host.cpus, stage=3),
-    P("stats_interval", "int", "Seconds between two reports of statistics.", 3, rule=r.at_least(1, "stats_interval"), stage=3),
+    P("stats_interval", "int", "Seconds between two reports of statistics.", 3, stage=3),
     P("updatevm", "vm", "Qube that downloads dom0's updates.", None, stage=3),
 ))
 

@@ -153,7 +153,7 @@ def _denied(call: Call) -> list[str]:
 
 
 def _patterns(call: Call) -> list[str]:
-    patterns = devices.parse_interfaces(call.payload.decode("ascii", "replace"))
+    patterns = devices.split_interfaces(call.payload.decode("ascii", "replace"))
     if len(set(patterns)) != len(patterns):
         raise BadRequest("an interface is there twice")
     return patterns

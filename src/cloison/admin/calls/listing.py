@@ -53,7 +53,7 @@ async def events(call: Call) -> None:
 
 
 async def stats(call: Call) -> None:
-    """A report a running qube, every `stats_interval` seconds, until the caller hangs up."""
+    """A report a running qube, every `stats_interval` seconds (at least one), until the caller hangs up."""
     call.send("", "connection-established", ())
     before: dict[str, tuple[int, float]] = {}
     everyone = call.dest is call.system.dom0
@@ -63,7 +63,7 @@ async def stats(call: Call) -> None:
         for qube in [qube for qube in call.system.sorted_qubes() if _is_up(qube)] if everyone else [call.dest]:
             call.send(qube.name, "vm-stats", _report(call, qube, before))
         try:
-            await asyncio.wait_for(call.hangup.wait(), int(call.system.get("stats_interval")))
+            await asyncio.wait_for(call.hangup.wait(), max(1, int(call.system.get("stats_interval"))))
         except TimeoutError:
             continue
 
