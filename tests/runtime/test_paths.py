@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloison.runtime.paths import NoFolder, Paths, UnsafeRunDirectory
+from cloison.runtime.paths import NoFolder, Paths, UnsafeRunDirectory, leave_folder
 
 
 @pytest.mark.parametrize(("environ", "run", "data", "config"), [
@@ -67,3 +67,18 @@ def test_a_folder_that_can_not_be_made_is_told_with_what_to_do(root: str) -> Non
     with pytest.raises(NoFolder, match=f"the folder {root}/run can't be used: ") as caught:
         Paths.from_environment({"CLOISON_ROOT": root}).ensure()
     assert "CLOISON_ROOT" in caught.value.hint
+
+
+def test_a_daemon_leaves_the_folder_it_was_started_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else that folder could not be unmounted; and a relative root must not become another one for the daemon's children."""
+    started = tmp_path / "started-here"
+    started.mkdir()
+    monkeypatch.chdir(started)
+    monkeypatch.setenv("CLOISON_ROOT", "own")
+    before = Paths.from_environment()
+    leave_folder()
+    assert os.getcwd() == "/" and Paths.from_environment().run == before.run == str(started / "own/run")
+    started.rmdir()
+    monkeypatch.delenv("CLOISON_ROOT")
+    leave_folder()
+    assert "CLOISON_ROOT" not in os.environ

@@ -18,7 +18,7 @@ from cloison.daemon.wiring import DRIVERS
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe
 from cloison.runtime.limits import allow_many_files
-from cloison.runtime.paths import Paths
+from cloison.runtime.paths import Paths, leave_folder
 from cloison.storage.linux_kernel import KernelPool
 
 
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o077)
     allow_many_files()
     try:
+        leave_folder()
         paths = Paths.from_environment()
         paths.ensure()
         lock = take_lock(paths)

@@ -28,7 +28,7 @@ from cloison.runtime import unix
 from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.limits import allow_many_files
-from cloison.runtime.paths import Paths
+from cloison.runtime.paths import Paths, leave_folder
 from cloison.wire import policy as wire
 
 log = logging.getLogger(__name__)
@@ -276,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o077)
     allow_many_files()
     try:
+        leave_folder()
         paths = Paths.from_environment()
         paths.ensure()
         make_folders(folders(paths))

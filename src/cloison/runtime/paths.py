@@ -98,3 +98,11 @@ def _make(folder: str) -> None:
             raise PermissionError(errno.EACCES, "this user may not write to it")
     except OSError as error:
         raise NoFolder(f"the folder {folder} can't be used: {error.strerror}") from error
+
+
+def leave_folder() -> None:
+    """For a daemon: let go of the folder it was started in. A relative CLOISON_ROOT stays what it was, for its children too."""
+    root = os.environ.get("CLOISON_ROOT")
+    if root:
+        os.environ["CLOISON_ROOT"] = os.path.abspath(root)
+    os.chdir("/")
