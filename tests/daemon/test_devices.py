@@ -128,7 +128,8 @@ def test_denied_interfaces(tmp_path: Path) -> None:
         for method, payload, failure in (
             ("Add", "b******u03****", ""), ("Add", "b******", ""), ("Add", "b*****", "QubesValueError"),
             ("Add", "b******b******", "ProtocolError"), ("Add", "x******", "QubesPropertyValueError"), ("Add", "", ""),
-            ("Remove", "m******", ""), ("Remove", "zzzzzzz", ""), ("Remove", "b*****", "QubesValueError"), ("Remove", "b******", ""),
+            ("Remove", "m******", ""), ("Remove", "zzzzzzz", ""), ("Remove", "b*****", "QubesValueError"),
+            ("Remove", "b******", ""),
         ):
             assert (await ask(app, f"admin.vm.device.denied.{method}", "work", "", payload)).failure == failure, (method, payload)
         assert (await ask(app, "admin.vm.device.denied.List", "work")).content == "u03****"

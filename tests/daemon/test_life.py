@@ -85,6 +85,9 @@ def test_create_and_remove(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("payload", "failure"), [
     ("name=work label=blue", "QubesVMAlreadyExistsError"),
     ("name=x label=puce", "ProtocolError"),
+    ("name=work label=puce", "ProtocolError"),
+    ("name=../x what=ever label=red", "QubesValueError"),
+    ("label=1 name=../x", "QubesInvalidLabelError"),
     ("name=x label=1", "QubesInvalidLabelError"),
     ("name=../x label=red", "QubesValueError"),
     ("name=a,b label=red", "QubesValueError"),

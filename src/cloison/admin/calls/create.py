@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from cloison.admin.qubesd import Call, NewQube
-from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError, NotPermitted, QubeNotFound
+from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError, NotPermitted, QubeExists, QubeNotFound
 from cloison.model import labels
 from cloison.model.domains import Qube
 from cloison.plan import lifecycle
@@ -15,6 +15,7 @@ _KEYS = ("name", "label", "pool", *(f"pool:{volume}" for volume in VOLUMES))
 
 
 def _words(untrusted: bytes) -> dict[str, str]:
+    """The words by key; each is checked as it comes, so that the first that is wrong is what the caller hears of."""
     try:
         text = untrusted.decode("ascii")
     except UnicodeDecodeError:
@@ -26,8 +27,19 @@ def _words(untrusted: bytes) -> dict[str, str]:
             raise BadRequest(f"{word[:60]!r} is not one of name=, label=, pool=, pool:<volume>=")
         if key in words:
             raise BadRequest(f"{key} is there twice")
+        _check_word(key, value)
         words[key] = value
     return words
+
+
+def _check_word(key: str, value: str) -> None:
+    if key == "name":
+        try:
+            QubeName(value)
+        except InvalidValue as error:
+            raise BadValue(str(error)) from error
+    elif key == "label":
+        labels.check_name(value, new=True)
 
 
 def _order(call: Call, klass: str, *, in_pool: bool) -> NewQube:
@@ -35,15 +47,11 @@ def _order(call: Call, klass: str, *, in_pool: bool) -> NewQube:
     if call.argument and not call.system.kinds[klass].templates:
         raise BadRequest(f"a {klass} has no template")
     words = _words(call.payload)
-    if "name" in words:
-        try:
-            QubeName(words["name"])
-        except InvalidValue as error:
-            raise BadValue(str(error)) from error
-    if "label" in words:
-        labels.check_name(words["label"], new=True)
     if "name" not in words or "label" not in words:
         raise BadRequest("name= and label= are needed")
+    if words["label"] not in call.system.labels:
+        # The reference answers so for an unknown label, and its clients know no better class.
+        raise BadRequest(f"there is no label {words['label'][:60]!r}")
     pools = {key.removeprefix("pool:"): value for key, value in words.items() if key.startswith("pool:")}
     if "pool" in words and pools:
         raise BadRequest("use pool= or pool:<volume>=, not both")
@@ -57,6 +65,8 @@ def create(klass: str, *, in_pool: bool) -> Callable[[Call], Awaitable[None]]:
         if klass == "AdminVM":
             raise BadPropertyValue("there can be only one dom0")
         order = _order(call, klass, in_pool=in_pool)
+        if order.name in call.system.qubes:
+            raise QubeExists(f"there is a qube {order.name} already")
         if order.template is not None and order.template not in call.system.qubes:
             raise QubeNotFound(f"there is no qube {order.template[:60]!r} to be the template")
         await call.qubesd.create(order, call.source)
