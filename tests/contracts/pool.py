@@ -261,6 +261,16 @@ class PoolContract:
         pool.destroy()
         assert not os.path.exists(pool.folder)
 
+    def test_a_revert_brings_back_the_size_as_well(self, pool: Pool, tmp_path: Path) -> None:
+        keep = replace(DATA, revisions_to_keep=3)
+        pool.create(keep)
+        pool.resize(keep, 12 * MIB)
+        pool.import_file(keep, raw_file(tmp_path, 7), format="raw")
+        pool.revert(keep)
+        assert pool.size(keep) == 12 * MIB and exported(pool, keep) == bytes(12 * MIB)
+        pool.revert(keep)
+        assert pool.size(keep) == MIB and exported(pool, keep) == b"\x07" * MIB
+
     def test_clear(self, pool: Pool) -> None:
         pool.create(DATA)
         session(pool, DATA, 1)

@@ -154,13 +154,16 @@ class FakePool(Pool):
         number = old[-1] if number is None and old else number
         if number not in old:
             raise PoolError(f"can't revert volume {volume.vid}", "there is no such revision")
-        self._commit(volume, self._copy(volume.vid, state.commits[number]))
+        path = self._copy(volume.vid, state.commits[number])
+        state.size = os.stat(path).st_size
+        self._commit(volume, path)
 
     def resize(self, volume: VolumeConfig, size: int) -> None:
         state = self._committed(volume)
         if checked_size(size) < state.size:
             raise PoolError(f"can't resize volume {volume.vid}", "volumes only grow")
         state.size = checked_size(size)
+        os.truncate(_last(state), state.size)
 
     def export_begin(self, volume: VolumeConfig) -> str:
         state = self._committed(volume)

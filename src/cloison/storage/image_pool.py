@@ -196,7 +196,7 @@ class ImagePool(RecordPool):
             if size < found.size:
                 raise PoolError(f"can't resize volume {volume.vid}", f"it has {found.size} bytes and volumes only grow")
             if size > found.size:
-                files.write(replace(found, size=size))
+                files.write(found.grown(size))
 
     def _sweep_qube(self, qube: str) -> None:
         """Unlink what a crash left in a qube's folder. A volume whose record can't be read is left alone."""

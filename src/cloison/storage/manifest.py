@@ -85,6 +85,11 @@ class Manifest:
         """With a dirty image of that format on the present commit."""
         return replace(self, dirty=self.last + 1, last=self.last + 1, dirty_format=format)
 
+    def grown(self, size: int) -> Manifest:
+        """Larger from the next start on. The present commit counts as that large already: a revert to it keeps the size."""
+        commits = tuple(replace(commit, size=size) if commit.id == self.current else commit for commit in self.commits)
+        return replace(self, size=size, commits=commits)
+
     def committed(self, *, time: int, keep: int) -> Manifest:
         """The dirty image has become the present commit."""
         assert self.dirty is not None

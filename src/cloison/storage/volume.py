@@ -58,7 +58,8 @@ class VolumeFiles:
     def refuse_import(self) -> None:
         """Also ends an import that was left behind. The lock is held."""
         if os.path.lexists(self.import_path) and not images.drop_abandoned(self.import_path, ABANDONED):
-            raise PoolError(f"can't use volume {self.vid}", "an import into it is running", "Wait until it has ended; if its writer is gone, that is a minute later.")
+            raise PoolError(f"can't use volume {self.vid}", "an import into it is running",
+                            "Wait until it has ended; if its writer is gone, that is a minute later.")
 
     def refuse_dirty(self, found: Manifest) -> None:
         if found.dirty is not None:
