@@ -385,3 +385,9 @@ def test_run_takes_no_option_for_a_command(qubesd: FakeQubesd, capsys: pytest.Ca
     assert run("qvm-run", "work", "--autostart", "true") == 2
     assert "options stand before VMNAME" in capsys.readouterr().err
     assert qubesd.calls == []
+
+
+def test_ls_says_how_a_qube_started(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
+    qubesd.answers["internal.cloison.Status"] = lambda _, __: admin.ok(b'{"starts": {"sys-net": "warm"}}')
+    assert run("qvm-ls", "--fields", "name,start", "sys-net", "work") == 0
+    assert capsys.readouterr().out == "NAME     START\nsys-net  warm\nwork     -\n"
