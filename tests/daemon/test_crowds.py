@@ -39,7 +39,8 @@ async def hear(path: str, wanted: int, ready: asyncio.Semaphore) -> list[tuple[s
     """The first `wanted` feature changes, as (feature, value)."""
     reader, writer = await listener(path)
     ready.release()
-    decoder, heard = EventDecoder(), []
+    decoder = EventDecoder()
+    heard: list[tuple[str, str]] = []
     while len(heard) < wanted:
         while (event := decoder.next_event()) is not None:
             if event.event.startswith("domain-feature-set:"):
@@ -63,8 +64,8 @@ def test_a_thousand_listeners_and_fifty_writers_lose_nothing(tmp_path: Path) -> 
 
     async def scenario(_: App, path: str) -> None:
         ready = asyncio.Semaphore(0)
-        hearing = [asyncio.create_task(hear(path, WRITERS * TIMES, ready)) for _ in range(LISTENERS)]
-        for _ in range(LISTENERS):
+        hearing = [asyncio.create_task(hear(path, WRITERS * TIMES, ready)) for _number in range(LISTENERS)]
+        for _number in range(LISTENERS):
             await ready.acquire()
         await asyncio.gather(*(write(path, number) for number in range(WRITERS)))
         first, *rest = await asyncio.gather(*hearing)

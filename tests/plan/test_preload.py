@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from cloison.daemon.fake import FakeHost
-from cloison.model.creation import Birth, create
+from cloison.model.creation import Birth, create, preloaded
 from cloison.model.domains import READY, Qube, System
 from cloison.model.labels import Label
 from cloison.model.qubes import new_system
@@ -33,7 +33,7 @@ def waiting(system: System, name: str = "disp1") -> Qube:
                                 template="dvm", dispid=len(system.qubes)))
     qube.set_feature(preload.COMPLETED, "1")
     qube.power = PowerState.PAUSED
-    system.qube("dvm").set_feature(preload.LIST, " ".join([*preload.preloaded(system.qube("dvm")), name]))
+    system.qube("dvm").set_feature(preload.LIST, " ".join([*preloaded(system.qube("dvm")), name]))
     system.journal.clear()
     return qube
 
