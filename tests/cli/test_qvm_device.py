@@ -101,6 +101,14 @@ def test_an_option_is_one_option(option: dict[str, str]) -> None:
         devices.serialise(Device("b", "p", "*"), "usb", "f", "manual", option)
 
 
+@pytest.mark.parametrize(("interfaces", "expected"), [
+    ("pffff00", "PCI device"), ("uff0000", "USB device"), ("uff0000u030101", "Keyboard"), ("?******", "?******"), ("", "?******"),
+])
+def test_a_device_is_described_by_what_is_known_of_it(interfaces: str, expected: str) -> None:
+    line = devices.Line(Device("b", "p", "*"), {"interfaces": interfaces}, {})
+    assert devices.description(line, "usb") == f"{expected}: unknown vendor unknown usb device"
+
+
 @pytest.mark.parametrize(("interface", "expected"), [
     ("u030101", "Keyboard"), ("u030102", "Mouse"), ("u030000", "Input"), ("b******", "Block_Storage"),
     ("u080650", "USB_Storage"), ("m000000", "Microphone"), ("p0c0330", "PCI_USB"), ("p0c0500", "PCI_Serial_Bus"),

@@ -110,7 +110,17 @@ def layout(paths: Paths, program: Callable[[str], str | None]) -> dict[str, File
     client = program("qrexec-client")
     if client:
         entries["/usr/lib/qubes/qrexec-client"] = Link(client)
-    return entries | _services(paths)
+    return entries | _services(paths) | _hardware_names()
+
+
+def _hardware_names() -> dict[str, File | Link]:
+    """Lists of vendors and devices, which dom0 always has; on a host without them nothing has a name."""
+    entries: dict[str, File | Link] = {}
+    for name in ("pci.ids", "usb.ids"):
+        wanted, debian = f"/usr/share/hwdata/{name}", f"/usr/share/misc/{name}"
+        if not os.path.exists(wanted):
+            entries[wanted] = Link(debian) if os.path.exists(debian) else File(b"")
+    return entries
 
 
 def _services(paths: Paths) -> dict[str, File | Link]:

@@ -133,6 +133,13 @@ def category(interface: str) -> str:
     return name
 
 
+def _purpose(line: Line) -> str:
+    """By the first interface that something is known of."""
+    present = interfaces(line)
+    known = next((name for each in present if (name := category(each)) != each), None)
+    return known or {"p": "PCI device", "u": "USB device"}.get(present[0][0], present[0])
+
+
 def description(line: Line, devclass: str) -> str:
     """`Category: vendor product`, as far as they are known."""
     known = {key: value for key, value in line.pairs.items() if value and value != "unknown"}
@@ -140,4 +147,4 @@ def description(line: Line, devclass: str) -> str:
     if product is None and "parent_port_id" in known:
         return f"sub-device of {line.device.backend}:{known['parent_port_id']}"
     vendor = known.get("vendor") or known.get("manufacturer") or "unknown vendor"
-    return f"{category(interfaces(line)[0])}: {vendor} {product or f'unknown {devclass} device'}"
+    return f"{_purpose(line)}: {vendor} {product or f'unknown {devclass} device'}"
