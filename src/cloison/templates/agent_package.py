@@ -18,7 +18,7 @@ SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "q
 # Of `qrexec` a qube has the agent's half.
 _QUBES_QREXEC = (
     "__init__.py", "agent.py", "agent_main.py", "call.py", "caller.py", "client_main.py", "client_vm.py", "filecopy",
-    "fork_server.py", "lookup.py", "pam.py", "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py",
+    "fork_server.py", "lookup.py", "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py",
     "vmexec.py",
 )
 _NOT_CODE = ("files", "services", "__pycache__")
