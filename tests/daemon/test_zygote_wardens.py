@@ -1,4 +1,4 @@
-"""The real wardens, forked by the real zygote, over machines without QEMU: their promises, and what is left when any of them dies."""
+"""The real wardens, forked by the real zygote, over machines without QEMU: what they promise, and what is left if one dies."""
 from __future__ import annotations
 
 import asyncio

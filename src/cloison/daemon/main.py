@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from cloison.daemon.host import RealHost, timezone
+from cloison.daemon.locks import take_locks
 from cloison.daemon.parts import Parts
 from cloison.daemon.run import serve
-from cloison.daemon.server import take_lock
 from cloison.daemon.store import Store
 from cloison.daemon.wardens import Wardens
 from cloison.daemon.wiring import DRIVERS
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         leave_folder()
         paths = Paths.from_environment()
         paths.ensure()
-        lock = take_lock(paths)
-        asyncio.run(serve(_parts(paths, options.accelerator), lock, autostart=not options.bare))
+        locks = take_locks(paths)
+        asyncio.run(serve(_parts(paths, options.accelerator), locks, autostart=not options.bare))
     except CloisonError as error:
         print(f"qubesd: {error}", file=sys.stderr)
         if error.hint:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 
 from cloison.admin.methods import SOCKETS
 from cloison.daemon.app import App
@@ -22,8 +23,8 @@ from cloison.templates import work
 log = logging.getLogger(__name__)
 
 
-async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
-    """Runs until told to end. `lock` is what `take_lock` gave. Raises StoreError, HostError."""
+async def serve(parts: Parts, locks: Sequence[int], *, autostart: bool = True) -> None:
+    """Runs until told to end. `locks` are what `take_locks` gave. Raises StoreError, HostError."""
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
@@ -44,7 +45,8 @@ async def serve(parts: Parts, lock: int, *, autostart: bool = True) -> None:
         await app.machines.close()
         await parts.wardens.close()
         parts.store.close()
-        os.close(lock)
+        for lock in locks:
+            os.close(lock)
 
 
 async def _sweep_builds(paths: Paths) -> None:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
@@ -13,7 +12,7 @@ from typing import Any
 from cloison.admin.methods import Method
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon.connection import Connection
-from cloison.errors import CloisonError, HostError
+from cloison.errors import CloisonError
 from cloison.runtime import unix
 from cloison.runtime.hangups import Hangups
 from cloison.runtime.paths import Paths
@@ -138,14 +137,3 @@ def _listener(path: str) -> socket.socket:
     finally:
         os.umask(before)
     return listener
-
-
-def take_lock(paths: Paths) -> int:
-    """The descriptor that holds `qubesd.lock`. Raises HostError when another daemon lives."""
-    fd = os.open(paths.socket("qubesd.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise HostError(f"another qubesd uses {paths.run} already") from error
-    return fd

@@ -88,3 +88,17 @@ def drop(folder: str, uuid: str) -> None:
 def known(folder: str) -> list[str]:
     """Uuids that have a file, alive or not."""
     return [name.removeprefix("life.") for name in os.listdir(folder) if name.startswith("life.")]
+
+
+def any_lives(folder: str) -> bool:
+    """Whether a process of any qube does. A folder that is gone has none."""
+    for uuid in known(folder) if os.path.isdir(folder) else []:
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(_path(folder, uuid), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(fd)
+    return False
