@@ -27,7 +27,10 @@ class NoEditor(HostError):
 
 
 def parser() -> tool.Parser:
-    result = tool.Parser(prog="qubes-policy-editor", description="Edit a policy file.")
+    result = tool.Parser(prog="qubes-policy-editor", description="Edit a policy file.", examples=[
+        ("qubes-policy-editor", f"your own rules, {DEFAULT}; what has faults is not put in force"),
+        ("qubes-policy-editor include/admin-local-ro", "a file that others include"),
+    ])
     result.add_argument("file", metavar="[include/]FILE", nargs="?", default=DEFAULT, help=f"default: {DEFAULT}")
     return result
 

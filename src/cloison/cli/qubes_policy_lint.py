@@ -11,7 +11,10 @@ from cloison.policy.parse import LINE_END, MAX_FILE, lint
 
 
 def parser() -> tool.Parser:
-    result = tool.Parser(prog="qubes-policy-lint", description="Tell faults of policy files.")
+    result = tool.Parser(prog="qubes-policy-lint", description="Tell faults of policy files.", examples=[
+        ("qubes-policy-lint --show-line 30-user.policy", "faults, with the lines they are in"),
+        ("qubes-policy-lint -i include-service-file", "a file of one service's rules"),
+    ])
     result.add_argument("-s", "--show-line", action="store_true", help="with the faulty line")
     result.add_argument("-i", "--include-service", action="store_true", help="the files are in service format")
     result.add_argument("file", metavar="FILE", nargs="+", help="a policy file, - for standard input")
