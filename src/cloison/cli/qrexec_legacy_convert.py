@@ -46,7 +46,7 @@ class LegacyReader(FolderReader):
 def parser() -> tool.Parser:
     result = tool.Parser(
         prog="qrexec-legacy-convert", description="Turn policy in the format of Qubes OS 4.0 into today's.",
-        examples=[("qrexec-legacy-convert", "show what it would become, and ask")])
+        examples=[("qrexec-legacy-convert", "convert, show which calls change, and ask whether to keep it")])
     result.add_argument("--yes", "-y", action="store_true", help="keep the result without asking, if nothing changes by it")
     return result
 
