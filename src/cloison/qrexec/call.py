@@ -19,6 +19,7 @@ from cloison.qrexec import stderr_log
 from cloison.qrexec.lookup import FAILED, CannotStart
 from cloison.qrexec.process import Connected, Started
 from cloison.runtime.children import when_ended
+from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.port import Channels
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
@@ -83,6 +84,7 @@ class Call:
         self._started: Started | None = None
         self._connected: Connected | None = None
         self._stream: socket.socket | None = None    # to a socket service
+        self._unwatch: Callable[[], None] | None = None      # set while its end is waited for
         self._status: int | None = None              # of the service
         self._exit_sent = False
         self.status: int | None = None               # what the caller is told
@@ -229,6 +231,14 @@ class Call:
             self._log.write(b"")
         if kind == qrexec.STDOUT or self._send_stderr:
             self._send(qrexec.end_of_stream(kind))
+        if self._stream is not None and not self._input_ended:
+            self._unwatch = watch_hangup(self._stream, self._hung_up)
+        self._maybe_exit()
+
+    def _hung_up(self) -> None:
+        """The socket service reads no more either: nothing of its caller's input is waited for."""
+        self._input_ended = True
+        self._close_input()
         self._maybe_exit()
 
     def _exited(self) -> None:
@@ -343,8 +353,8 @@ class Call:
         self._close_input()
         if self._started is not None and not self._quiet:
             self._started.close()
-            if self._log is not None:
-                self._log.write(b"")
+        if self._unwatch is not None:
+            self._unwatch()
         if self._stream is not None:
             self._loop.remove_writer(self._stream)
             self._stream.close()

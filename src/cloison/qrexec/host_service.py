@@ -66,8 +66,8 @@ class HostCall:
                 self._wait_for_session(call, command, config)
             else:
                 call.serve(process.start(command, config, inherit=True))
-        except CannotStart as error:
-            call.refuse(error)
+        except (CannotStart, OSError) as error:
+            call.refuse(_cannot_start(error))
 
     @staticmethod
     def _wait_for_session(call: Call, command: Command, config: service_config.Config) -> None:
@@ -88,7 +88,12 @@ class HostCall:
             started.process.wait()
             try:
                 call.serve(process.start(command, config, inherit=True))
-            except CannotStart as error:
-                call.refuse(error)
+            except (CannotStart, OSError) as error:
+                call.refuse(_cannot_start(error))
 
         loop.add_reader(pidfd, over)
+
+
+def _cannot_start(error: CannotStart | OSError) -> CannotStart:
+    """An error of the system ends this call, and nothing else."""
+    return error if isinstance(error, CannotStart) else CannotStart(lookup.FAILED, str(error))
