@@ -45,7 +45,10 @@ def add_parsers(subparsers: Any) -> None:
         "template", help="build and list templates", description="Templates: the systems that qubes start from.")
     verbs = parser.add_subparsers(dest="template_verb", metavar="VERB", required=True)
     making = verbs.add_parser("build", help="build a Debian template", description=(
-        "Build a Debian template, or a new version of one. Qubes see it at their next start."))
+        "Build a Debian template, or a new version of one. Qubes see it at their next start. Ctrl-C undoes it at any time."),
+        examples=[("cloison template build debian-12", "the usual one; again later: a new version with Debian's updates"),
+                  ("cloison template build dev --include git,build-essential", "one with more packages"),
+                  ("cloison template build debian-13 --suite trixie --size 20G", "another release, on a larger disk")])
     making.add_argument("name", metavar="NAME", help="name of the template's qube, such as debian-12")
     making.add_argument("--suite", default="bookworm", help="Debian release (default: %(default)s)")
     making.add_argument("--include", metavar="PACKAGE,...", action="append", default=[], help="more packages")
