@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from cloison.qrexec.agent import ControlChannel
-from cloison.runtime.vchan_socket import VchanSocket, file_name
+from cloison.runtime.vchan_dialer import file_name
+from cloison.runtime.vchan_socket import VchanSocket
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 

@@ -13,7 +13,7 @@ from tests.runtime.ports import PATIENCE, Recorder, Side
 from cloison.qrexec.agent import ControlChannel
 from cloison.qrexec.daemon import Daemon, Served
 from cloison.runtime.port import Handler
-from cloison.runtime.vchan_socket import Dialer
+from cloison.runtime.vchan_dialer import Dialer
 from cloison.wire import qrexec
 from cloison.wire.mux import GUEST, HOST, Address
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tests.runtime.ports import PATIENCE, News, Recorder
 
-from cloison.runtime.vchan_socket import MAX_EARLY, VchanSocket, file_name, folder
+from cloison.runtime.vchan_dialer import file_name
+from cloison.runtime.vchan_socket import MAX_EARLY, VchanSocket, folder
 from cloison.wire.mux import WINDOW, Address
 
 ADDRESS = Address(0, 7, 513)

@@ -17,7 +17,7 @@ from cloison.errors import PeerError
 from cloison.qrexec.local_socket import Client, LocalSocket
 from cloison.runtime.port import Channels, Outbox
 from cloison.runtime.relay import Relay
-from cloison.runtime.vchan_socket import Dialer
+from cloison.runtime.vchan_dialer import Dialer
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 

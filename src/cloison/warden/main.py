@@ -29,7 +29,7 @@ from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Port
-from cloison.runtime.vchan_socket import Dialer
+from cloison.runtime.vchan_dialer import Dialer
 from cloison.storage.base import MAX_SIZE
 from cloison.warden import disks
 from cloison.warden.console import Console
