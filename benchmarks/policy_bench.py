@@ -22,7 +22,7 @@ from cloison.policy.facts import Facts, Qube
 from cloison.policy.memory import MappingReader
 from cloison.policy.parse import Root, parse
 from cloison.policy.rules import Rule
-from cloison.qrexec.policy_files import LivePolicy, folders, make_folders
+from cloison.qrexec.policyd.policy_files import LivePolicy, folders, make_folders
 from cloison.runtime.paths import Paths
 from cloison.runtime.unix import connect
 from cloison.wire.policy import Query, encode_query
@@ -139,7 +139,7 @@ def daemon() -> None:
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
         for process in processes:
             assert process.stdout is not None and process.stdout.readline() == b"up\n"
-        processes.append(subprocess.Popen([sys.executable, "-P", "-m", "cloison.qrexec.policyd"],
+        processes.append(subprocess.Popen([sys.executable, "-P", "-m", "cloison.qrexec.policyd.server"],
                                           env={**os.environ, "CLOISON_ROOT": root}, stderr=subprocess.DEVNULL))
         try:
             while not os.path.exists(policy):

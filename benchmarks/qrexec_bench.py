@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cloison.qrexec import caller, client_main
+from cloison.qrexec import caller
+from cloison.qrexec.host import client_main
 from cloison.wire import qrexec
 
 XID = 7

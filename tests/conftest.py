@@ -1,7 +1,8 @@
 """Fixtures for all tests: golden files, compared byte by byte and rewritten only when asked (`pytest --regenerate`)."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text()
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """A daemon's `main` called in this process sets its umask: not for the tests that follow."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)

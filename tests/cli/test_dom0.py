@@ -15,7 +15,7 @@ from fake_qubesd import FakeQubesd
 PROGRAM = """
 import ctypes, locale, os, shutil, sys
 from cloison.cli import dom0, main
-import cloison.qrexec.host_service
+import cloison.qrexec.host.host_service
 if user := int(sys.argv[1]):
     os.setgroups([])
     os.setresgid(user, user, user)

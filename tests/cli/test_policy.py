@@ -21,9 +21,9 @@ from cloison.cli import (
     qubes_policy_editor,
     qubes_policy_lint,
 )
-from cloison.qrexec import policy_exec
 from cloison.qrexec.call_log import CallLog, path
-from cloison.qrexec.policy_files import folders, make_folders
+from cloison.qrexec.policyd import policy_exec
+from cloison.qrexec.policyd.policy_files import folders, make_folders
 from cloison.runtime.paths import Paths
 from cloison.runtime.unix import connect
 from cloison.wire.policy import Query, encode_query

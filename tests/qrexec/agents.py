@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from cloison.qrexec.agent import ControlChannel
+from cloison.qrexec.qube.agent import ControlChannel
 from cloison.runtime.vchan_dialer import file_name
 from cloison.runtime.vchan_socket import VchanSocket
 from cloison.wire import qrexec
@@ -71,6 +71,7 @@ class Host:
 
     def __init__(self, folder: Path, *, fork_server: str = "") -> None:
         self.folder = folder
+        self._others = _children()
         self.lost: list[str] = []
         self.channels = VchanSocket(str(folder))
         self.agent = ControlChannel(self.channels, self.lost.append, xid=XID, gives_descriptors=False, fork_server=fork_server)
@@ -125,7 +126,7 @@ class Host:
     async def close(self) -> None:
         for stream in self.streams:
             stream.close()
-        await _programs_ended()
+        await _programs_ended(self._others)
         self.agent.triggers.close()
         self.channels.end()
         for stream in self.streams:
@@ -133,13 +134,17 @@ class Host:
                 await stream.writer.wait_closed()
 
 
-async def _programs_ended() -> None:
-    """Until no child is left: whoever started one reaps it in this loop."""
+def _children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
+async def _programs_ended(others: set[int]) -> None:
+    """Until no child is left but those others: whoever started one reaps it in this loop."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(PATIENCE):
-        while children := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        while children := _children() - others:
             try:
-                pidfd = os.pidfd_open(int(children[0]))
+                pidfd = os.pidfd_open(children.pop())
             except ProcessLookupError:
                 continue
             over = loop.create_future()

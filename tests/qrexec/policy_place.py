@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from cloison.qrexec.ask import Agents
 from cloison.qrexec.call_log import path, recent
-from cloison.qrexec.policy_files import folders, make_folders
-from cloison.qrexec.policyd import PolicyDaemon
+from cloison.qrexec.policyd.ask import Agents
+from cloison.qrexec.policyd.policy_files import folders, make_folders
+from cloison.qrexec.policyd.server import PolicyDaemon
 from cloison.runtime.paths import Paths
 from cloison.wire import ask as ask_wire
 from cloison.wire.policy import Query, encode_query

@@ -33,9 +33,10 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
 
 
 def test_disk_full_leaves_the_old_content(tmp_path: Path) -> None:
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os._exit(_with_limit(str(tmp_path)))
-    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (tmp_path / "file").read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 

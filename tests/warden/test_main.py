@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.qrexec.qube import USER, Caller, Result
+from tests.qrexec.served_qube import USER, Caller, Result
 from tests.runtime.ports import PATIENCE, News, Recorder, Side
 from tests.warden.guests import Guest
 

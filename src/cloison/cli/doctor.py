@@ -21,7 +21,7 @@ from cloison.cli.ask_agent import has_windows
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe
 from cloison.policy.parse import PolicySyntaxError, Root
-from cloison.qrexec.policy_files import folders, load
+from cloison.qrexec.policyd.policy_files import folders, load
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import ProgramMissing, find
 from cloison.templates.contain import contained

@@ -125,7 +125,7 @@ def _hardware_names() -> dict[str, File | Link]:
 
 def _services(paths: Paths) -> dict[str, File | Link]:
     """Services of the host, as qrexec finds them: the administrator's come before those that ship with us."""
-    from cloison.qrexec.host_service import set_folders
+    from cloison.qrexec.host.host_service import set_folders
 
     folders: dict[str, str] = {}
     set_folders(folders, paths)

@@ -114,7 +114,7 @@ def _up_helpers(paths: Paths) -> None:
     """Who decides on calls, and, where there is a display, who asks the person."""
     from cloison.cli.ask_agent import has_windows
 
-    _ensure(paths, "policyd", POLICY_SOCKET, [sys.executable, "-P", "-m", "cloison.qrexec.policyd"])
+    _ensure(paths, "policyd", POLICY_SOCKET, [sys.executable, "-P", "-m", "cloison.qrexec.policyd.server"])
     if has_windows():
         _ensure(paths, "ask-agent", AGENT_SOCKET, [sys.executable, "-P", "-m", "cloison.cli.main", "ask-agent"])
 

@@ -20,7 +20,7 @@ from cloison.policy.parse import PolicySyntaxError, Root, lint, parse
 from cloison.policy.rules import Rule, Rules
 from cloison.policy.tokens import Token
 from cloison.qrexec.call_log import path, recent
-from cloison.qrexec.policy_files import SHIPPED, FolderReader, folders
+from cloison.qrexec.policyd.policy_files import SHIPPED, FolderReader, folders
 from cloison.runtime.paths import Paths
 
 INVALID = 1

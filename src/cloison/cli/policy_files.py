@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import os
 
-from cloison.qrexec.policy_admin import INCLUDE, PolicyAdmin
-from cloison.qrexec.policy_admin_main import policy_folders
-from cloison.qrexec.policy_files import make_folders
+from cloison.qrexec.policyd.policy_admin import INCLUDE, PolicyAdmin
+from cloison.qrexec.policyd.policy_admin_main import policy_folders
+from cloison.qrexec.policyd.policy_files import make_folders
 from cloison.runtime.paths import Paths
 
 

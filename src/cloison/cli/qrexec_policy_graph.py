@@ -14,7 +14,7 @@ from cloison.client.domains import DOM0
 from cloison.policy.facts import BadFacts, facts_from_system_info
 from cloison.policy.graph import Filter, edges, graphviz
 from cloison.policy.parse import Root, parse
-from cloison.qrexec.policy_files import FolderReader, folders
+from cloison.qrexec.policyd.policy_files import FolderReader, folders
 from cloison.runtime.files import write_atomic
 
 

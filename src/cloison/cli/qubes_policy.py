@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cloison.cli import tool
 from cloison.cli.policy_files import PolicyFile, administration
 from cloison.client.connection import Connection
-from cloison.qrexec.policy_admin import ANY, INCLUDE, MAX_PAYLOAD
+from cloison.qrexec.policyd.policy_admin import ANY, INCLUDE, MAX_PAYLOAD
 
 
 def parser() -> tool.Parser:

@@ -13,7 +13,12 @@ from cloison.cli.policy_files import PolicyFile, administration
 from cloison.client.connection import Connection
 from cloison.errors import HostError
 from cloison.policy.parse import MAX_FILE, lint
-from cloison.qrexec.policy_admin import NEW, PolicyAdminException, PolicyAdminFileNotFoundException, PolicyAdminSyntaxException
+from cloison.qrexec.policyd.policy_admin import (
+    NEW,
+    PolicyAdminException,
+    PolicyAdminFileNotFoundException,
+    PolicyAdminSyntaxException,
+)
 from cloison.runtime.programs import find
 
 DEFAULT = "30-user"

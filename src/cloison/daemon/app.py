@@ -36,7 +36,7 @@ from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
 from cloison.plan.preload import Wake
-from cloison.qrexec.policy_files import LivePolicy, folders
+from cloison.qrexec.policyd.policy_files import LivePolicy, folders
 from cloison.runtime import faults
 from cloison.storage.base import Pool, VolumeConfig
 

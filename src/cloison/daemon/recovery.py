@@ -15,7 +15,7 @@ from cloison.model import labels
 from cloison.model.domains import IMPORTING, READY, SYSTEM, Qube, System
 from cloison.model.journal import Row
 from cloison.model.volumes import Pool
-from cloison.qrexec.policy_files import folders, make_folders
+from cloison.qrexec.policyd.policy_files import folders, make_folders
 from cloison.runtime import faults
 from cloison.runtime.paths import Paths
 

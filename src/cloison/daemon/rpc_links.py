@@ -9,7 +9,7 @@ import secrets
 
 from cloison.admin.methods import ADMIN, MISC
 from cloison.errors import HostError
-from cloison.qrexec import host_service
+from cloison.qrexec.host import host_service
 from cloison.runtime.paths import Paths
 
 PROGRAMS = ("admin.vm.Console",)        # served by a program of `host-rpc/`, which asks qubesd itself

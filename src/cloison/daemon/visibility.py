@@ -13,7 +13,7 @@ from cloison.model.domains import Qube, System
 from cloison.model.journal import Event
 from cloison.policy.evaluate import Allow, Request, evaluate
 from cloison.policy.facts import Facts, facts_from_system_info
-from cloison.qrexec.policy_files import LivePolicy
+from cloison.qrexec.policyd.policy_files import LivePolicy
 
 HOST = "@adminvm"
 

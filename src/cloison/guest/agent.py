@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from cloison.guest import background, identity, qubesdb, volumes
 from cloison.guest.qubesdb import QubesDb
-from cloison.qrexec import trigger
-from cloison.qrexec.agent import ControlChannel
+from cloison.qrexec.qube import trigger
+from cloison.qrexec.qube.agent import ControlChannel
 from cloison.runtime.port import Handler, Port
 from cloison.wire import agent as orders
 from cloison.wire import qdb, qrexec

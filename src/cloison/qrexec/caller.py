@@ -34,6 +34,34 @@ class ProtocolError(Exception):
     """The other side left the protocol."""
 
 
+class NobodyCame(Exception):
+    """The service's end did not connect in time."""
+
+
+def listen(domain: int, port: int, patience: float | None) -> _socket.socket:
+    """As vchan server on a Unix socket (2.2): the one client. `patience`: seconds, None for ever. Raises NobodyCame, OSError."""
+    folder = os.environ.get("VCHAN_SOCKET_DIR") or "/var/run/vchan"
+    own = os.environ.get("VCHAN_DOMAIN") or "0"
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = f"/proc/self/fd/{fd}/vchan.{own}.{domain}.{port}.sock"
+    temporary = f"{path}.{os.getpid()}"
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    listener.bind(temporary)
+    listener.listen(1)
+    os.rename(temporary, path)
+    poll = select.poll()
+    poll.register(listener.fileno(), select.POLLIN)
+    try:
+        if not poll.poll(None if patience is None else patience * 1000):
+            raise NobodyCame(f"the service's end did not connect within {patience:g} s")
+        accepted, _ = listener._accept()  # type: ignore[attr-defined]  # the built-in module's own name for it
+    finally:
+        os.unlink(path)
+        listener.close()
+        os.close(fd)
+    return _socket.socket(fileno=accepted)
+
+
 class Sink:
     """Where untrusted bytes go: a descriptor that is written to without blocking and without changing its flags for others."""
 

@@ -15,13 +15,7 @@ from cloison.templates.contain import Tools
 NAME = "cloison-agent"
 # What the guest's part imports (contract in pyproject.toml), as files or folders of the package `cloison`.
 SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "qrexec", "guest")
-# Of `qrexec` a qube has the agent's half.
-_QUBES_QREXEC = (
-    "__init__.py", "agent.py", "agent_main.py", "call.py", "caller.py", "client_main.py", "client_vm.py", "filecopy",
-    "fork_server.py", "lookup.py", "process.py", "service_config.py", "session.py", "stderr_log.py", "trigger.py",
-    "vmexec.py",
-)
-_NOT_CODE = ("files", "services", "__pycache__")
+_NOT_CODE = ("files", "services", "__pycache__", "host", "policyd")     # the last two: the other half of `qrexec`
 _EXECUTABLE = ("DEBIAN/", "etc/qubes-rpc/", "etc/qubes/post-install.d/", "etc/qubes/suspend-", "usr/bin/", "usr/lib/qubes/")
 _SECRET = ("etc/sudoers.d/",)
 # Links, which a wheel could not carry. A service that is a link into /dev/tcp is a connection (reference/qrexec.md 10.3).
@@ -104,12 +98,9 @@ def _copy_code(source: str, target: str) -> None:
 
 
 def _only_code(folder: str, names: list[str]) -> list[str]:
-    """What of a folder does not ship: all but Python modules and sub-packages."""
-    whole = os.path.basename(folder) != "qrexec"
-
+    """What of a folder does not ship: all but Python modules and sub-packages, and the host's."""
     def ships(name: str) -> bool:
-        code = name.endswith(".py") or os.path.isdir(os.path.join(folder, name))
-        return code and name not in _NOT_CODE and (whole or name in _QUBES_QREXEC)
+        return name not in _NOT_CODE and (name.endswith(".py") or os.path.isdir(os.path.join(folder, name)))
 
     return [name for name in names if not ships(name)]
 

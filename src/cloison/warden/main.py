@@ -22,9 +22,10 @@ from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 from cloison.qdb.server import Server as QubesDbServer
-from cloison.qrexec import call_log, host_service
-from cloison.qrexec.daemon import Daemon, Served
-from cloison.qrexec.outgoing import Host, Outgoing
+from cloison.qrexec import call_log
+from cloison.qrexec.host import host_service
+from cloison.qrexec.host.daemon import Daemon, Served
+from cloison.qrexec.host.outgoing import Host, Outgoing
 from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths

@@ -1,0 +1,180 @@
+"""Calls out of a qube: asked for by its agent, decided by policy, served by the host or another qube (reference/qrexec.md 8, 15.3).
+
+One task a call, so that no call waits for another and none stops the daemon's loop. However a task ends, the qube gets an
+answer: what has not been connected by then is refused.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from cloison.errors import CloisonError
+from cloison.qrexec.call_log import CallLog
+from cloison.qrexec.host import host_service, peer, policy_client, qubesd_client
+from cloison.qrexec.host.daemon import Daemon
+from cloison.qrexec.host.policy_client import Denied, Verdict
+from cloison.wire import qrexec
+from cloison.wire.policy import Query
+
+MAX_PENDING = 256                        # requests that wait for their answer
+MAX_CALLS = 512                          # with those that are under way
+_HOST = ("dom0", "@adminvm", "uuid:00000000-0000-0000-0000-000000000000")
+_DISPOSABLE = "@dispvm:"
+# What may go wrong with one call: it is refused then, and the daemon goes on.
+_FAILURES = (CloisonError, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where the others are: the policy daemon's socket, a policy program instead (or None), qubesd's socket, the log of calls."""
+
+    policy: str
+    policy_program: str | None
+    qubesd: str
+    log: CallLog
+
+
+class Outgoing:
+    """Hears what the daemon's qube asks for from now on."""
+
+    def __init__(self, daemon: Daemon, host: Host) -> None:
+        self._daemon, self._host = daemon, host
+        self._pending: dict[bytes, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        daemon.asked = self._asked
+        daemon.answerable = self._take
+        daemon.on_restart = self._forget_pending
+
+    async def close(self) -> None:
+        """Disposables of calls under way are killed, everything else is let go of."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _asked(self, trigger: qrexec.Trigger) -> None:
+        if trigger.request_id in self._pending or len(self._pending) >= MAX_PENDING or len(self._tasks) >= MAX_CALLS:
+            self._daemon.refuse(trigger.request_id)
+            return
+        task = self._loop.create_task(self._serve(trigger))
+        self._pending[trigger.request_id] = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _take(self, ident: bytes) -> bool:
+        """Answer that request: true once, for who does it."""
+        return self._pending.pop(ident, None) is not None
+
+    def _forget_pending(self) -> None:
+        """The agent that asked is gone."""
+        pending = list(self._pending.values())
+        self._pending.clear()
+        for task in pending:
+            task.cancel()
+
+    # -- one call ------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, trigger: qrexec.Trigger) -> None:
+        started = self._loop.time()
+        target, outcome = trigger.target, "ended"
+        try:
+            query = Query(self._daemon.qube.name, trigger.target, trigger.service, trigger.source)
+            verdict = await policy_client.ask(self._host.policy, self._host.policy_program, query)
+            target = verdict.target_uuid or verdict.target
+            await self._allowed(trigger, verdict, target)
+        except Denied as error:
+            outcome = str(error)
+        except _FAILURES as error:
+            outcome = f"failed: {error}"
+        finally:
+            if self._take(trigger.request_id):
+                self._daemon.refuse(trigger.request_id)
+        self._host.log.write(
+            event="end", source=self._daemon.qube.name, service=trigger.service, requested_target=trigger.target, target=target,
+            outcome=outcome, seconds=round(self._loop.time() - started, 3))
+
+    async def _allowed(self, trigger: qrexec.Trigger, verdict: Verdict, target: str) -> None:
+        """From the verdict to the call's end. Raises one of _FAILURES."""
+        service = verdict.service or trigger.service
+        service = service if "+" in service else f"{service}+"
+        source = verdict.policy_source or self._daemon.qube.name
+        if verdict.target in _HOST or target in _HOST:
+            await self._on_host(trigger.request_id, host_service.command(service, source, verdict.requested_target))
+            return
+        command = f"{verdict.user}:QUBESRPC {service} {source}"
+        qrexec.parse_command(command)
+        if not target.startswith(_DISPOSABLE):
+            await self._on_qube(trigger.request_id, command, qubesd_client.named(target), autostart=verdict.autostart)
+            return
+        if not verdict.autostart:
+            raise Denied("a disposable can't be had without being started")
+        template = qubesd_client.named(target.removeprefix(_DISPOSABLE))
+        async with qubesd_client.Disposable(self._host.qubesd, template) as disposable:
+            await self._on_qube(trigger.request_id, command, disposable.target, autostart=False)
+
+    async def _on_host(self, ident: bytes, command: qrexec.Command) -> None:
+        over = self._loop.create_future()
+        call = host_service.HostCall(command, partial(_resolve, over))
+        if self._answer(ident, partial(self._daemon.connect_host, ident, call.serve)):
+            await over
+
+    async def _on_qube(self, ident: bytes, command: str, target: str, *, autostart: bool) -> None:
+        path = os.path.join(self._daemon.folder, f"qrexec.{target}")
+        try:
+            called, stream = await self._execute(path, command)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if not autostart:
+                raise
+            await qubesd_client.start(self._host.qubesd, target)
+            called, stream = await self._execute(path, command)
+        with called, contextlib.ExitStack() as unused:
+            if stream is not None:
+                unused.enter_context(stream)
+            if self._answer(ident, partial(self._daemon.connect_peer, ident, called.xid, called.port, stream)):
+                unused.pop_all()
+                await called.over()
+
+    def _answer(self, ident: bytes, connect: Callable[[], None]) -> bool:
+        """False when the agent is another by now, or somebody else has answered. Raises CloisonError when it can't be served."""
+        if not self._take(ident):
+            return False
+        try:
+            connect()
+        except CloisonError:
+            self._daemon.refuse(ident)
+            raise
+        return True
+
+    async def _execute(self, path: str, command: str) -> tuple[peer.Peer, socket.socket | None]:
+        own = self._daemon.qube.xid
+        if self._daemon.direct:
+            return await peer.execute(path, own, command, None), None
+        stream, far_end = socket.socketpair()
+        try:
+            with far_end:
+                called = await peer.execute(path, own, command, far_end)
+        except BaseException:
+            stream.close()
+            raise
+        if _is_hung_up(stream):          # a daemon that takes no descriptors has thrown its end away
+            stream.close()
+            return called, None
+        return called, stream
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _is_hung_up(stream: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)
+    return bool(poll.poll(0))

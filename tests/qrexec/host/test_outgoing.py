@@ -1,0 +1,576 @@
+"""Calls out of a qube: from the trigger to the service on the host, in another qube or in a disposable; and every way to fail."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.qrexec.served_qube import USER, Qube, Result
+from tests.runtime.ports import PATIENCE, News, Recorder
+
+from cloison.qrexec.call_log import CallLog
+from cloison.qrexec.host.outgoing import MAX_PENDING, Host, Outgoing
+from cloison.runtime.port import Handler
+from cloison.wire import admin, qrexec
+from cloison.wire.mux import Address
+
+A, B = 7, 9
+ALLOW = f"user={USER}\nresult=allow\ntarget=%s\nautostart=%s\nrequested_target=%s"
+SERVICES = {
+    "test.Cat": "#!/bin/sh\nexec cat\n",
+    "test.Env": "#!/bin/sh\nenv | grep '^QREXEC_' | grep -v _PATH | grep -v _PID | sort\necho \"$#:$1\"\necho err >&2\nexit 3\n",
+}
+
+
+def allow(target: str, *, autostart: bool = False, requested: str = "wanted", **more: str) -> str:
+    return "\n".join([ALLOW % (target, autostart, requested), *(f"{key}={value}" for key, value in more.items())])
+
+
+class FakeServer(News):
+    """One answer per connection: a policy daemon, or qubesd. `answer` gets the whole request."""
+
+    def __init__(self, path: Path, answer: Callable[[bytes], Awaitable[bytes | None]], *, end: bytes) -> None:
+        super().__init__()
+        self._path, self._answer, self._end = path, answer, end
+        self.heard: list[bytes] = []
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> FakeServer:
+        self._server = await asyncio.start_unix_server(self._accept, str(self._path))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.sleep(0)           # transports close in a turn of the loop
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.ensure_future(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            try:
+                request = await (reader.readuntil(self._end) if self._end else reader.read())
+                self.heard.append(request)
+                self.tell()
+                writer.write(await self._answer(request) or b"")
+                await writer.drain()
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+
+class Place:
+    """A folder with everything a daemon needs; `policy` is what the policy daemon answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.policy = "result=deny"
+        self.qubesd: Callable[[bytes], Awaitable[bytes | None]] = self._refuse
+        self.log = folder / "qrexec.log"
+        self.server = FakeServer(folder / "policy.sock", self._judge, end=b"\n\n")
+        self.host = Host(str(folder / "policy.sock"), None, str(folder / "qubesd.sock"), CallLog(str(self.log)))
+
+    async def _judge(self, _request: bytes) -> bytes:
+        return self.policy.encode()
+
+    async def _refuse(self, _request: bytes) -> bytes:
+        return admin.exception("QubesException", "no")
+
+    def entries(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+class Caller:
+    """A program in a scripted qube that asks for calls."""
+
+    def __init__(self, qube: Qube, control: Recorder) -> None:
+        self.qube, self.control = qube, control
+        self._decoder = qrexec.Decoder(qrexec.FROM_DAEMON)
+        self._seen = 0
+        self.answers: list[qrexec.Message] = []
+        self.channels: dict[tuple[int, int], Data] = {}      # that were opened to us, by peer and port
+        self._accept_others, qube.guest.accept = qube.guest.accept, self._accept
+
+    def _accept(self, channel: int, address: Address) -> Handler | None:
+        """As an agent does that listens since it was told: here for all, since a test takes its turns between messages."""
+        if address.port == qrexec.CONTROL_PORT:
+            return self._accept_others(channel, address)
+        return self.expect(address.client, address.port).bind(channel)
+
+    async def answer(self) -> qrexec.Message:
+        """The daemon's next message after its hello."""
+        while True:
+            self._decoder.feed(bytes(self.control.got[self._seen:]))
+            self._seen = len(self.control.got)
+            while (message := self._decoder.next_message()) is not None:
+                if not isinstance(message, qrexec.Hello):
+                    self.answers.append(message)
+            if self.answers:
+                return self.answers.pop(0)
+            await self.control.heard(self._seen + 1)
+
+    def ask(self, service: str, target: str = "wanted", ident: str = "SOCKET9") -> None:
+        self.control.send(qrexec.trigger_service4("", target, qrexec.request_id(ident), service))
+
+    def expect(self, peer: int, port: int) -> Data:
+        return self.channels.setdefault((peer, port), Data(self.qube))
+
+    async def call(self, service: str, stdin: bytes = b"", ident: str = "SOCKET9", target: str = "wanted") -> Result | None:
+        """A whole call; None when it is refused."""
+        self.ask(service, target, ident)
+        answer = await self.answer()
+        if isinstance(answer, qrexec.ServiceRefused):
+            assert answer.request_id == qrexec.request_id(ident)
+            return None
+        assert isinstance(answer, qrexec.ServiceConnect) and answer.request_id == qrexec.request_id(ident)
+        result = await self.expect(answer.domain, answer.port).result(stdin)
+        del self.channels[answer.domain, answer.port]
+        self.control.send(qrexec.connection_terminated(answer.domain, answer.port))
+        return result
+
+
+class Data(News):
+    """The caller's end of a data channel, which the qube serves as vchan server."""
+
+    def __init__(self, qube: Qube) -> None:
+        super().__init__()
+        self._port = qube.guest.port
+        self.recorder: Recorder | None = None
+
+    def bind(self, channel: int) -> Recorder:
+        self.recorder = Recorder(self._port, channel)
+        self.tell()
+        return self.recorder
+
+    async def result(self, stdin: bytes) -> Result:
+        await self.until(lambda: self.recorder is not None)
+        assert self.recorder is not None
+        chunks = b"".join(qrexec.data(qrexec.STDIN, stdin))
+        self.recorder.send(qrexec.hello(4) + chunks + qrexec.end_of_stream(qrexec.STDIN))
+        recorder = self.recorder
+        await recorder.until(lambda: recorder.ended)
+        decoder = qrexec.Decoder(qrexec.FROM_SERVICE)
+        decoder.feed(bytes(recorder.got))
+        streams = {qrexec.STDOUT: b"", qrexec.STDERR: b""}
+        status = None
+        while (message := decoder.next_message()) is not None:
+            if isinstance(message, qrexec.Data):
+                streams[message.kind] += message.payload
+            elif isinstance(message, qrexec.Exit):
+                status = message.status
+        return Result(streams[qrexec.STDOUT], streams[qrexec.STDERR], status)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    rpc = tmp_path / "rpc"
+    rpc.mkdir()
+    for name, text in SERVICES.items():
+        (rpc / name).write_text(text)
+        (rpc / name).chmod(0o755)
+    monkeypatch.setenv("QREXEC_SERVICE_PATH", str(rpc))
+    monkeypatch.setenv("QUBES_RPC_CONFIG_PATH", str(tmp_path / "rpc-config"))
+    yield Place(tmp_path)
+
+
+def with_caller(place: Place, work: Callable[[Caller], Awaitable[None]], *, policy: bool = True) -> None:
+    async def run() -> None:
+        with Qube(place.folder, "work", A, scripted=True) as qube:
+            outgoing = Outgoing(qube.daemon, place.host)
+            control = await qube.scripted_control()
+            control.send(qrexec.hello(4))
+            async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
+                stack.push_async_callback(outgoing.close)
+                if policy:
+                    await stack.enter_async_context(place.server)
+                await work(Caller(qube, control))
+        place.host.log.close()
+
+    asyncio.run(run())
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [
+    "result=deny", "", "result=allow", "result=maybe", allow("dom0") + "\nuser=root", "x" * 5000, "result=deny\ntarget=dom0",
+    allow("dom0").replace("False", "no"), allow("../../etc"), allow("@dispvm:x"), allow("@dispvm:../x", autostart=True), "\0",
+    allow("nowhere"), allow("nowhere", autostart=True), allow("dom0", requested=""), allow("dom0", service="a/b+"),
+])
+def test_whatever_is_no_permission_refuses(place: Place, answer: str) -> None:
+    place.policy = answer
+
+    async def work(caller: Caller) -> None:
+        async with FakeServer(place.folder / "qubesd.sock", place.qubesd, end=b""):
+            assert await caller.call("test.Cat") is None
+
+    with_caller(place, work)
+
+
+def test_no_policy_daemon_refuses(place: Place) -> None:
+    async def work(caller: Caller) -> None:
+        assert await caller.call("test.Cat") is None
+
+    with_caller(place, work, policy=False)
+    assert "can't be asked" in str(place.entries()[0]["outcome"])
+
+
+def test_policy_is_asked_with_the_names_as_they_were_sanitised(place: Place) -> None:
+    """QSB-038: no `$` and no separator of a shell or of the policy's protocol is left when anybody decides."""
+    async def work(caller: Caller) -> None:
+        trigger = qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 160 + 9) + b"re mote".ljust(64, b"\0") + b"$(id)".ljust(64, b"\0")
+        caller.control.send(trigger + qrexec.request_id("SOCKET9") + b"a;b+c\n/x\0")
+        assert isinstance(await caller.answer(), qrexec.ServiceRefused)
+        assert place.server.heard == [
+            b"source=work\nintended_target=__id_\nservice_and_arg=a_b+c__x\nrequested_source=re_mote\n\n"]
+
+    with_caller(place, work)
+
+
+def test_one_request_more_than_may_wait_is_refused(place: Place) -> None:
+    decided = asyncio.Event()
+
+    async def later(_request: bytes) -> bytes:
+        await decided.wait()
+        return b"result=deny"
+
+    place.server = FakeServer(place.folder / "policy.sock", later, end=b"\n\n")
+
+    async def work(caller: Caller) -> None:
+        for number in range(MAX_PENDING + 1):
+            caller.ask("test.Cat", ident=f"SOCKET{number}")
+        assert await caller.answer() == qrexec.ServiceRefused(qrexec.request_id(f"SOCKET{MAX_PENDING}"))
+        caller.ask("test.Cat", ident="SOCKET0")
+        assert await caller.answer() == qrexec.ServiceRefused(qrexec.request_id("SOCKET0"))
+        decided.set()
+        refused = {(await caller.answer()).request_id for _ in range(MAX_PENDING)}   # type: ignore[union-attr]
+        assert refused == {qrexec.request_id(f"SOCKET{number}") for number in range(MAX_PENDING)}
+
+    with_caller(place, work)
+
+
+def test_a_hundred_that_wait_do_not_stop_the_next_call(place: Place) -> None:
+    async def judge(request: bytes) -> bytes:
+        if b"test.Wait" in request:
+            await asyncio.get_running_loop().create_future()
+        return allow("dom0").encode()
+
+    place.server = FakeServer(place.folder / "policy.sock", judge, end=b"\n\n")
+
+    async def work(caller: Caller) -> None:
+        for number in range(100):
+            caller.ask("test.Wait", ident=f"SOCKET{number}")
+        assert await caller.call("test.Cat", b"x", ident="SOCKET500") == Result(b"x", b"", 0)
+
+    with contextlib.suppress(asyncio.CancelledError):
+        with_caller(place, work)
+
+
+def test_what_a_guest_names_can_not_forge_a_line_of_the_log(place: Place) -> None:
+    """QSB-087. Nor is a name kept at any length."""
+    async def work(caller: Caller) -> None:
+        name = b'a"}\n{"event": "end"\x1b[2J' + b"+" + b"x" * 60000 + b"\0"
+        trigger = qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 160 + len(name)) + bytes(128) + qrexec.request_id("SOCKET9") + name
+        caller.control.send(trigger)
+        assert isinstance(await caller.answer(), qrexec.ServiceRefused)
+
+    with_caller(place, work)
+    text = place.log.read_text()
+    assert len(text.splitlines()) == len(place.entries()) == 1
+    assert len(text) < 1000 and text.isascii() and text.removesuffix("\n").isprintable()
+
+
+def test_a_refusal_says_nothing_but_the_requests_own_id(place: Place) -> None:
+    """QSB-099: neither the reason nor anything of the policy reaches the qube."""
+    place.policy = "result=deny\nsecret=rule"
+
+    async def work(caller: Caller) -> None:
+        caller.ask("test.Cat")
+        await caller.answer()
+        ident = qrexec.request_id("SOCKET9")
+        assert bytes(caller.control.got) == qrexec.hello(4) + qrexec.service_refused(ident)
+
+    with_caller(place, work)
+
+
+@pytest.mark.parametrize("service", [b"\0", b"+\0", b"+a\0", b"a", b"a\0a\0", b"x" * 256 + b"\0", b"x" * 256 + b"+\0"])
+def test_a_service_name_of_no_length_or_without_an_end_is_refused_and_nothing_else(place: Place, service: bytes) -> None:
+    """QSB-089."""
+    async def work(caller: Caller) -> None:
+        ident = qrexec.request_id("SOCKET9")
+        caller.control.send(qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 160 + len(service)) + bytes(128) + ident + service)
+        assert await caller.answer() == qrexec.ServiceRefused(ident)
+        assert place.server.heard == [] and caller.qube.violations == []
+
+    with_caller(place, work)
+
+
+# -- the host --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("requested", "words"), [
+    ("wanted", "QREXEC_REQUESTED_TARGET=wanted\nQREXEC_REQUESTED_TARGET_TYPE=name\n"),
+    ("@adminvm", "QREXEC_REQUESTED_TARGET_KEYWORD=adminvm\nQREXEC_REQUESTED_TARGET_TYPE=keyword\n"),
+])
+def test_a_service_of_the_host(place: Place, requested: str, words: str) -> None:
+    place.policy = allow("dom0", requested=requested)
+
+    async def work(caller: Caller) -> None:
+        expected = ("QREXEC_REMOTE_DOMAIN=work\n" + words +
+                    "QREXEC_SERVICE_ARGUMENT=arg\nQREXEC_SERVICE_FULL_NAME=test.Env+arg\n1:arg\n")
+        assert await caller.call("test.Env+arg") == Result(expected.encode(), b"", 3)     # stderr stays here
+        assert await caller.call("test.Cat", bytes(1 << 20)) == Result(bytes(1 << 20), b"", 0)
+        assert await caller.call("test.Missing") == Result(b"", b"", 127)
+
+    with_caller(place, work)
+    first = place.entries()[0]
+    assert (first["source"], first["service"], first["target"], first["outcome"]) == ("work", "test.Env+arg", "dom0", "ended")
+
+
+def test_a_socket_service_gets_the_words_that_were_decided(place: Place) -> None:
+    """So the Admin API is called: the requested target is the object (reference/qrexec.md 20.2)."""
+    place.policy = allow("dom0", requested="other")
+
+    async def work(caller: Caller) -> None:
+        async def echo(request: bytes) -> bytes:
+            return request
+
+        async with FakeServer(place.folder / "rpc" / "test.Socket", echo, end=b""):
+            assert await caller.call("test.Socket", b"payload") == Result(b"test.Socket+ work name other\0payload", b"", 0)
+
+    with_caller(place, work)
+
+
+def test_a_relayed_call_has_the_source_that_policy_says(place: Place) -> None:
+    place.policy = allow("dom0", policy_source="remote", service="test.Cat+x")
+
+    async def work(caller: Caller) -> None:
+        assert await caller.call("anything", b"x") == Result(b"x", b"", 0)
+
+    with_caller(place, work)
+
+
+# -- another qube ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 3 << 20])
+def test_a_service_of_another_qube(place: Place, size: int) -> None:
+    place.policy = allow("other")
+
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "other", B) as other:
+            data = os.urandom(size)
+            assert await caller.call("test.Cat", data) == Result(data, b"", 0)
+            result = await caller.call("test.Env", ident="SOCKET10")
+            assert result is not None and b"QREXEC_REMOTE_DOMAIN=work\n" in result.out and result.err == b"err\n"
+            assert (caller.qube.violations, other.violations) == ([], [])
+
+    with_caller(place, work)
+
+
+def test_a_halted_target_is_started_if_policy_says_so(place: Place) -> None:
+    place.policy = allow("other", autostart=True)
+
+    async def work(caller: Caller) -> None:
+        with contextlib.ExitStack() as stack:
+            async def start(request: bytes) -> bytes:
+                assert request.startswith(b"admin.vm.Start+ dom0 name other\0")
+                stack.enter_context(Qube(place.folder, "other", B))
+                return admin.ok()
+
+            async with FakeServer(place.folder / "qubesd.sock", start, end=b""):
+                assert await caller.call("test.Cat", b"x") == Result(b"x", b"", 0)
+
+    with_caller(place, work)
+
+
+def test_a_halted_target_that_may_not_be_started_refuses(place: Place) -> None:
+    place.policy = allow("other", autostart=False)
+    with_caller(place, _refused_without_qubesd)
+
+
+async def _refused_without_qubesd(caller: Caller) -> None:
+    assert await caller.call("test.Cat") is None
+
+
+def test_a_caller_that_goes_away_ends_the_call_in_the_other_qube(place: Place) -> None:
+    place.policy = allow("other")
+
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "other", B) as other:
+            caller.ask("test.Cat")
+            answer = await caller.answer()
+            assert isinstance(answer, qrexec.ServiceConnect)
+            data = caller.expect(answer.domain, answer.port)
+            await data.until(lambda: data.recorder is not None)
+            assert data.recorder is not None
+            caller.qube.guest.port.close(data.recorder.channel)
+            second = other.caller("test.Cat")
+            assert await second.run(b"still here") == Result(b"still here", b"", 0)
+
+    with_caller(place, work)
+
+
+# -- a disposable ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_disposable_lives_as_long_as_its_call(place: Place) -> None:
+    place.policy = allow("@dispvm:template", autostart=True)
+
+    async def work(caller: Caller) -> None:
+        killed = asyncio.Event()
+        with contextlib.ExitStack() as stack:
+            async def lease(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                assert (await reader.read()).startswith(b"cloison.Disposable+ dom0 name template\0")
+                stack.enter_context(Qube(place.folder, "disp1", B))
+                writer.write(admin.event("disp1", "disposable-ready", [("name", "disp1")]))
+                transport = writer.transport
+                while not transport.is_closing():        # the caller's hang-up shows when it is written to
+                    writer.write(b"")
+                    await asyncio.sleep(0)
+                    if _hung_up(writer):
+                        break
+                killed.set()
+                writer.close()
+
+            server = await asyncio.start_unix_server(lease, str(place.folder / "qubesd.sock"))
+            assert await caller.call("test.Cat", b"x") == Result(b"x", b"", 0)
+            await killed.wait()
+            server.close()
+
+    with_caller(place, work)
+
+
+def _hung_up(writer: asyncio.StreamWriter) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def test_without_leases_it_is_created_started_and_killed(place: Place) -> None:
+    uuid = f"00000000-0000-4000-8000-{B:012d}"
+    place.policy = allow("@dispvm:template", autostart=True, target_uuid=f"@dispvm:uuid:{uuid}")
+
+    async def work(caller: Caller) -> None:
+        calls: list[str] = []
+        done = News()
+        with contextlib.ExitStack() as stack:
+            async def qubesd(request: bytes) -> bytes:
+                calls.append(request.split(b"\0")[0].decode())
+                done.tell()
+                if b"cloison." in request:
+                    return admin.exception("ProtocolError", "no such call")
+                if b"Create" in request:
+                    assert request.endswith(b"\0uuid")
+                    stack.enter_context(Qube(place.folder, "disp1", B))
+                    return admin.ok(f"uuid:{uuid}".encode())
+                return admin.exception("QubesVMNotHaltedError", "it runs") if b"Start" in request else admin.ok()
+
+            async with FakeServer(place.folder / "qubesd.sock", qubesd, end=b""):
+                assert await caller.call("test.Cat", b"x") == Result(b"x", b"", 0)
+                await done.until(lambda: len(calls) == 4)
+        of = f"dom0 name uuid:{uuid}"
+        assert calls == [f"cloison.Disposable+ {of}", f"admin.vm.CreateDisposable+ {of}", f"admin.vm.Start+ {of}",
+                         f"admin.vm.Kill+ {of}"]
+
+    with_caller(place, work)
+
+
+# -- callers on the local socket, the agent's restart ----------------------------------------------------------------------
+
+
+def test_somebody_else_may_answer_a_request_once(place: Place) -> None:
+    async def never(_request: bytes) -> bytes:
+        await asyncio.get_running_loop().create_future()
+        return b""
+
+    place.server = FakeServer(place.folder / "policy.sock", never, end=b"\n\n")
+
+    async def work(caller: Caller) -> None:
+        caller.ask("test.Cat")
+        await place.server.until(lambda: bool(place.server.heard))
+        ident = qrexec.request_id("SOCKET9")
+        for expected in (qrexec.Allocated(qrexec.SERVICE_CONNECT, A, 513), None):
+            with caller.qube.answering(ident) as answering:
+                assert await answering.request() == expected
+                if expected is not None:
+                    assert await caller.answer() == qrexec.ServiceConnect(0, 513, ident)
+                    result = asyncio.ensure_future(caller.expect(0, 513).result(b"hello"))
+                    while not answering.streams[qrexec.STDOUT]:
+                        assert await answering.read()
+                    assert answering.streams[qrexec.STDOUT] == b"hello"
+                    answering.data.close()
+                    await result
+
+    with contextlib.suppress(asyncio.CancelledError):
+        with_caller(place, work)
+
+
+def test_an_agent_that_comes_back_is_not_answered_for_what_the_former_asked(place: Place) -> None:
+    decided = asyncio.Event()
+
+    async def later(_request: bytes) -> bytes:
+        await decided.wait()
+        return b"result=deny"
+
+    place.server = FakeServer(place.folder / "policy.sock", later, end=b"\n\n")
+
+    async def work(caller: Caller) -> None:
+        caller.ask("test.Cat")
+        former = caller.control
+        socket_path = place.folder / "qrexec.work"
+        assert stat.S_ISLNK(os.lstat(socket_path).st_mode)
+        caller.qube.guest.port.close(former.channel)
+        await caller.qube.guest.until(lambda: caller.qube.control is not former)
+        assert not os.path.lexists(socket_path)
+        decided.set()
+        control = await caller.qube.scripted_control()
+        control.send(qrexec.hello(4))
+        await control.heard(12)
+        assert os.path.lexists(socket_path)
+        again = Caller(caller.qube, control)
+        place.server._answer = place._judge
+        assert await again.call("test.Cat", ident="SOCKET10") is None
+
+    with_caller(place, work)
+
+
+# -- hostile agents --------------------------------------------------------------------------------------------------------
+
+_MESSAGES = st.one_of(
+    st.builds(lambda target, ident, service: qrexec.trigger_service4("", target, qrexec.request_id(ident), service),
+              st.sampled_from(["", "work", "@default", "@dispvm", "dom0"]), st.sampled_from(["", "a", "SOCKET1"]),
+              st.sampled_from(["a", "test.Cat+x", "+", "a+" + "b" * 60000])),
+    st.builds(qrexec.connection_terminated, st.integers(0, 20), st.integers(513, 768)),
+    st.builds(lambda kind, body: qrexec.HEADER.pack(kind, len(body)) + body, st.integers(0x1FF, 0x215), st.binary(max_size=300)),
+    st.binary(min_size=1, max_size=64),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_MESSAGES, max_size=8))
+def test_whatever_an_agent_says_costs_it_its_channels_at_most(place: Place, messages: list[bytes]) -> None:
+    async def work(caller: Caller) -> None:
+        qube = caller.qube
+        for message in messages:
+            qube.guest.port.send(caller.control.channel, message)
+        qube.guest.port.control(b"the daemon has read all before this")
+        await qube.host.until(lambda: bool(qube.host.controls or qube.host.reasons))
+        assert len(qube.violations) <= 1
+        if not qube.violations:
+            with qube.caller("test.Cat") as other:
+                assert await other.request() is not None
+
+    with_caller(place, work, policy=False)

@@ -1,0 +1,120 @@
+"""`qrexec-fork-server`: calls of its user, in its environment, over both ways of getting the data channel."""
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloison.qrexec.qube.agent import FORK_REQUEST
+from cloison.wire import qrexec
+from cloison.wire.qrexec import STDERR, STDOUT, Data, Exit, Message
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The program, in the background; ended by its process group, for it has left its parent."""
+    path = str(tmp_path / "fork.sock")
+    env = dict(os.environ, SESSION="mine", QREXEC_REMOTE_DOMAIN="not this call's", SHELL="/bin/sh",
+               QREXEC_SERVICE_PATH=str(tmp_path), QUBES_RPC_CONFIG_PATH=str(tmp_path / "none"), VCHAN_SOCKET_DIR=str(tmp_path))
+    program = subprocess.Popen([sys.executable, "-m", "cloison.qrexec.qube.fork_server", path], env=env, start_new_session=True)
+    assert program.wait(PATIENCE) == 0
+    yield path
+    os.killpg(program.pid, signal.SIGKILL)
+
+
+def request(path: str, words: bytes, kind: int = qrexec.EXEC_CMDLINE) -> tuple[socket.socket, socket.socket]:
+    """A call whose data channel goes along: the connection that lasts as long, and our end of the channel."""
+    control = socket.socket(socket.AF_UNIX)
+    control.settimeout(PATIENCE)
+    control.connect(path)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE)
+    with theirs:
+        socket.send_fds(control, [FORK_REQUEST.pack(kind, 0, 513, len(words)) + words], [theirs.fileno()])
+    ours.sendall(qrexec.hello(4) + qrexec.end_of_stream(qrexec.STDIN))
+    return control, ours
+
+
+def messages(stream: socket.socket) -> list[Message]:
+    decoder = qrexec.Decoder(qrexec.FROM_SERVICE)
+    found: list[Message] = []
+    while True:
+        try:
+            data = stream.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            return found
+        decoder.feed(data)
+        found += iter(decoder.next_message, None)
+
+
+def test_a_command_sees_the_session(server: str) -> None:
+    control, stream = request(server, b'echo "$SESSION $0 ${QREXEC_REMOTE_DOMAIN-none}"; exit 3\0')
+    with control, stream:
+        found = messages(stream)
+        assert Data(STDOUT, b"mine sh none\n") in found and found[-1] == Exit(3)
+        assert control.recv(1) == b""
+
+
+def test_a_service_and_one_that_is_not_there(server: str, tmp_path: Path) -> None:
+    (tmp_path / "test.S").write_text('#!/bin/sh\necho "$QREXEC_REMOTE_DOMAIN $1 $SESSION"\n')
+    (tmp_path / "test.S").chmod(0o755)
+    control, stream = request(server, b"QUBESRPC test.S+a work\0")
+    with control, stream:
+        assert Data(STDOUT, b"work a mine\n") in messages(stream)
+    control, stream = request(server, b"QUBESRPC test.None work\0")
+    with control, stream:
+        assert messages(stream)[1:] == [Data(STDOUT, b""), Data(STDERR, b""), Exit(127)]
+
+
+def test_the_channel_is_connected_to_where_vchans_are_sockets(server: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as control:
+        listener.bind(str(tmp_path / "vchan.9.0.513.sock"))
+        listener.listen(1)
+        listener.settimeout(PATIENCE)
+        control.connect(server)
+        words = b"echo x\0"
+        control.sendall(FORK_REQUEST.pack(qrexec.EXEC_CMDLINE, 9, 513, len(words)) + words)
+        stream, _ = listener.accept()
+        with stream:
+            stream.settimeout(PATIENCE)
+            stream.sendall(qrexec.hello(4))
+            assert Data(STDOUT, b"x\n") in messages(stream)
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"\0" * 15, FORK_REQUEST.pack(0x202, 0, 513, 2) + b"x\0", FORK_REQUEST.pack(0x200, -1, 513, 2) + b"x\0",
+    FORK_REQUEST.pack(0x200, 0, -1, 2) + b"x\0", FORK_REQUEST.pack(0x200, 0, 513, 0), FORK_REQUEST.pack(0x200, 0, 513, 0xFFFFFFFF),
+    FORK_REQUEST.pack(0x200, 0, 513, 2) + b"xy", FORK_REQUEST.pack(0x200, 0, 513, 3) + b"x\0\0",
+    FORK_REQUEST.pack(0x200, 0, 513, 2) + b"x\0y",
+])
+def test_qsb_089_bad_requests_are_hung_up_on(server: str, data: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(PATIENCE)
+        control.connect(server)
+        control.sendall(data)
+        control.shutdown(socket.SHUT_WR)
+        assert control.recv(1) == b""
+    control, stream = request(server, b"echo next\0")
+    with control, stream:
+        assert Data(STDOUT, b"next\n") in messages(stream)
+
+
+def test_only_its_user_may_connect(server: str) -> None:
+    assert stat.S_IMODE(os.stat(server).st_mode) == 0o600
+
+
+def test_bad_command_lines_and_places(tmp_path: Path) -> None:
+    for words in (["a", "b"], ["--x"], [str(tmp_path / "none" / "sock")]):
+        done = subprocess.run([sys.executable, "-m", "cloison.qrexec.qube.fork_server", *words], capture_output=True, check=False)
+        assert done.returncode == 1 and done.stderr
