@@ -150,7 +150,7 @@ def test_programs_over_vchan_socket(folder: Path) -> None:
     """Agent, daemon in the background, client: each a process of its own, as with another implementation on either side."""
     async def work() -> None:
         agent = await asyncio.create_subprocess_exec(
-            *_run("agent_main"), f"--agent-socket={folder}/agent", "-S",
+            sys.executable, "-P", "-m", "cloison.qrexec.qube.agent_main", f"--agent-socket={folder}/agent", "-S",
             env={**os.environ, "VCHAN_DOMAIN": str(XID)})
         words = (f"--socket-dir={folder}", f"--uuid={UUID}", str(XID), "work", USER)
         assert (await program("daemon_main", *words))[0] == 0
