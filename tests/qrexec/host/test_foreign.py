@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.qrexec.served_qube import USER, XID, Qube, Result
 from tests.qrexec.host.test_outgoing import A, B, Caller, Place, allow, place
+from tests.qrexec.served_qube import USER, XID, Qube, Result
 from tests.runtime.ports import PATIENCE, News, Recorder
 
 from cloison.qrexec.host.outgoing import Outgoing
