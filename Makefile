@@ -46,7 +46,7 @@ test: test-deps install lint ## lint, types, import contracts, and all tests, re
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: install ## ruff, mypy --strict, import-linter
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
