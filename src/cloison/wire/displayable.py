@@ -3,7 +3,7 @@
 Generated from the Unicode Character Database 15.0: general category letter, number, punctuation, mathematical or currency symbol;
 bidirectional class L, ON, WS, EN, ET, ES or CS; script Common, Inherited, Latin, Greek, Cyrillic, Han, Hangul, Hiragana, Katakana
 or Bopomofo (reference/qrexec.md 21.4). A table of our own, so that both ends agree whatever Unicode their Pythons know
-(docs/decisions/0020).
+(docs/decisions/0016).
 """
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Policy files on disk: where they lie, how they are opened, and when they must be read again.
 
 The files shipped with Cloison come last in precedence: a file of the same name in the user's folder takes its place, so that
-updates reach everything the user has not written (docs/decisions/0016). A change is noticed through inotify before the next
+updates reach everything the user has not written (docs/decisions/0012). A change is noticed through inotify before the next
 decision; a file counts when its writer has closed it, so half of it never does.
 """
 from __future__ import annotations
