@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests.boot.place import DVM, TEMPLATE, Place
 
-import cloison.qrexec
+from cloison.qrexec.host import host_service
 
 pytestmark = pytest.mark.boot
-CONSOLE = Path(cloison.qrexec.__file__).parent / "host-rpc" / "admin.vm.Console"
+CONSOLE = Path(host_service.SHIPPED) / "admin.vm.Console"
 ASK = """
 import socket, sys
 sock = socket.socket(socket.AF_UNIX)
@@ -29,19 +29,24 @@ def test_a_login_on_the_console_for_one_caller_at_a_time(cloison: Place) -> None
     environ = cloison.environment({"QREXEC_REMOTE_DOMAIN": "dom0", "QREXEC_REQUESTED_TARGET": "seen"})
     with subprocess.Popen([sys.executable, str(CONSOLE)], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as console:
         assert console.stdin is not None and console.stdout is not None
-        untrusted = b""
-        while b"# " not in untrusted:
-            untrusted += os.read(console.stdout.fileno(), 4096)
+        _read_until(console.stdout.fileno(), b"# ")
         console.stdin.write(b"echo $((6*7)) at $(hostname)\n")
         console.stdin.flush()
-        while b"42 at seen" not in untrusted:
-            untrusted += os.read(console.stdout.fileno(), 4096)
+        _read_until(console.stdout.fileno(), b"42 at seen")
         second = subprocess.run([sys.executable, str(CONSOLE)], env=environ, stdin=subprocess.DEVNULL, check=False)
         assert second.returncode == 200
         console.stdin.close()
         assert console.wait(60) == 0
     cloison.kill("seen")
     cloison.remove("seen")
+
+
+def _read_until(fd: int, wanted: bytes) -> None:
+    untrusted = b""
+    while wanted not in untrusted:
+        data = os.read(fd, 4096)
+        assert data, f"the console ended after {untrusted!r}"
+        untrusted += data
 
 
 def test_what_a_qube_writes_to_its_qubesdb_reaches_qubesd(cloison: Place) -> None:

@@ -81,16 +81,16 @@ class Agent:
             return
         self._control.xid = who.xid
         self._qubesdb.fill(who.qubesdb)
-        self._control.triggers.serve(self._system.trigger_socket)
+        self._serve_programs()
         self._port.control(orders.report("running"))
-        asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, who)
+        asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._system.settle, who)
 
     def _time(self, fields: dict[str, object]) -> None:
         self._system.set_clock(int(str(fields["time"])))
 
     def _seal(self, _: dict[str, object]) -> None:
         self._system.rehearse()
-        self._control.triggers.serve(self._system.trigger_socket)
+        self._serve_programs()
         self._port.control(orders.report("sealed"))
 
     def _shutdown(self, _: dict[str, object]) -> None:
@@ -100,9 +100,10 @@ class Agent:
     def _ping(self, _: dict[str, object]) -> None:
         self._port.control(orders.report("pong"))
 
-    def _settle(self, who: Identity) -> None:
+    def _serve_programs(self) -> None:
+        """Before any program of the user may run: done once, for a warm image before it is saved."""
+        self._control.triggers.serve(self._system.trigger_socket)
         self._qubesdb.serve(self._system.qubesdb_socket)
-        self._system.settle(who)
 
     def _ended(self, reason: str) -> None:
         self._control.triggers.close()
