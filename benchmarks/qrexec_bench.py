@@ -47,8 +47,8 @@ def programs(folder: Path) -> Iterator[str]:
     user = pwd.getpwuid(os.getuid()).pw_name
     agent_words = [f"--agent-socket={folder}/agent", "-S"]
     daemon_words = ["-D", f"--socket-dir={folder}", "--uuid=00000000-0000-4000-8000-000000000007", str(XID), "bench", user]
-    agent = _start("agent_main", agent_words, {**environ, "VCHAN_DOMAIN": str(XID)})
-    daemon = _start("daemon_main", daemon_words, environ)
+    agent = _start("qube.agent_main", agent_words, {**environ, "VCHAN_DOMAIN": str(XID)})
+    daemon = _start("host.daemon_main", daemon_words, environ)
     path = folder / f"qrexec.{XID}"
     try:
         while not path.exists():
@@ -70,7 +70,7 @@ def open_call(path: str, service: str) -> socket.socket:
     """A data channel to that service; the hello is still to be said."""
     command = f"DEFAULT:QUBESRPC {service} dom0".encode() + b"\0"
     control, domain, port = client_main.request(path, qrexec.EXEC_CMDLINE, (0, 0), command)
-    accepted = client_main.listen(domain, port, 10.0)
+    accepted = caller.listen(domain, port, 10.0)
     control.close()
     return socket.socket(fileno=accepted.detach())
 

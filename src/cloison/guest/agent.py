@@ -107,6 +107,7 @@ class Agent:
 
     def _ended(self, reason: str) -> None:
         self._control.triggers.close()
+        self._qubesdb.close()
         self._on_end(reason)
 
     def _lost(self, reason: str) -> None:

@@ -74,6 +74,15 @@ class QubesDb:
         self._server.listen(MAX_CLIENTS)
         asyncio.get_running_loop().add_reader(self._server, self._accept, self._server)
 
+    def close(self) -> None:
+        """Nobody is served any more."""
+        if self._server is not None:
+            asyncio.get_running_loop().remove_reader(self._server)
+            self._server.close()
+            self._server = None
+        for client in list(self._clients):
+            client.close()
+
     def _accept(self, server: socket.socket) -> None:
         stream, _ = server.accept()
         if len(self._clients) >= MAX_CLIENTS:
@@ -119,7 +128,7 @@ class _Client:
         except (OSError, PeerError):
             data = b""
         if not data:
-            self._close()
+            self.close()
 
     def send(self, data: bytes) -> None:
         self._waiting += data
@@ -133,13 +142,13 @@ class _Client:
         except OSError:
             self._waiting = b""
         if len(self._waiting) > MAX_WAITING:
-            self._close()
+            self.close()
         elif self._waiting:
             self._loop.add_writer(self._stream, self._flush)
         elif self._stream.fileno() >= 0:
             self._loop.remove_writer(self._stream)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._stream.fileno() >= 0:
             self._loop.remove_reader(self._stream)
             self._loop.remove_writer(self._stream)
