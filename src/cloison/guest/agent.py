@@ -53,6 +53,7 @@ class System:
             volumes.enable_swap()
         except OSError as error:
             print(f"no /rw or no swap: {error}", file=sys.stderr)
+        identity.link_journal(who.machine_id)
         volumes.run_rc_local()
 
 

@@ -33,7 +33,6 @@ def become(identity: Identity) -> None:
     if not _ready:
         _get_ready()
     _write("/etc/machine-id", identity.machine_id + "\n")
-    _journal(identity.machine_id)
     _write(f"{RUN}/boot_id", identity.boot_id + "\n")
     _names(identity.qubesdb.get("/name", "qube"))
     _timezone(identity.qubesdb.get("/qubes-timezone", ""))
@@ -80,7 +79,8 @@ def _get_ready() -> None:
     the kernel drew its before the snapshot.
     """
     os.makedirs(RUN, exist_ok=True)
-    os.makedirs("/run/qubes", exist_ok=True)
+    for folder in ("/run/qubes", "/run/qubes-service"):
+        os.makedirs(folder, exist_ok=True)
     _write(f"{RUN}/boot_id", NIL_UUID + "\n")
     libc.mount(f"{RUN}/boot_id", BOOT_ID, flags=libc.MS_BIND)
     volumes.grow_root()
@@ -119,7 +119,7 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _journal(machine_id: str) -> None:
+def link_journal(machine_id: str) -> None:
     """journald writes on under the id that this guest booted with; journalctl looks under its own. No restart: it costs memory."""
     try:
         folders = [name for name in os.listdir(JOURNAL) if len(name) == len(machine_id) and not os.path.islink(f"{JOURNAL}/{name}")]
@@ -151,8 +151,6 @@ def _timezone(zone: str) -> None:
 def _markers(qubesdb: dict[str, str], persistence: str) -> None:
     """Files that scripts look at: what kind of qube this is, which services are on."""
     kind = qubesdb.get("/qubes-vm-type", "AppVM").lower()
-    os.makedirs("/run/qubes-service", exist_ok=True)
-    os.makedirs("/run/qubes", exist_ok=True)
     for name in (f"/run/qubes/this-is-{kind}", f"/run/qubes/persistent-{persistence}"):
         _write(name, "")
     for path, value in qubesdb.items():
