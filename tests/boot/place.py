@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -176,10 +177,18 @@ class Place:
         assert len(found) == 1, (pattern, qube, self.processes())
         return found[0]
 
+    def await_process(self, pattern: str) -> int:
+        """The one process of that pattern, which may just be starting: one that was forked has its parent's words at first."""
+        deadline = time.monotonic() + LIMIT
+        while True:
+            found = [pid for pid, command in self.processes().items() if re.match(pattern, command)]
+            if len(found) == 1:
+                return found[0]
+            assert time.monotonic() < deadline, (pattern, self.processes())
 
     def await_only_daemons(self) -> None:
         """Until the daemons are all that runs here; a warden that has said its last word still takes a moment to exit."""
-        daemons = {self.process(f"python.*cloison.{name}") for name in ("daemon", "warden.zygote", "qrexec.policyd")}
+        daemons = {self.await_process(f"python.*cloison.{name}") for name in ("daemon", "warden.zygote", "qrexec.policyd")}
         await_ends(set(self.processes()) - daemons)
         assert set(self.processes()) == daemons, self.processes()
 
