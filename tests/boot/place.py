@@ -187,9 +187,12 @@ class Place:
             assert time.monotonic() < deadline, (pattern, self.processes())
 
     def await_only_daemons(self) -> None:
-        """Until the daemons are all that runs here; a warden that has said its last word still takes a moment to exit."""
+        """Until the daemons are all that runs here. A warden that has said its last word still takes a moment to exit, and a
+        qubesd that has just started lists QEMU's libraries; what hangs fails `await_ends`.
+        """
         daemons = {self.await_process(f"python.*cloison.{name}") for name in ("daemon", "warden.zygote", "qrexec.policyd")}
-        await_ends(set(self.processes()) - daemons)
+        while others := set(self.processes()) - daemons:
+            await_ends(others)
         assert set(self.processes()) == daemons, self.processes()
 
 
