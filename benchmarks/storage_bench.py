@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cloison.storage.base import Kind, PoolError, VolumeConfig
@@ -43,7 +44,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def median(runs: int, work: Callable[[int], object]) -> float:
-    return statistics.median(milliseconds(lambda number=number: work(number)) for number in range(runs))   # type: ignore[misc]
+    return statistics.median(milliseconds(partial(work, number)) for number in range(runs))
 
 
 def write(path: str, size: int) -> None:

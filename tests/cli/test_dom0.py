@@ -94,11 +94,11 @@ def test_exit_status_and_signals_are_the_program_s_own(root: Path) -> None:
     assert dom0("sh", "-c", "kill -TERM $$").returncode == -signal.SIGTERM
     with subprocess.Popen(argv("sh", "-c", "trap 'exit 5' USR1; echo ready; while :; do read _; done"),
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         assert Path(f"/proc/{process.pid}/comm").read_text() == "sh\n"   # the very process that was started
         process.send_signal(signal.SIGUSR1)
-        process.stdin.close()  # type: ignore[union-attr]
+        process.stdin.close()
         assert process.wait(20) == 5
 
 

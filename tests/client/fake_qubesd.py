@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from cloison.wire import admin
 from cloison.wire import qrexec as wire
@@ -247,19 +248,19 @@ class FakeWarden:
         process.stderr.close()
 
     @staticmethod
-    def _feed(channel: socket.socket, stdin: object) -> None:
+    def _feed(channel: socket.socket, stdin: IO[bytes]) -> None:
         decoder = wire.Decoder(wire.FROM_CALLER)
-        with stdin:  # type: ignore[attr-defined]
+        with stdin:
             try:
                 while data := channel.recv(1 << 17):
                     decoder.feed(data)
                     while message := decoder.next_message():
                         if isinstance(message, wire.Data):
                             if not message.payload:
-                                stdin.close()  # type: ignore[attr-defined]
+                                stdin.close()
                             else:
-                                stdin.write(message.payload)  # type: ignore[attr-defined]
-                                stdin.flush()  # type: ignore[attr-defined]
+                                stdin.write(message.payload)
+                                stdin.flush()
             except (OSError, ValueError):    # the program reads no more, or the caller has gone
                 pass
 

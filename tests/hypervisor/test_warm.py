@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,9 +38,9 @@ def launch(tmp_path: Path) -> Launch:
     return Launch("work", "00000000-0000-4000-8000-000000000001", 1, 32, 2, disks, kernel, identity={"/name": "work"})
 
 
-def root(launch: Launch, **changes: object) -> Launch:
+def root(launch: Launch, **changes: Any) -> Launch:
     first, *rest = launch.disks
-    return dataclasses.replace(launch, disks=(dataclasses.replace(first, **changes), *rest))     # type: ignore[arg-type]
+    return dataclasses.replace(launch, disks=(dataclasses.replace(first, **changes), *rest))
 
 
 SAME: dict[str, Change] = {

@@ -51,6 +51,9 @@ class Recorder(News):
         """Until so many bytes have come."""
         await self.until(lambda: len(self.got) >= size)
 
+    async def until_ended(self) -> None:
+        await self.until(lambda: self.ended)
+
     def writable(self) -> None:
         if self.to_send:
             self.to_send = self.to_send[self.port.send(self.channel, self.to_send):]

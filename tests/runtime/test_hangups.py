@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 
 from cloison.runtime.hangups import Hangups
 
@@ -22,7 +23,7 @@ def test_those_that_hang_up_are_told_of_and_no_other() -> None:
 
         for number, (ours, theirs) in enumerate(pairs):
             theirs.shutdown(socket.SHUT_WR)
-            hangups.watch(ours.fileno(), lambda number=number: told(number))  # type: ignore[misc]
+            hangups.watch(ours.fileno(), partial(told, number))
         hangups.end(pairs[0][0].fileno())
         hangups.end(pairs[0][0].fileno())
         for _, theirs in pairs[:COUNT - 1]:

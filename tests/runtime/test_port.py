@@ -28,7 +28,7 @@ def test_control_open_data_and_close_arrive_in_order() -> None:
             assert guest.controls == [b"hello"] and guest.opened == [(2, ADDRESS)]
             made[600].send(b"answer")
             made[600].port.close(made[600].channel)
-            await ours.until(lambda: ours.ended)
+            await ours.until_ended()
             assert ours.got == b"answer"
             assert not made[600].ended, "who closes is not told"
 
@@ -40,7 +40,7 @@ def test_an_unwanted_channel_is_closed_at_once() -> None:
         with Wire() as (host, guest):
             refused = guest.recorder(ADDRESS)
             refused.send(b"into nothing")
-            await refused.until(lambda: refused.ended)
+            await refused.until_ended()
             assert host.opened == [(1, ADDRESS)]
 
     asyncio.run(run())
@@ -210,8 +210,8 @@ def test_listen_takes_the_one_channel_that_is_expected() -> None:
             first.send(b"x")
             await guest.until(lambda: bool(made))
             await made[0].heard(1)
-            await second.until(lambda: second.ended)
-            await other.until(lambda: other.ended)
+            await second.until_ended()
+            await other.until_ended()
             assert (len(made), first.ended) == (1, False)
 
     asyncio.run(work())

@@ -158,7 +158,7 @@ def test_socket_closes_and_the_guest_still_gets_all() -> None:
         async with relays(600) as (end,):
             await end.send(bytes(WINDOW // 2))
             end.close()
-            await end.guest.until(lambda: end.guest.ended)
+            await end.guest.until_ended()
             assert len(end.guest.got) == WINDOW // 2 and end.relay_ended
 
     asyncio.run(run())
@@ -174,7 +174,7 @@ def test_socket_hangs_up_while_the_guest_takes_no_more() -> None:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
             end.close()
-            await end.guest.until(lambda: end.guest.ended)
+            await end.guest.until_ended()
             assert end.relay_ended
 
     asyncio.run(run())
@@ -186,7 +186,7 @@ def test_socket_breaks_while_the_guest_writes() -> None:
             asyncio.get_running_loop().remove_reader(end.stream)
             end.guest.send(bytes(8 * MEGABYTE))
             end.close()
-            await end.guest.until(lambda: end.guest.ended)
+            await end.guest.until_ended()
             assert end.relay_ended
 
     asyncio.run(run())

@@ -99,7 +99,7 @@ def test_a_port_used_again_at_once_reaches_its_new_server(tmp_path: Path) -> Non
             theirs = await end.accepted()
             theirs.send(b"%d" % number)
             server.close(theirs.channel)
-            await ours.until(lambda ours=ours: ours.ended)      # type: ignore[misc]
+            await ours.until_ended()
             assert ours.got == b"%d" % number
 
     with_vchans(tmp_path, work)
@@ -120,7 +120,7 @@ def test_what_was_sent_before_the_close_arrives(tmp_path: Path, connected: bool)
         if not connected:
             server.listen(ADDRESS, end.accept)
         theirs = await end.accepted()
-        await theirs.until(lambda: theirs.ended)
+        await theirs.until_ended()
         assert theirs.got == bytes(65536)
 
     with_vchans(tmp_path, work)
@@ -138,7 +138,7 @@ def test_stuck_reader_stops_its_writer_and_hears_all_after_a_hangup(tmp_path: Pa
             await theirs.heard(min(total, WINDOW))
         assert total >= 65536
         client.close(ours.channel)
-        await theirs.until(lambda: theirs.ended)
+        await theirs.until_ended()
         assert len(theirs.got) == total
 
     with_vchans(tmp_path, work)
@@ -228,7 +228,7 @@ def test_end_tells_every_handler(tmp_path: Path) -> None:
         theirs = await end.accepted()
         client.end()
         assert [each.ended for each in ours] == [True, True]
-        await theirs.until(lambda: theirs.ended)
+        await theirs.until_ended()
 
     with_vchans(tmp_path, work)
 

@@ -26,7 +26,9 @@ def taken(data: bytes, size: int = 1 << 30, *, all_names: bool = False) -> tuple
             if isinstance(event, wire.Entry):
                 said.append((event.path, event.mode, event.size, event.accessed, event.modified, event.target, b""))
             elif isinstance(event, memoryview):
-                said[-1] = (*said[-1][:-1], said[-1][-1] + bytes(event))  # type: ignore[operator]
+                *fields, content = said[-1]
+                assert isinstance(content, bytes)
+                said[-1] = (*fields, content + bytes(event))
             else:
                 said.append(("end",))
     return said, decoder

@@ -190,7 +190,7 @@ class App(Qubesd):
         while self._used_dispids and self._used_dispids[0][0] < now - _DISPID_REST:
             self._used_dispids.popleft()
         taken = {dispid for _, dispid in self._used_dispids}
-        taken |= {qube.values["dispid"] for qube in self.system.qubes.values() if "dispid" in qube.values}  # type: ignore[misc]
+        taken |= {qube.dispid for qube in self.system.qubes.values() if qube.dispid is not None}
         for _ in range(10000):
             dispid = self.parts.host.new_dispid()
             if dispid not in taken and f"disp{dispid}" not in self.system.qubes:
@@ -232,8 +232,8 @@ class App(Qubesd):
         self._locks.pop(qube.uuid, None)
         self.asleep.discard(qube.uuid)
         self.tokens = {token: place for token, place in self.tokens.items() if place[0] != qube.uuid}
-        if isinstance(qube.values.get("dispid"), int):
-            self._used_dispids.append((self.parts.host.now(), qube.values["dispid"]))  # type: ignore[arg-type]
+        if qube.dispid is not None:
+            self._used_dispids.append((self.parts.host.now(), qube.dispid))
 
     # -- machines ------------------------------------------------------------------------------------------------------
 

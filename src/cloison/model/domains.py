@@ -94,6 +94,12 @@ class Qube(Holder):
     def netvm(self) -> Qube | None:
         return self.reference("netvm")
 
+    @property
+    def dispid(self) -> int | None:
+        """The number of a disposable; None for any other qube."""
+        number = self.values.get("dispid")
+        return number if isinstance(number, int) else None
+
     def templates(self) -> Iterator[Qube]:
         """The template, its template, ..."""
         qube = self.template

@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from cloison.errors import CloisonError, MachineError, PeerError
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
@@ -128,7 +129,7 @@ class Warden:
         """The agent has answered, or the machine is gone, or time is up."""
         machine = self._up()
         gone = asyncio.ensure_future(machine.wait())
-        waiters: set[asyncio.Future[object]] = {self._reported, gone}   # type: ignore[arg-type]
+        waiters: set[asyncio.Future[Any]] = {self._reported, gone}
         done, _ = await asyncio.wait(waiters, timeout=self._launch.start_timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._reported in done:
             gone.cancel()

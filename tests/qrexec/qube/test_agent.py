@@ -48,8 +48,11 @@ def answer(folder: Path, command: str, stdin: bytes | None = b"", kind: int = qr
         assert await place.terminated()
 
     run(folder, talk)
-    assert isinstance(found[-1], Exit)
-    return [*sorted(found[:-1]), found[-1]]          # type: ignore[type-var]  # only Data is there
+    *said, status = found
+    assert isinstance(status, Exit)
+    streams = [message for message in said if isinstance(message, Data)]
+    assert streams == said
+    return [*sorted(streams), status]
 
 
 def listener(path: Path) -> socket.socket:
