@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cloison.runtime import unix
+from cloison.runtime import inotify, unix
 
 
 @pytest.fixture
@@ -26,16 +27,39 @@ def deep(tmp_path: Path) -> Path:
 def test_listen_and_connect_in_a_deep_folder(deep: Path, blocking: bool) -> None:
     path = str(deep / "socket")
     before = len(os.listdir("/proc/self/fd"))
-    with socket.socket(socket.AF_UNIX) as listener:
-        with unix.address(path) as there:
-            listener.bind(there)
-        listener.listen(1)
+    with unix.listen(path, 1) as listener:
         assert os.listdir(deep) == ["socket"]
         with unix.connect(path, blocking=blocking, own=True) as client:
             stream, _ = listener.accept()
             with stream:
                 client.sendall(b"hello")
                 assert stream.recv(10) == b"hello"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_path_appears_when_it_can_be_connected_to_and_for_its_user_alone(tmp_path: Path) -> None:
+    path, news = str(tmp_path / "socket"), inotify.Watch(str(tmp_path), inotify.MOVED_TO)
+    for _ in range(2):                      # the second replaces the first
+        with unix.listen(path, 1) as listener:
+            assert news.clear()
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o600 and not listener.getblocking()
+            unix.connect(path).close()
+    news.close()
+
+
+def test_what_one_left_that_was_killed_goes_with_the_next(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / ".socket.new"))
+        with unix.listen(str(tmp_path / "socket"), 1):
+            assert os.listdir(tmp_path) == ["socket"]
+
+
+def test_a_listener_that_can_t_be_leaves_no_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    (tmp_path / "socket").mkdir()
+    for name in ("socket", "missing/socket"):
+        with pytest.raises(OSError):
+            unix.listen(str(tmp_path / name), 1)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

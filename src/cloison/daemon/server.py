@@ -4,7 +4,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
@@ -45,7 +44,7 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         for name, methods in reversed(list(self._sockets.items())):
-            listener = _listener(self._paths.socket(name))
+            listener = unix.listen(self._paths.socket(name), BACKLOG)
             self._servers.append(await loop.create_unix_server(partial(Connection, self, methods), sock=listener, backlog=BACKLOG))
 
     async def close(self) -> None:
@@ -123,17 +122,3 @@ class Server:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _listener(path: str) -> socket.socket:
-    """For this user alone: all who may call are its own programs, and qubes through qrexec."""
-    if os.path.lexists(path):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)            # from the first moment on, not only after a chmod
-    try:
-        with unix.address(path) as there:
-            listener.bind(there)
-    finally:
-        os.umask(before)
-    return listener

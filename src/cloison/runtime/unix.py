@@ -32,6 +32,29 @@ def address(path: str) -> Iterator[str]:
         os.close(fd)
 
 
+def listen(path: str, backlog: int) -> socket.socket:
+    """A stream socket that listens at that path, not blocking, for this user alone. What lies there is replaced. Raises OSError.
+
+    The path appears when it can be connected to, and never before: who waits for it need only watch the folder. One process
+    at a time may do this for a path; one that was killed meanwhile leaves nothing that the next one does not take away.
+    """
+    folder, name = os.path.split(path)
+    coming = os.path.join(folder, f".{name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(coming)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with address(coming) as there:
+            listener.bind(there)
+        os.chmod(coming, 0o600)
+        listener.listen(backlog)
+        os.rename(coming, path)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 def connect(path: str, *, blocking: bool = True, own: bool = False) -> socket.socket:
     """A stream socket connected to that path. Raises OSError.
 

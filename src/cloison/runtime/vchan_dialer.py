@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import socket
 from collections.abc import Callable
 
@@ -63,16 +62,7 @@ class Dialer:
         With `failed` the wait has an end, of which that tells.
         """
         self.unlisten(address)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        temporary = self._path(f".{file_name(address)}.{secrets.token_hex(4)}")
-        try:
-            with unix.address(temporary) as there:
-                listener.bind(there)
-            listener.listen(1)
-            os.rename(temporary, self._path(file_name(address)))
-        except OSError:
-            listener.close()
-            raise
+        listener = unix.listen(self._path(file_name(address)), 1)
         self._listeners[address] = listener
         self._loop.add_reader(listener, self._accept, address, listener, connected)
         if failed is not None:

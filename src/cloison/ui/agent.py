@@ -17,7 +17,7 @@ from cloison.errors import HostError, PeerError
 from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
-from cloison.runtime.unix import is_same_user
+from cloison.runtime.unix import is_same_user, listen
 from cloison.wire import ask as wire
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,7 @@ class Agent:
 
     def listen(self) -> None:
         """The caller holds the agent's lock, so a socket that lies there is stale. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._listener.bind(self._path)
-        os.chmod(self._path, 0o600)
-        self._listener.listen(MAX_CALLERS)
+        self._listener = listen(self._path, MAX_CALLERS)
         self._loop.add_reader(self._listener, self._accept, self._listener)
 
     async def close(self) -> None:

@@ -38,12 +38,7 @@ class ControlServer:
         task.add_done_callback(self._tasks.discard)
 
     def listen(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        with unix.address(self._path) as there:
-            self._server.bind(there)
-        self._server.listen(MAX_PEERS)
+        self._server = unix.listen(self._path, MAX_PEERS)
         self._loop.add_reader(self._server, self._accept, self._server)
 
     def event(self, message: dict[str, object]) -> None:

@@ -36,11 +36,7 @@ class LocalSocket:
     def listen(self) -> None:
         """Accept callers; what a killed daemon left is replaced. Raises OSError."""
         path, *links = self._paths
-        _unlink(path)
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        with unix.address(path) as there:
-            self._server.bind(there)
-        self._server.listen(MAX_CLIENTS)
+        self._server = unix.listen(path, MAX_CLIENTS)
         for link in links:
             _unlink(link)
             os.symlink(os.path.basename(path), link)

@@ -78,13 +78,7 @@ class PolicyDaemon:
         self._listen(self._paths.socket(SOCKET), _parse_query)
 
     def _listen(self, name: str, parse: Parse, end: str = "") -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        with unix.address(name) as there:
-            listener.bind(there)
-        os.chmod(name, 0o600)
-        listener.listen(1024)
+        listener = unix.listen(name, 1024)
         self._listeners.append((name, listener))
         self._loop.add_reader(listener, self._accept, listener, parse, end.encode())
 
