@@ -166,6 +166,17 @@ def test_what_does_not_exist_is_asked_for_nowhere() -> None:
     assert why(decide("s * * @anyvm ask\ns * * @dispvm:unknown ask", request("vault"))) == "unknown-template"
 
 
+@pytest.mark.parametrize(("text", "target"), [
+    ("s * * @anyvm ask", "vault"), ("s * * @dispvm:@tag:blue deny\ns * * * allow target=vault", "@dispvm"),
+])
+def test_where_the_callers_disposable_template_matters_and_does_not_exist_the_call_is_denied(text: str, target: str) -> None:
+    info = system_info()
+    info["domains"]["work"]["default_dispvm"] = "gone"
+    decision = evaluate(rules(text), facts_from_system_info(info), request(target))
+    assert isinstance(decision, Deny)
+    assert decision.why == "unknown-template"
+
+
 def test_a_qube_can_not_call_itself() -> None:
     decision = decide(ALLOW_ALL, request("work"))
     assert isinstance(decision, Allow)

@@ -111,10 +111,36 @@ def test_includes() -> None:
         "dir/2.policy": OK, "dir/1.policy": OK, "dir/ignored": "bad", "dir/below/x.policy": "bad",
     }))
     assert [(str(rule), rule.place) for rule in parsed.all] == [
-        (OK, "include/one:1"), ("u * a b deny", "include/../include/two:1"),
+        (OK, "include/one:1"), ("u * a b deny", "include/two:1"),
         ("t +x a b ask default_target=c", "include/service:1"), ("t +x @anyvm @adminvm deny", "include/more:1"),
         (OK, "dir/1.policy:1"), (OK, "dir/2.policy:1"),
     ]
+
+
+@pytest.mark.parametrize(("line", "kind"), [
+    ("* +a/b a b allow", "argument-chars"), ("s a/b a b allow", "argument-chars"), ("* x a b allow", "argument-plus"),
+    ("s * a b allow foo=1 x", "param-syntax"), ("s * a b allow foo=1 notify=z", "param-bool"),
+    ("s * a b allow foo=1 user=a user=b", "param-duplicate"), ("s * a b allow target=* foo=1", "param-unknown"),
+    ("s * a b deny autostart=z", "param-bool"), ("s * @x b nothing", "token"),
+])
+def test_of_two_faults_in_a_line_it_is_known_which_is_told(line: str, kind: str) -> None:
+    assert fault(reader({"a.policy": line})).kind == kind
+
+
+@pytest.mark.parametrize(("line", "kind"), [
+    (",", "field-count"), (",# no comment", "action"), (",!include more", "field-count"), ("!,include more", "directive"),
+    ("$include:", "directive-params"),
+])
+def test_in_service_format_only_what_is_written_first_makes_a_comment_or_a_directive(line: str, kind: str) -> None:
+    found = fault(reader({"a.policy": "!include-service s * svc", "svc": f"#,\n{line}", "more": "a b allow"}))
+    assert (found.kind, found.file, found.line) == (kind, "svc", 2)
+
+
+def test_a_file_has_one_name_however_an_include_spells_it() -> None:
+    found = fault(reader({"a.policy": "!include ./d//x", "d/x": "bad"}))
+    assert (found.file, found.line) == ("d/x", 1)
+    found = fault(reader({"a.policy": "!include a.policy/../a.policy"}))
+    assert found.kind == "include-loop"
 
 
 @pytest.mark.parametrize("line", ["!include-service s * x", "!include-dir .", "!compat-4.0"])

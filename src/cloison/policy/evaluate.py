@@ -250,6 +250,8 @@ def _choices(rules: Rules, facts: Facts, call: Call) -> frozenset[str]:
         targets.remove(DISPVM)
         template = call.source.default_dispvm()
         if template is not None:
+            if template not in facts.qubes:
+                raise Unresolvable("unknown-template", f"{template}, of which {call.source.text} has disposables, does not exist")
             targets.add(f"{DISPVM_OF}{template}")
     if ADMINVM in targets:
         targets.remove(ADMINVM)
@@ -290,10 +292,12 @@ def respond(facts: Facts, allow: Allow) -> Response | Deny:
 def _relayed(facts: Facts, allow: Allow, remote: Qube, policy_source: str | None) -> Response | Deny:
     """A call to another machine's qube is one to its relay; the rule's user is the far end's business."""
     call = allow.call
-    relay = facts.qubes.get(remote.relayvm or "")
-    if relay is None:
+    if remote.relayvm is None:
         return Deny("relayvm-unset", f"{remote.name} has no relay", True, allow.rule)
     if remote.transport_rpc is None:
         return Deny("transport-unset", f"{remote.name} has no transport", True, allow.rule)
+    relay = facts.qubes.get(remote.relayvm)
+    if relay is None:
+        return Deny("relayvm-unset", f"the relay of {remote.name} does not exist", True, allow.rule)
     service = f"{remote.transport_rpc}+{call.target.text}+{call.service}{call.argument}"
     return Response(DEFAULT_USER, relay.name, relay.alias, allow.autostart, call.target.text, service, policy_source)

@@ -7,6 +7,7 @@ each other without end.
 from __future__ import annotations
 
 import enum
+import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ LINE_END = re.compile(r"\r\n|\r|\n")
 
 _FILE_NAME = re.compile(r"[a-z0-9_.-]+")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
-_ARGUMENT = re.compile(r"\+[A-Za-z0-9+._-]*")
+_ARGUMENT = re.compile(r"[A-Za-z0-9+._-]*")
 _LEGACY_NAME = re.compile(r"[A-Za-z0-9+._-]+")
 _LEGACY_IGNORED = (".rpmsave", ".rpmnew", ".swp")
 _DIRECTIVES = {"!include": 1, "!include-dir": 1, "!include-service": 3, LEGACY_DIRECTIVE: 0}    # with how many words
@@ -89,7 +90,8 @@ class _Place(NamedTuple):
 
     @property
     def file(self) -> str:
-        return f"{self.root.value}{self.path}"
+        """One spelling of it, whatever an include wrote. What is read is the path as it was written, which may go through links."""
+        return f"{self.root.value}{posixpath.normpath(self.path)}"
 
 
 class _Service(NamedTuple):
@@ -138,7 +140,7 @@ def lint(content: bytes, file: str, service_format: bool = False) -> list[Policy
     faults = []
     for number, line in enumerate(lines, 1):
         try:
-            _check(_modernised(line).strip() if service_format else line.strip(), service)
+            _check(_meaning(line, service), service)
         except _Fault as fault:
             faults.append(PolicySyntaxError(fault.kind, str(fault), file, number))
     return faults
@@ -147,8 +149,16 @@ def lint(content: bytes, file: str, service_format: bool = False) -> list[Policy
 def _check(line: str, service: _Service | None) -> None:
     if line.startswith("!"):
         _directive(line, service)
-    elif line and not line.startswith("#"):
+    elif line:
         _rule(line, service, _Place(Root.MAIN, "", None))
+
+
+def _meaning(line: str, service: _Service | None) -> str:
+    """The line without what means nothing. In service format a line is one of the old format still; a comment is told before."""
+    line = line.strip()
+    if line.startswith("#"):
+        return ""
+    return line if service is None else _modernised(line)
 
 
 def _policy_files(names: Sequence[str]) -> list[str]:
@@ -179,11 +189,11 @@ class _Parser:
     def read_file(self, root: Root, path: str, service: _Service | None = None) -> None:
         """`service` is set for a file in service format. An OSError is the caller's to explain."""
         lines = self._load(root, path)
-        with self._opened(f"{root.value}{path}"):
+        with self._opened(_Place(root, path, None).file):
             for number, line in enumerate(lines, 1):
                 place = _Place(root, path, number)
                 try:
-                    self._line(place, line if service is None else _modernised(line), service)
+                    self._line(place, _meaning(line, service), service)
                 except _Fault as fault:
                     raise PolicySyntaxError(fault.kind, str(fault), place.file, number) from None
 
@@ -212,8 +222,7 @@ class _Parser:
         self._open.pop()
 
     def _line(self, place: _Place, line: str, service: _Service | None) -> None:
-        line = line.strip()
-        if not line or line.startswith("#"):
+        if not line:
             return
         if line.startswith("!"):
             name, words = _directive(line, service)
@@ -289,12 +298,12 @@ def _check_service(name: str, argument: str) -> None:
         raise _Fault("service-chars", f"the service {name!r} may only hold letters, digits, '-', '.', '_'")
     if argument == "*":
         return
-    if name == "*":
-        raise _Fault("wildcard-service-arg", "a rule for every service must be for every argument too")
-    if not argument.startswith("+"):
-        raise _Fault("argument-plus", f"the argument {argument!r} must be '*' or begin with '+'")
     if not _ARGUMENT.fullmatch(argument):
         raise _Fault("argument-chars", f"the argument {argument!r} may only hold letters, digits, '+', '-', '.', '_'")
+    if not argument.startswith("+"):
+        raise _Fault("argument-plus", f"the argument {argument!r} must be '*' or begin with '+'")
+    if name == "*":
+        raise _Fault("wildcard-service-arg", "a rule for every service must be for every argument too")
 
 
 def _token(text: str, column: Column) -> Token:
@@ -309,25 +318,28 @@ def _action(verb: str, words: list[str]) -> Action:
         kind = Verb(verb)
     except ValueError:
         raise _Fault("action", f"the action must be allow, ask or deny, not {verb!r}") from None
-    values = _parameters(kind, words)
+    values = _parameters(words)
+    notify = _yes("notify", values.get("notify", "yes" if kind is Verb.DENY else "no"))
+    autostart = _yes("autostart", values.get("autostart", "yes"))
+    for key in values:
+        if key not in _PARAMETERS[kind]:
+            raise _Fault("param-unknown", f"{kind} has no parameter {key!r}")
     return Action(
         verb=kind,
-        notify=_yes("notify", values.get("notify", "yes" if kind is Verb.DENY else "no")),
-        autostart=_yes("autostart", values.get("autostart", "yes")),
+        notify=notify,
+        autostart=autostart,
         user=values.get("user"),
         target=_redirect(values.get("target")),
         default_target=_redirect(values.get("default_target")),
     )
 
 
-def _parameters(verb: Verb, words: list[str]) -> dict[str, str]:
+def _parameters(words: list[str]) -> dict[str, str]:
     values: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise _Fault("param-syntax", f"{word!r} is not of the form name=value")
-        if key not in _PARAMETERS[verb]:
-            raise _Fault("param-unknown", f"{verb} has no parameter {key!r}")
         if key in values:
             raise _Fault("param-duplicate", f"{key} is given twice")
         values[key] = value

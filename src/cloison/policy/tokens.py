@@ -68,7 +68,7 @@ class Token:
         self.value = value
 
     def matches(self, end: Endpoint) -> bool:
-        """Raises Unresolvable where it depends on a default disposable template that is missing."""
+        """Raises Unresolvable where it depends on a default disposable template that is missing or does not exist."""
         return self.text in end.spellings
 
     def expand(self, facts: Facts) -> frozenset[str]:
@@ -168,6 +168,8 @@ class DisposableTagged(Token):
         template = end.template
         if end.text == DISPVM and end.caller is not None:
             default = end.caller.default_dispvm()
+            if default is not None and default not in end.facts.qubes:
+                raise Unresolvable("unknown-template", f"{default}, of which {end.caller.text} has disposables, does not exist")
             template = None if default is None else end.facts.template(default)
         return template is not None and self.value in template.tags
 
