@@ -1,8 +1,7 @@
-"""cloison up, down, status: against a fake qubesd, and with a daemon that is a process of its own."""
+"""cloison up, down, status, against a fake qubesd; and which verbs and scripts there are."""
 from __future__ import annotations
 
 import json
-import os
 import socket
 import tomllib
 from pathlib import Path
@@ -14,20 +13,6 @@ from cloison.cli import completion, main
 from cloison.runtime.paths import Paths
 from cloison.wire import admin
 
-DAEMON = """
-import os, socket, sys
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
-listener.listen(8)
-print("up", flush=True)
-while True:
-    sock, _ = listener.accept()
-    while sock.recv(1000): pass
-    try: sock.sendall(b"0\\0dom0 class=AdminVM state=Running uuid=u\\n")
-    except OSError: pass
-    sock.close()
-"""
-
 
 @pytest.fixture
 def paths(root: Path) -> Paths:
@@ -36,44 +21,11 @@ def paths(root: Path) -> Paths:
     return paths
 
 
-def spawn(paths: Paths, code: str) -> int:
-    import sys
-
-    return main._spawn([sys.executable, "-c", code, paths.socket("qubesd.sock")], paths.log + "/qubesd.log")
-
-
 def test_down_without_qubesd_is_no_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["down"]) == 0
     assert "does not run" in capsys.readouterr().out
     assert main.main(["status", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == {"running": False}
-
-
-def test_up_waits_for_the_daemon_and_down_ends_it(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-    child = spawn(paths, DAEMON)
-    main._await_answer(paths, child, paths.log + "/qubesd.log")
-    assert main.main(["up"]) == 0        # it runs already: nothing is started
-    assert "already" in capsys.readouterr().out
-    assert main.main(["down"]) == 0
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -15
-
-
-def test_up_shows_why_the_daemon_ended(paths: Paths) -> None:
-    child = spawn(paths, "raise SystemExit('no store')")
-    with pytest.raises(main.StartFailed, match="no store") as caught:
-        main._await_answer(paths, child, paths.log + "/qubesd.log")
-    assert caught.value.exit_status == 1
-
-
-def test_up_does_not_show_what_a_former_daemon_said(paths: Paths) -> None:
-    log = paths.log + "/qubesd.log"
-    with open(log, "w", encoding="utf-8") as file:
-        file.write("an old story\n")
-    before = os.path.getsize(log)
-    child = spawn(paths, "raise SystemExit('no store')")
-    with pytest.raises(main.StartFailed, match="no store") as caught:
-        main._await_answer(paths, child, log, before=before)
-    assert "old story" not in str(caught.value)
 
 
 def test_status(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,30 +8,20 @@ import argparse
 import importlib
 import json
 import os
-import select
-import signal
-import socket
-import struct
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from cloison.cli import tool
+from cloison.cli import daemons, tool
 from cloison.cli.qvm_shutdown import shut_down
 from cloison.client.connection import Connection, NoDaemon
 from cloison.client.domains import DOM0, list_qubes
-from cloison.errors import CloisonError, HostError
+from cloison.errors import CloisonError
 from cloison.runtime.paths import Paths
-from cloison.runtime.unix import connect
 
 PROG = "cloison"
-START_TIME = 30.0                        # seconds qubesd may take until it answers
-END_TIME = 20.0                          # seconds it may take to end
 POLICY_SOCKET = "policy.sock"
 AGENT_SOCKET = "policy-agent.sock"
-_STEP = 0.02
-_LOG_TAIL = 2000                         # bytes of its log that are shown if it fails
 
 # Verbs of other modules, with what --help says of them.
 OTHERS = {
@@ -44,12 +34,6 @@ OTHERS = {
     "dom0": "run a program made for Qubes OS's dom0",
     "demo": "make two qubes and a disposable, and show what keeps them apart",
 }
-
-
-class StartFailed(HostError):
-    """A daemon ended, or did not answer in time."""
-
-    hint = "cloison doctor looks for causes; the log has more."
 
 
 def parser(verb: str = "") -> tool.Parser:
@@ -105,7 +89,7 @@ def _up(args: argparse.Namespace, connection: Connection) -> int:
         _up_helpers(paths)
         command = _command(bare=args.bare)
         os.execv(command[0], command)    # noqa: S606 the daemon takes this process's place
-    started = _ensure(paths, "qubesd", "qubesd.sock", _command(bare=args.bare))
+    started = daemons.ensure(paths, "qubesd", "qubesd.sock", _command(bare=args.bare))
     _up_helpers(paths)
     return _say_unless_quiet(args, "qubesd runs" if started else "qubesd runs already")
 
@@ -114,19 +98,9 @@ def _up_helpers(paths: Paths) -> None:
     """Who decides on calls, and, where there is a display, who asks the person."""
     from cloison.cli.ask_agent import has_windows
 
-    _ensure(paths, "policyd", POLICY_SOCKET, [sys.executable, "-P", "-m", "cloison.qrexec.policyd.server"])
+    daemons.ensure(paths, "policyd", POLICY_SOCKET, [sys.executable, "-P", "-m", "cloison.qrexec.policyd.server"])
     if has_windows():
-        _ensure(paths, "ask-agent", AGENT_SOCKET, [sys.executable, "-P", "-m", "cloison.cli.main", "ask-agent"])
-
-
-def _ensure(paths: Paths, name: str, at: str, command: list[str]) -> bool:
-    """Start the daemon and wait until it answers; False if it runs already. Raises StartFailed."""
-    if _answers(paths, at):
-        return False
-    log = os.path.join(paths.log, f"{name}.log")
-    before = os.path.getsize(log) if os.path.exists(log) else 0
-    _await_answer(paths, _spawn(command, log), log, at, before)
-    return True
+        daemons.ensure(paths, "ask-agent", AGENT_SOCKET, [sys.executable, "-P", "-m", "cloison.cli.main", "ask-agent"])
 
 
 def _say_unless_quiet(args: argparse.Namespace, text: str) -> int:
@@ -138,52 +112,6 @@ def _say_unless_quiet(args: argparse.Namespace, text: str) -> int:
 def _command(*, bare: bool) -> list[str]:
     # -P: a module in the current folder must not take the place of ours.
     return [sys.executable, "-P", "-m", "cloison.daemon", *(["--bare"] if bare else [])]
-
-
-def _spawn(command: list[str], log: str) -> int:
-    """Start it in a session of its own, so that no terminal ends it; its output goes to the log. The process id."""
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
-        command[0], command, os.environ, setsid=True,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-    )
-
-
-def _await_answer(paths: Paths, child: int, log: str, at: str = "qubesd.sock", before: int = 0) -> None:
-    """Until somebody answers on the socket; that may be another daemon, started at the same time. `before`: the log's old size."""
-    deadline = time.monotonic() + START_TIME
-    alive = True
-    while not _answers(paths, at):
-        if alive and os.waitpid(child, os.WNOHANG)[0]:
-            alive = False                # it may have given way to another that is about to answer
-            deadline = min(deadline, time.monotonic() + 1)
-        if time.monotonic() > deadline:
-            what = "does not answer" if alive else "ended"
-            name = os.path.basename(log).removesuffix(".log")
-            raise StartFailed(f"{name} {what}; the end of {log}:\n{_tail(log, before)}")
-        time.sleep(_STEP)
-
-
-def _answers(paths: Paths, at: str) -> bool:
-    try:
-        connect(paths.socket(at), own=True).close()
-    except OSError:
-        return False
-    return True
-
-
-def _tail(log: str, before: int) -> str:
-    """The end of what came after `before`: what a former daemon said would mislead."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(before, os.path.getsize(log) - _LOG_TAIL))
-            return file.read().decode("utf-8", "replace").strip()
-    except OSError as error:
-        return str(error)
 
 
 # -- down ----------------------------------------------------------------------------------------------------------------
@@ -199,35 +127,14 @@ def _down(args: argparse.Namespace, connection: Connection) -> int:
     if not args.keep:
         names = [qube.name for qube in qubes.values() if qube.running and qube.klass not in ("AdminVM", "RemoteVM")]
         status = shut_down(connection, names, wait=True, force=True, prog=PROG)
-    _end(connection.paths, "qubesd.sock")
+    daemons.end(connection.paths, "qubesd.sock")
     _end_helpers(connection.paths)
     return min(status, 1)
 
 
 def _end_helpers(paths: Paths) -> None:
     for at in (POLICY_SOCKET, AGENT_SOCKET):
-        _end(paths, at)
-
-
-def _end(paths: Paths, at: str) -> None:
-    """End the process that listens on the socket, and wait for it. Raises HostError if it does not end."""
-    try:
-        with connect(paths.socket(at), own=True) as sock:
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            pid: int = struct.unpack("3i", credentials)[0]
-            process = os.pidfd_open(pid)
-    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, ProcessLookupError):
-        return
-    try:
-        signal.pidfd_send_signal(process, signal.SIGTERM)
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        if not poll.poll(END_TIME * 1000):
-            raise HostError(f"the process {pid} behind {at} did not end within {END_TIME:.0f} s")
-    except ProcessLookupError:
-        pass                             # it was quicker
-    finally:
-        os.close(process)
+        daemons.end(paths, at)
 
 
 # -- status --------------------------------------------------------------------------------------------------------------
@@ -247,7 +154,8 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
     except ValueError as error:
         raise CloisonError("qubesd's status could not be read") from error
     facts.pop("qubes", None)             # the listing has more
-    facts |= {"policy": _answers(connection.paths, POLICY_SOCKET), "questions": _answers(connection.paths, AGENT_SOCKET)}
+    for key, at in (("policy", POLICY_SOCKET), ("questions", AGENT_SOCKET)):
+        facts[key] = daemons.answers(connection.paths, at)
     running = [qube for qube in qubes if qube.running]
     if args.json:
         print(json.dumps({"running": True, **facts, "qubes": {qube.name: qube.state for qube in qubes}}))
