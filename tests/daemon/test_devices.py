@@ -123,6 +123,18 @@ def test_lesson_19_a_qube_that_writes_without_end_is_told_of_now_and_then(tmp_pa
     scene(tmp_path, scenario)
 
 
+def test_lesson_19_what_comes_while_it_is_told_is_told_afterwards(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        uuid, twice = app.system.qube("usb").uuid, asyncio.Event()
+        times = iter([lambda: app.parts.wardens.on_event(uuid, "qdb-change", {"path": "/qubes-usb-devices"}), twice.set])
+        app.listen(app.system.dom0, None, lambda _subject, name, _pairs: next(times)())
+        app.parts.wardens.on_event(uuid, "qdb-change", {"path": "/qubes-usb-devices"})
+        async with asyncio.timeout(60):
+            await twice.wait()
+
+    scene(tmp_path, scenario)
+
+
 def test_denied_interfaces(tmp_path: Path) -> None:
     async def scenario(app: App) -> None:
         for method, payload, failure in (

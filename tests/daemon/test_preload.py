@@ -105,6 +105,31 @@ def test_one_is_handed_out_and_replaced(tmp_path: Path) -> None:
     preloading(tmp_path, scenario)
 
 
+def test_the_next_one_is_made_after_the_delay(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        first = (await set_max(app, "1"))[0]
+        await ok(app, "admin.vm.feature.Set", "dvm", "preload-dispvm-delay", "0.05")
+        ready, completed = asyncio.Event(), "domain-feature-set:preload-dispvm-completed"
+        app.listen(app.system.dom0, None, lambda _subject, name, _pairs: ready.set() if name == completed else None)
+        assert await ok(app, "admin.vm.CreateDisposable", "dvm") == first
+        async with asyncio.timeout(60):
+            await ready.wait()
+        assert len(preloaded(app.system.qube("dvm"))) == 1
+
+    preloading(tmp_path, scenario)
+
+
+def test_one_that_waits_for_its_delay_ends_with_the_daemon(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        first = (await set_max(app, "1"))[0]
+        await ok(app, "admin.vm.feature.Set", "dvm", "preload-dispvm-delay", "100000")
+        assert await ok(app, "admin.vm.CreateDisposable", "dvm") == first
+        await app.preloads.settled()
+        assert preloaded(app.system.qube("dvm")) == []
+
+    preloading(tmp_path, scenario)
+
+
 def test_without_one_a_disposable_is_made(tmp_path: Path) -> None:
     async def scenario(app: App) -> None:
         name = await ok(app, "admin.vm.CreateDisposable", "dvm")

@@ -33,7 +33,8 @@ class Live:
     def __init__(self, qubesd: Qubesd, wardens: Wardens, devices: Devices) -> None:
         self._qubesd, self._wardens, self._devices = qubesd, wardens, devices
         self._tasks: set[asyncio.Task[None]] = set()
-        self._changed: dict[str, set[str]] = {}         # uuid -> watched paths that have changed since they were told of
+        self._changed: dict[Qube, set[str]] = {}        # watched paths that have changed since they were told of
+        self._quiet: dict[Qube, asyncio.TimerHandle] = {}       # until when the next ones have to wait
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -64,24 +65,30 @@ class Live:
         """A running qube has written to a path that is watched. However often it does, it is told of once every QUIET seconds."""
         if untrusted_path not in WATCHED:
             return
-        if qube.uuid in self._changed:
-            self._changed[qube.uuid].add(untrusted_path)
+        if qube in self._changed:
+            self._changed[qube].add(untrusted_path)
         else:
-            self._changed[qube.uuid] = {untrusted_path}
+            self._changed[qube] = {untrusted_path}
             self._spawn(self._tell_changes(qube))
 
     async def _tell_changes(self, qube: Qube) -> None:
-        waiting = self._changed[qube.uuid]
+        """Of each path once. What comes from now on waits until it has been quiet: the delay itself is what protects us."""
+        paths, self._changed[qube] = self._changed[qube], set()
         try:
-            while waiting and not self._closed:
-                path = waiting.pop()
+            for path in sorted(paths):
                 with self._qubesd.transaction():
                     qube.journal.emit(qube.name, f"domain-qdb-change:{path}", path=path)
                 if path == BLOCK_FOLDER:
                     await self._devices.changed(qube)
-                await asyncio.sleep(QUIET)
         finally:
-            del self._changed[qube.uuid]
+            self._quiet[qube] = asyncio.get_running_loop().call_later(QUIET, self._quiet_over, qube)
+
+    def _quiet_over(self, qube: Qube) -> None:
+        self._quiet.pop(qube).cancel()
+        if self._changed[qube] and not self._closed:
+            self._spawn(self._tell_changes(qube))
+        else:
+            del self._changed[qube]
 
     async def close(self) -> None:
         """Wait for what is being told, and tell no more."""
@@ -91,9 +98,12 @@ class Live:
         await self.settled()
 
     async def settled(self) -> None:
-        """Until everything is told."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Until everything is told. It does not wait for a quiet time to be over: it ends it."""
+        while self._tasks or self._quiet:
+            for qube in list(self._quiet):
+                self._quiet_over(qube)
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

@@ -27,6 +27,7 @@ class Preloads:
         self._qubesd = qubesd
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._delayed: set[asyncio.TimerHandle] = set()
         self._failed: set[str] = set()          # names of templates that wait for another reason before they try again
         self._closed = False
 
@@ -60,13 +61,15 @@ class Preloads:
     async def close(self) -> None:
         """Give up what is under way; what it leaves is for the next daemon's `recover`."""
         self._closed = True
+        for timer in self._delayed:
+            timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def settled(self) -> None:
-        """Until nothing is under way."""
+        """Until nothing is under way. What waits for its delay is not."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -79,7 +82,21 @@ class Preloads:
         if not wake.quiet:
             extra = {"delay": wake.delay} if wake.delay else {}
             self._emit(template, "domain-preload-dispvm-start", reason=wake.reason, **extra)
-        await asyncio.sleep(wake.delay)
+        if wake.delay:
+            self._later(wake.delay, template)
+        else:
+            await self._fill(template)
+
+    def _later(self, delay: float, template: Qube) -> None:
+        """The delay is what the person has set: who took a disposable is to have the machine for itself meanwhile."""
+        def due() -> None:
+            self._delayed.discard(timer)
+            self._spawn(self._fill(template))
+
+        timer = asyncio.get_running_loop().call_later(delay, due)
+        self._delayed.add(timer)
+
+    async def _fill(self, template: Qube) -> None:
         async with self._locks.setdefault(template.uuid, asyncio.Lock()):
             if self._qubesd.system.qubes.get(template.name) is template:
                 try:
