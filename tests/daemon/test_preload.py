@@ -122,7 +122,7 @@ def test_the_next_one_is_made_after_the_delay(tmp_path: Path) -> None:
 def test_one_that_waits_for_its_delay_ends_with_the_daemon(tmp_path: Path) -> None:
     async def scenario(app: App) -> None:
         first = (await set_max(app, "1"))[0]
-        await ok(app, "admin.vm.feature.Set", "dvm", "preload-dispvm-delay", "100000")
+        await ok(app, "admin.vm.feature.Set", "dvm", "preload-dispvm-delay", "86400")
         assert await ok(app, "admin.vm.CreateDisposable", "dvm") == first
         await app.preloads.settled()
         assert preloaded(app.system.qube("dvm")) == []
