@@ -59,6 +59,29 @@ def test_ending_kills_who_holds_it_and_nobody_who_only_waits(tmp_path: Path) -> 
     life.end(str(tmp_path), UUID)
 
 
+HOPS = """
+import os, sys
+print("holds", flush=True)
+for _ in range(200):                   # each parent is gone, and its lock with it, before who looks comes to its child
+    if os.fork():
+        os._exit(0)
+input()
+"""
+
+
+def test_ending_finds_a_holder_that_hands_the_lock_from_child_to_child(tmp_path: Path) -> None:
+    """A sandbox that is being set up forks and lets go. One look at the processes can miss the child; its machine lived on."""
+    fd = life.take(str(tmp_path), UUID)
+    with subprocess.Popen([sys.executable, "-c", HOPS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[fd]) as first:
+        os.close(fd)
+        assert first.stdout is not None and first.stdout.readline() == b"holds\n"
+        ended = threading.Thread(target=life.end, args=(str(tmp_path), UUID), daemon=True)
+        ended.start()
+        ended.join(60)
+        assert not ended.is_alive()
+    life.drop(str(tmp_path), UUID)
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     (tmp_path / f"life.{UUID}").symlink_to(tmp_path / "precious")

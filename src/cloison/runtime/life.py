@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 
 
@@ -42,30 +43,45 @@ def end(folder: str, uuid: str) -> None:
     """Kill what still holds it, this process excepted, and block until nobody does. Call it in a thread, when the warden is done.
 
     A warden's death takes its machine along, but for the milliseconds in which the sandbox has not asked the kernel for that yet.
+    Meanwhile the sandbox forks and lets go: a look at all processes may see the parent without the lock and miss the child with
+    it. So what counts is the lock: while it is held, look again.
     """
     path = _path(os.path.realpath(folder), uuid)
-    while os.path.exists(path) and _kill_holders(path):
-        pass                                            # again: one of them may have forked meanwhile
-    wait_gone(folder, uuid)
+    while not _is_free(path):
+        _kill_holders(path)
 
 
-def _kill_holders(path: str) -> int:
-    """How many processes were found to hold that file, and killed."""
-    killed = 0
+def _is_free(path: str) -> bool:
+    """Whether nobody holds the lock now."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _kill_holders(path: str) -> None:
+    """Kill the processes that are found to hold that file, and wait until they are dead."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             with contextlib.suppress(OSError):          # it is gone, or another user's
-                killed += _kill_holder(int(entry), path)
-    return killed
+                _kill_holder(int(entry), path)
 
 
-def _kill_holder(pid: int, path: str) -> bool:
+def _kill_holder(pid: int, path: str) -> None:
     process = os.pidfd_open(pid)                        # first: so that what is looked at is what is killed
     try:
-        holds = any(_is_lock(pid, fd, path) for fd in os.listdir(f"/proc/{pid}/fd"))
-        if holds:
+        if any(_is_lock(pid, fd, path) for fd in os.listdir(f"/proc/{pid}/fd")):
             signal.pidfd_send_signal(process, signal.SIGKILL)
-        return holds
+            dead = select.poll()                        # not select(): qubesd's descriptors can be many
+            dead.register(process, select.POLLIN)
+            dead.poll()
     finally:
         os.close(process)
 
@@ -92,13 +108,4 @@ def known(folder: str) -> list[str]:
 
 def any_lives(folder: str) -> bool:
     """Whether a process of any qube does. A folder that is gone has none."""
-    for uuid in known(folder) if os.path.isdir(folder) else []:
-        with contextlib.suppress(FileNotFoundError):
-            fd = os.open(_path(folder, uuid), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(fd)
-    return False
+    return os.path.isdir(folder) and not all(_is_free(_path(folder, uuid)) for uuid in known(folder))
