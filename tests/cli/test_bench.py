@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_qubesd import FakeQubesd, Refused
+from fake_qubesd import FakeQubesd, Handler, Refused
 
 from cloison.cli import bench_bare, bench_measures, bench_memory, bench_qubes, bench_report, main
 from cloison.cli.bench_bare import _Become, _Ping, _Question, _Run, _Stream
@@ -273,6 +273,36 @@ def test_a_qube_whose_start_ends_while_it_is_removed_is_removed(qubesd: FakeQube
     with bench_qubes.Qubes(Connection(), "debian-12") as qubes:
         qubes.app("bench-app")
     assert set(qubesd.qubes) == before
+
+
+def test_a_start_under_way_is_waited_for(qubesd: FakeQubesd) -> None:
+    before = set(qubesd.qubes)
+
+    def started(fake: FakeQubesd, request: admin.Request) -> bytes:
+        for name in set(fake.qubes) - before:
+            fake.qubes[name]["state"] = "Running"
+        return admin.event("", "connection-established") + admin.event("sys-net", "domain-start")
+
+    qubesd.answers["admin.Events"] = started
+    with bench_qubes.Qubes(Connection(), "debian-12") as qubes:
+        qubesd.qubes[qubes.app("bench-app")]["state"] = "Transient"
+    assert set(qubesd.qubes) == before
+    methods = [method for _, method, _, _ in qubesd.calls]
+    assert methods.index("admin.Events") < methods.index("admin.vm.Kill")
+
+
+def reports(*usages: dict[str, int]) -> Handler:
+    """Statistics that qubesd would report: percent of each qube, a round after another."""
+    events = [admin.event(name, "vm-stats", [("cpu_usage", str(percent))]) for usage in usages for name, percent in usage.items()]
+    return lambda _fake, _request: admin.event("", "connection-established") + b"".join(events)
+
+
+def test_a_qube_is_idle_when_two_reports_say_so(qubesd: FakeQubesd) -> None:
+    qubesd.answers["admin.vm.Stats"] = reports({"work": 0, "sys-net": 0}, {"work": 50, "sys-net": 2}, {"work": 5, "sys-net": 99})
+    bench_measures._until_idle(Connection(), ["work", "sys-net"])
+    qubesd.answers["admin.vm.Stats"] = reports({"work": 0}, {"work": 50}, {"work": 6})
+    with pytest.raises(HostError, match="1 qubes do not become idle, work for one"):
+        bench_measures._until_idle(Connection(), ["work"])
 
 
 def test_a_qube_of_somebody_else_stays_whatever_its_name(qubesd: FakeQubesd) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from fake_qubesd import FakeQubesd, listening
 
 from cloison import errors
 from cloison.client import events
-from cloison.client.connection import Connection, NoDaemon, ServerError
+from cloison.client.connection import Connection, NoDaemon, ServerError, Stream
 from cloison.client.disposables import Disposable
 from cloison.client.domains import features, get_properties, list_qubes, parse_properties
 from cloison.errors import CloisonError, PeerError
@@ -110,6 +111,17 @@ def test_events_come_as_they_happen_and_end(qubesd: FakeQubesd) -> None:
         assert next(received) == admin.Event("work", "domain-start", (("start_guid", "True"),))
         with pytest.raises(errors.QubeNotFound):
             next(received)
+
+
+def test_events_until_a_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    with Stream(ours) as stream, theirs:
+        assert list(stream.until(time.monotonic())) == []
+        theirs.sendall(admin.event("work", "domain-start") + admin.event("work", "domain-shutdown"))
+        assert next(iter(stream)).event == "domain-start"
+        assert [event.event for event in stream.until(0.0)] == ["domain-shutdown"]      # it is here already
+        theirs.close()
+        assert list(stream.until(time.monotonic() + 60)) == []
 
 
 def test_a_disposable_lives_as_long_as_its_lease(qubesd: FakeQubesd) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from cloison.cli.bench_report import Figure, Target
 from cloison.client import qrexec
 from cloison.client.connection import Connection
 from cloison.client.create import Creation, create
-from cloison.client.domains import list_qubes
+from cloison.client.domains import DOM0, list_qubes
 from cloison.errors import CloisonError, HostError
 from cloison.runtime.paths import Paths
 
@@ -29,7 +29,8 @@ APP, BASE, COLD = "bench-app", "bench-base", "bench-cold"
 PROGRAM = "echo here"
 CALLS = 200
 LISTED = 100                            # qubes that qvm-ls lists
-SETTLE = 5.0                            # seconds after the last start until a qube counts as idle
+IDLE = 5                                # percent of its processors that an idle qube uses at most
+PATIENCE = 120.0                        # seconds for started qubes to become idle
 MS, MB = 1e3, 1e-6
 
 # Runs inside the qube: for each line, N, starts N of the program that a call starts, as its agent does, and waits for them.
@@ -161,7 +162,7 @@ def idle_memory(bench: Bench) -> list[Figure]:
     names = [bench.qubes.app(f"bench-idle-{number}") for number in range(bench.many)]
     for name in names:
         bench.connection.call(name, "admin.vm.Start")
-    time.sleep(SETTLE)
+    _until_idle(bench.connection, names)
     known = list_qubes(bench.connection)
     usages = [memory.qube(bench.connection.paths, known[name].uuid) for name in names]
     qubesd, zygote = memory.daemons(bench.connection.paths)
@@ -227,6 +228,19 @@ def _running(bench: Bench) -> str:
     name = bench.qubes.app(APP)
     bench.connection.call(name, "admin.vm.Start")
     return name
+
+
+def _until_idle(connection: Connection, names: Iterable[str]) -> None:
+    """Until each has used next to no processor between two of qubesd's reports. Raises HostError for one that goes on."""
+    busy, known = set(names), set[str]()
+    with connection.stream(DOM0, "admin.vm.Stats") as reports:
+        for name, _, pairs in reports.until(time.monotonic() + PATIENCE):
+            if name in known and int(dict(pairs)["cpu_usage"]) <= IDLE:
+                busy.discard(name)
+            if not busy:
+                return
+            known.add(name)              # a first report has nothing to compare with
+    raise HostError(f"{len(busy)} qubes do not become idle, {min(busy)} for one")
 
 
 def _call(bench: Bench, name: str) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from cloison.client.connection import Connection
 from cloison.client.create import Creation, clone, create
 from cloison.client.domains import get_property, lines, list_qubes
+from cloison.client.events import subscribe
 from cloison.errors import CloisonError, HostError
 from cloison.runtime import files
 from cloison.runtime.paths import Paths
@@ -26,7 +27,6 @@ from cloison.runtime.paths import Paths
 TAG = "cloison-bench"
 LABEL = "gray"
 PATIENCE = 120.0                        # seconds for a start under way to end, at the bench's end
-_STEP = 0.1
 MAX_ERRORS = 1 << 16                    # bytes of a tool's errors that are read
 
 
@@ -93,9 +93,16 @@ class Qubes:
 
     def _settle(self, name: str) -> None:
         """A start that an interrupt left under way can't be killed yet: wait until it is done, or undone."""
-        deadline = time.monotonic() + PATIENCE
-        while list_qubes(self.connection)[name].state == "Transient" and time.monotonic() < deadline:
-            time.sleep(_STEP)
+        if not self._is_starting(name):
+            return
+        with subscribe(self.connection) as events:
+            coming = events.until(time.monotonic() + PATIENCE)
+            while self._is_starting(name) and next(coming, None):
+                pass
+
+    def _is_starting(self, name: str) -> bool:
+        qube = list_qubes(self.connection).get(name)
+        return qube is not None and qube.state == "Transient"
 
     def app(self, name: str, *, disposables: bool = False) -> str:
         """A halted AppVM; `disposables`: others can be made of it. Its name, which begins with `name`."""

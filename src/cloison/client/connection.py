@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -156,9 +157,15 @@ class Stream:
 
     def __iter__(self) -> Iterator[Event]:
         """Ends when qubesd closes. Raises the failure that it ends with."""
+        return self.until(None)
+
+    def until(self, deadline: float | None) -> Iterator[Event]:
+        """The same, and it ends when nothing more has come by then. `deadline`: as `time.monotonic` counts."""
         while True:
             while event := self._decoder.next_event():
                 yield event
+            if deadline is not None and not wait(self, max(0.0, deadline - time.monotonic())):
+                return
             data = self._sock.recv(_CHUNK)
             if not data:
                 break
