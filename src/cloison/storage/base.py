@@ -89,7 +89,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def parse_vid(vid: str) -> tuple[str, str]:
-    """`appvms/work/private` -> (`appvms/work`, `private`). Raises PoolError: nothing else may become a path."""
+    """`appvms/mail/private` -> (`appvms/mail`, `private`). Raises PoolError: nothing else may become a path."""
     parts = vid.split("/")
     if len(parts) == 3 and parts[0] in _FOLDERS:
         try:

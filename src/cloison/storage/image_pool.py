@@ -1,8 +1,8 @@
 """What the drivers with image files share: everything but how a dirty image is made from a commit.
 
-    DIR/appvms/work/private.json        the manifest, the only truth (manifest.py)
-    DIR/appvms/work/private.4.raw       an image: a commit, or the dirty one
-    DIR/appvms/work/private.import.raw  an import that runs
+    DIR/appvms/mail/private.json        the manifest, the only truth (manifest.py)
+    DIR/appvms/mail/private.4.raw       an image: a commit, or the dirty one
+    DIR/appvms/mail/private.import.raw  an import that runs
     DIR/.blank/                         empty file systems, hard-linked as first commits of private volumes (blanks.py)
 
 Every change is: new files, durable; then the manifest, replaced atomically; then files without an owner are unlinked.

@@ -1,8 +1,8 @@
 """Driver `qcow2`: volumes as chains of image files in ordinary folders, on any file system with hard links.
 
-    DIR/appvms/work/private.4.raw       commits: immutable, mode 0400
-    DIR/appvms/work/private.6.qcow2     on top of 4
-    DIR/appvms/work/private.7.qcow2     dirty overlay: the manifest says that 7 is not a commit yet
+    DIR/appvms/mail/private.4.raw       commits: immutable, mode 0400
+    DIR/appvms/mail/private.6.qcow2     on top of 4
+    DIR/appvms/mail/private.7.qcow2     dirty overlay: the manifest says that 7 is not a commit yet
 
 See `image_pool` for all that is not about chains. Merging a long chain and exporting run qemu-img, sandboxed; see `flatten`.
 """

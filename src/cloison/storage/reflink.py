@@ -1,7 +1,7 @@
 """Driver `file-reflink`: every commit is a whole raw file, and files share their blocks (btrfs, XFS).
 
-    DIR/appvms/work/private.4.raw       commits: immutable, mode 0400
-    DIR/appvms/work/private.5.raw       dirty copy of 4: the manifest says that 5 is not a commit yet
+    DIR/appvms/mail/private.4.raw       commits: immutable, mode 0400
+    DIR/appvms/mail/private.5.raw       dirty copy of 4: the manifest says that 5 is not a commit yet
 
 No chain, nothing to merge, no qcow2 between the guest and its disk: a start is one FICLONE. See `image_pool` for the rest.
 On a file system that can't share blocks `setup` refuses, unless the pool was made with setup_check=False: then each start of a
