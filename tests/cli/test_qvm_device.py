@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd, Refused
 from hypothesis import given
 from hypothesis import strategies as st
-from real_qubesd import real_qubesd
 
 from cloison.cli import qvm_block, qvm_device, qvm_pci, qvm_usb
 from cloison.client import devices
@@ -26,12 +25,6 @@ PART = ("sda1:p:1 device_id='p:1' port_id='sda1' devclass='block' backend_domain
         "parent_port_id='sda' parent_devclass='block'\n")
 ATTACHED = f"sys-net+sda:{IDENTITY} device_id='{IDENTITY}' port_id='sda' mode='manual' _read-only='yes'\n"
 ARGUMENT = "sys-net+sda+0951+1666+A+u080650+None"
-
-
-@pytest.fixture
-def real(root: Path) -> Iterator[Connection]:
-    with real_qubesd(root) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -2,22 +2,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd
-from real_qubesd import real_qubesd
 
 from cloison.cli import qvm_firewall
 from cloison.client.connection import Connection
 from cloison.wire import admin
-
-
-@pytest.fixture
-def real(root: Path) -> Iterator[Connection]:
-    with real_qubesd(root) as connection:
-        yield connection
 
 
 def kept(real: Connection) -> list[str]:

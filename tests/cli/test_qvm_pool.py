@@ -1,20 +1,12 @@
 """qvm-pool against the real qubesd on fake pools, in its present and its older form."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_qubesd import real_qubesd
 
 from cloison.cli import qvm_pool
 from cloison.client.connection import Connection
-
-
-@pytest.fixture
-def qubesd(root: Path) -> Iterator[Connection]:
-    with real_qubesd(root) as connection:
-        yield connection
 
 
 @pytest.mark.parametrize(("older", "words"), [
@@ -30,7 +22,7 @@ def test_the_older_form_is_understood(older: list[str], words: list[str]) -> Non
     assert qvm_pool.modern(older) == words
 
 
-def test_a_pools_life(qubesd: Connection, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pools_life(real: Connection, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*words: str) -> str:
         assert qvm_pool.main(words) == 0, capsys.readouterr().err
         return capsys.readouterr().out
@@ -55,12 +47,12 @@ def test_a_pools_life(qubesd: Connection, root: Path, capsys: pytest.CaptureFixt
     ["remove", "varlibqubes"], ["remove", "nosuch"], ["info", "nosuch"], ["set", "varlibqubes", "-o", "dir_path=/x"],
     ["set", "varlibqubes", "-o", "revisions_to_keep=-2"], ["set", "nosuch", "-o", "revisions_to_keep=1"], ["what"],
 ])
-def test_refusals_change_nothing(qubesd: Connection, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    before = qubesd.call("dom0", "admin.pool.Info", "varlibqubes"), qubesd.call("dom0", "admin.pool.List")
+def test_refusals_change_nothing(real: Connection, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    before = real.call("dom0", "admin.pool.Info", "varlibqubes"), real.call("dom0", "admin.pool.List")
     assert qvm_pool.main(words) != 0
     captured = capsys.readouterr()
     assert captured.out == "" and "error: " in captured.err
-    after = qubesd.call("dom0", "admin.pool.Info", "varlibqubes"), qubesd.call("dom0", "admin.pool.List")
+    after = real.call("dom0", "admin.pool.Info", "varlibqubes"), real.call("dom0", "admin.pool.List")
     assert [line for line in after[0].splitlines() if b"usage" not in line] == [line for line in before[0].splitlines()
                                                                                if b"usage" not in line]
     assert after[1] == before[1]

@@ -3,11 +3,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_qubesd import real_qubesd
 
 from cloison.cli import qvm_volume
 from cloison.client.connection import Connection
@@ -18,23 +16,17 @@ GIB = 1 << 30
 
 
 @pytest.fixture
-def qubesd(root: Path) -> Iterator[Connection]:
-    with real_qubesd(root) as connection:
-        yield connection
-
-
-@pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "image"
     path.write_bytes(b"x" * 4096)
     return path
 
 
-def size(qubesd: Connection, volume: str = "private") -> int:
-    return int(volume_info(qubesd, "work", volume)["size"])
+def size(real: Connection, volume: str = "private") -> int:
+    return int(volume_info(real, "work", volume)["size"])
 
 
-def test_list(qubesd: Connection, capsys: pytest.CaptureFixture[str], image: Path) -> None:
+def test_list(real: Connection, capsys: pytest.CaptureFixture[str], image: Path) -> None:
     assert qvm_volume.main(["import", "work:private", str(image)]) == 0
     assert qvm_volume.main(["list", "work"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -50,7 +42,7 @@ def test_list(qubesd: Connection, capsys: pytest.CaptureFixture[str], image: Pat
     assert len({row[0] for row in rows}) == 1
 
 
-def test_list_without_words_is_everything(qubesd: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_without_words_is_everything(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_volume.main([]) == 0
     everything = capsys.readouterr().out
     assert qvm_volume.main(["list", "--all"]) == 0
@@ -60,7 +52,7 @@ def test_list_without_words_is_everything(qubesd: Connection, capsys: pytest.Cap
 
 
 def test_on_a_terminal_a_shared_volume_is_named_once(
-    qubesd: Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    real: Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -76,30 +68,30 @@ def test_on_a_terminal_a_shared_volume_is_named_once(
     assert [len(line.split()) for line in screen.getvalue().splitlines()] == [4, 4, 4, 4]
 
 
-def test_clone(qubesd: Connection, capsys: pytest.CaptureFixture[str], image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clone(real: Connection, capsys: pytest.CaptureFixture[str], image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert qvm_volume.main(["import", "work:private", str(image)]) == 0
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert qvm_volume.main(["clone", "work:private", "net:private"]) == 1, "nobody there to agree"
-    assert volume_info(qubesd, "net", "private")["size"] == str(2 * GIB)
+    assert volume_info(real, "net", "private")["size"] == str(2 * GIB)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert qvm_volume.main(["clone", "work:private", "net:private"]) == 0
-    assert volume_info(qubesd, "net", "private")["size"] == "4096"
+    assert volume_info(real, "net", "private")["size"] == "4096"
     for wrong in (["work:root", "net:private"], ["work:private", "net:root"], ["work:private", "nope:private"]):
         assert qvm_volume.main(["clone", "--force", *wrong]) != 0
     assert "save_on_stop" in capsys.readouterr().err
 
 
-def test_clear(qubesd: Connection, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clear(real: Connection, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert qvm_volume.main(["import", "work:private", str(image)]) == 0
     for answer in ("", "n\n", "yesno\n"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         assert qvm_volume.main(["clear", "work:private"]) == 1
-    before = qubesd.call("work", "admin.vm.volume.ListSnapshots", "private")
+    before = real.call("work", "admin.vm.volume.ListSnapshots", "private")
     assert qvm_volume.main(["clear", "-f", "work:private"]) == 0
-    assert qubesd.call("work", "admin.vm.volume.ListSnapshots", "private") != before and size(qubesd) == 4096
+    assert real.call("work", "admin.vm.volume.ListSnapshots", "private") != before and size(real) == 4096
 
 
-def test_snapshots_switched_off_are_shown_as_such(qubesd: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snapshots_switched_off_are_shown_as_such(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_volume.main(["set", "work:private", "revisions_to_keep", "-1"]) == 0
     assert qvm_volume.main(["info", "work:private"]) == 0
     assert "-1 (snapshot disabled)" in capsys.readouterr().out
@@ -107,13 +99,13 @@ def test_snapshots_switched_off_are_shown_as_such(qubesd: Connection, capsys: py
     assert capsys.readouterr().out == "-1\n"
 
 
-def test_an_import_of_unknown_size_says_what_to_do(qubesd: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_import_of_unknown_size_says_what_to_do(real: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert qvm_volume.main(["import", "work:private", "/dev/zero"]) == 1
     assert "--size" in capsys.readouterr().err
-    assert size(qubesd) == 2 * GIB
+    assert size(real) == 2 * GIB
 
 
-def test_info(qubesd: Connection, capsys: pytest.CaptureFixture[str], image: Path) -> None:
+def test_info(real: Connection, capsys: pytest.CaptureFixture[str], image: Path) -> None:
     assert qvm_volume.main(["info", "work:private"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [
@@ -133,22 +125,22 @@ def test_info(qubesd: Connection, capsys: pytest.CaptureFixture[str], image: Pat
     assert capsys.readouterr().out.endswith(f"List of available revisions (for revert):\n  {revision}")
 
 
-def test_config(qubesd: Connection) -> None:
+def test_config(real: Connection) -> None:
     assert qvm_volume.main(["config", "work:private", "revisions_to_keep", "5"]) == 0
     assert qvm_volume.main(["set", "work:private", "rw", "False"]) == 0
     assert qvm_volume.main(["s", "work:volatile", "ephemeral", "True"]) == 0
-    private = volume_info(qubesd, "work", "private")
+    private = volume_info(real, "work", "private")
     assert (private["revisions_to_keep"], private["rw"]) == ("5", "False")
-    assert volume_info(qubesd, "work", "volatile")["ephemeral"] == "True"
+    assert volume_info(real, "work", "volatile")["ephemeral"] == "True"
 
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("3221225472", 3 * GIB), ("3GiB", 3 * GIB), ("3 gib", 3 * GIB), ("3Gi", 3 * GIB), ("3072MiB", 3 * GIB),
     ("3145728KiB", 3 * GIB), ("3GB", 3 * 10**9), ("3G", 3 * 10**9), ("3000M", 3 * 10**9), ("3000000K", 3 * 10**9),
 ])
-def test_resize(qubesd: Connection, text: str, expected: int) -> None:
+def test_resize(real: Connection, text: str, expected: int) -> None:
     assert qvm_volume.main(["resize", "work:private", text]) == 0
-    assert size(qubesd) == expected
+    assert size(real) == expected
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1T", "G", "1.5G", "1iB", "0x10", "9" * 20, "1 G B", "²", "1G1"])
@@ -157,21 +149,21 @@ def test_no_size(text: str) -> None:
         qvm_volume.parse_size(text)
 
 
-def test_shrinking_takes_force(qubesd: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shrinking_takes_force(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_volume.main(["extend", "work:private", "1GiB"]) == 1
     assert "--force" in capsys.readouterr().err
-    assert size(qubesd) == 2 * GIB
+    assert size(real) == 2 * GIB
 
 
-def test_import_and_revert(qubesd: Connection, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_and_revert(real: Connection, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_volume.main(["revert", "work:private"]) == 1
     assert "no snapshots available" in capsys.readouterr().err
     assert qvm_volume.main(["import", "work:private", str(image)]) == 0
-    assert size(qubesd) == 4096
+    assert size(real) == 4096
     assert qvm_volume.main(["import", "--size", "8192", "work:private", str(image)]) == 1
     assert "shorter" in capsys.readouterr().err
     assert qvm_volume.main(["import", "--no-resize", "work:private", str(image)]) == 0
-    assert size(qubesd) == 4096
+    assert size(real) == 4096
     assert qvm_volume.main(["revert", "work:private"]) == 0
     assert qvm_volume.main(["rv", "work:private", "77"]) == 1
     assert qvm_volume.main(["import", "work:private", str(image) + "-not"]) == 1
@@ -185,8 +177,8 @@ def test_import_and_revert(qubesd: Connection, image: Path, capsys: pytest.Captu
     (("resize", "work:private", "big"), 1), (("import", "--size", "1k", "work:private", "x"), 2),
     (("list", "-p", "gone"), 2), (("list", "nowhere"), 2), (("list", "--exclude", "work"), 2), (("revert", "dom0:root"), 1),
 ])
-def test_refusals(qubesd: Connection, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], status: int) -> None:
-    before = volume_info(qubesd, "work", "private")
+def test_refusals(real: Connection, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], status: int) -> None:
+    before = volume_info(real, "work", "private")
     assert qvm_volume.main(list(words)) == status
     assert "error: " in capsys.readouterr().err
-    assert volume_info(qubesd, "work", "private") == before
+    assert volume_info(real, "work", "private") == before

@@ -1,4 +1,4 @@
-"""Fixtures of the tools' tests: a fake qubesd and fake wardens (tests/client/tools_fixtures.py)."""
+"""Fixtures of the tools' tests: a fake qubesd, fake wardens, the real qubesd on fake parts (tests/client/tools_fixtures.py)."""
 from __future__ import annotations
 
 import sys
@@ -6,4 +6,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
 
-from tools_fixtures import qubesd, root, warden  # noqa: F401
+from tools_fixtures import qubesd, real, root, warden  # noqa: F401

@@ -3,12 +3,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
-from real_qubesd import real_qubesd
 
 from cloison.client import aio, calls
 from cloison.client.calls import Domain, State
@@ -22,92 +20,86 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "client.md"
 NEEDS_MACHINE = "<!-- needs a machine -->\n"
 
 
-@pytest.fixture
-def connection(root: Path) -> Iterator[Connection]:
-    with real_qubesd(root) as connection:
-        yield connection
-
-
 WORK = Domain("work")
 
 
-def test_properties(connection: Connection) -> None:
-    connection.do(WORK.set_property("memory", 600))
-    memory = connection.do(WORK.property("memory"))
+def test_properties(real: Connection) -> None:
+    real.do(WORK.set_property("memory", 600))
+    memory = real.do(WORK.property("memory"))
     assert (memory.typed, memory.default) == (600, False)
-    connection.do(WORK.set_property("include_in_backups", False))
-    connection.do(WORK.set_property("netvm", None))
-    found = connection.do(WORK.properties())
+    real.do(WORK.set_property("include_in_backups", False))
+    real.do(WORK.set_property("netvm", None))
+    found = real.do(WORK.properties())
     assert (found["include_in_backups"].typed, found["netvm"].typed, found["label"].typed) == (False, None, "red")
     assert found["stubdom_mem"].typed is None
-    connection.do(WORK.reset_property("memory"))
-    assert connection.do(WORK.property("memory")).default
-    connection.do(Domain("net").set_property("netvm", None))
-    connection.do(calls.set_system_property("default_netvm", "net"))
-    assert connection.do(calls.system_property("default_netvm")).typed == "net"
-    assert connection.do(calls.system_properties())["default_netvm"].value == "net"
+    real.do(WORK.reset_property("memory"))
+    assert real.do(WORK.property("memory")).default
+    real.do(Domain("net").set_property("netvm", None))
+    real.do(calls.set_system_property("default_netvm", "net"))
+    assert real.do(calls.system_property("default_netvm")).typed == "net"
+    assert real.do(calls.system_properties())["default_netvm"].value == "net"
 
 
-def test_features_tags_notes(connection: Connection) -> None:
-    assert connection.do(WORK.feature("x")) is None
-    connection.do(WORK.set_feature("x", ""))
-    assert (connection.do(WORK.feature("x")), connection.do(WORK.features())) == ("", ["x"])
-    connection.do(Domain("tpl").set_feature("y", "1"))
-    assert (connection.do(WORK.feature("y")), connection.do(WORK.feature("y", with_template=True))) == (None, "1")
+def test_features_tags_notes(real: Connection) -> None:
+    assert real.do(WORK.feature("x")) is None
+    real.do(WORK.set_feature("x", ""))
+    assert (real.do(WORK.feature("x")), real.do(WORK.features())) == ("", ["x"])
+    real.do(Domain("tpl").set_feature("y", "1"))
+    assert (real.do(WORK.feature("y")), real.do(WORK.feature("y", with_template=True))) == (None, "1")
     for _ in range(2):
-        connection.do(WORK.remove_feature("x"))
-        connection.do(WORK.remove_tag("t"))
-    connection.do(WORK.add_tag("t"))
-    assert "t" in connection.do(WORK.tags())
-    connection.do(WORK.set_notes("one\ntwo"))
-    assert connection.do(WORK.notes()) == "one\ntwo"
+        real.do(WORK.remove_feature("x"))
+        real.do(WORK.remove_tag("t"))
+    real.do(WORK.add_tag("t"))
+    assert "t" in real.do(WORK.tags())
+    real.do(WORK.set_notes("one\ntwo"))
+    assert real.do(WORK.notes()) == "one\ntwo"
 
 
-def test_volumes_pools_labels(connection: Connection) -> None:
-    assert set(connection.do(WORK.volumes())) >= {"root", "private", "volatile"}
-    private = connection.do(WORK.volume("private"))
+def test_volumes_pools_labels(real: Connection) -> None:
+    assert set(real.do(WORK.volumes())) >= {"root", "private", "volatile"}
+    private = real.do(WORK.volume("private"))
     assert (private.save_on_stop, private.snap_on_start, private.is_outdated) == (True, False, False)
-    connection.do(WORK.resize("private", private.size + (1 << 20)))
-    assert connection.do(WORK.volume("private")).size == private.size + (1 << 20)
-    assert connection.do(WORK.revisions("private")) == []
+    real.do(WORK.resize("private", private.size + (1 << 20)))
+    assert real.do(WORK.volume("private")).size == private.size + (1 << 20)
+    assert real.do(WORK.revisions("private")) == []
     with pytest.raises(CloisonError, match="revision"):
-        connection.do(WORK.revert("private", "none"))
-    assert private.pool in connection.do(calls.pools())
-    assert connection.do(calls.pool_info(private.pool))["name"] == private.pool
-    assert "red" in connection.do(calls.labels())
+        real.do(WORK.revert("private", "none"))
+    assert private.pool in real.do(calls.pools())
+    assert real.do(calls.pool_info(private.pool))["name"] == private.pool
+    assert "red" in real.do(calls.labels())
 
 
-def test_power(connection: Connection) -> None:
-    assert connection.do(WORK.state()) == State("Halted", 0, 0)
+def test_power(real: Connection) -> None:
+    assert real.do(WORK.state()) == State("Halted", 0, 0)
     with pytest.raises(CloisonError):
-        connection.do(WORK.pause())
-    connection.do(Domain("net").remove())
-    assert "net" not in connection.do(calls.domains())
+        real.do(WORK.pause())
+    real.do(Domain("net").remove())
+    assert "net" not in real.do(calls.domains())
 
 
-def test_firewall_and_devices(connection: Connection) -> None:
-    connection.do(WORK.set_firewall(["action=accept dst4=192.0.2.0/24", "action=drop"]))
-    assert connection.do(WORK.firewall()) == ["action=accept dst4=192.0.2.0/24", "action=drop"]
-    assert connection.do(WORK.exposed("block")) == {}
-    assert connection.do(WORK.attached("block")) == []
+def test_firewall_and_devices(real: Connection) -> None:
+    real.do(WORK.set_firewall(["action=accept dst4=192.0.2.0/24", "action=drop"]))
+    assert real.do(WORK.firewall()) == ["action=accept dst4=192.0.2.0/24", "action=drop"]
+    assert real.do(WORK.exposed("block")) == {}
+    assert real.do(WORK.attached("block")) == []
     disk = Device("net", "sda", "*")
-    connection.do(WORK.assign("block", disk, "auto-attach", {"read-only": "yes"}))
-    [line] = connection.do(WORK.assigned("block"))
+    real.do(WORK.assign("block", disk, "auto-attach", {"read-only": "yes"}))
+    [line] = real.do(WORK.assigned("block"))
     assert (line.device, line.mode, line.extra) == (disk, "auto-attach", {"read-only": "yes"})
-    connection.do(WORK.unassign("block", disk))
+    real.do(WORK.unassign("block", disk))
     with pytest.raises(CloisonError):
-        connection.do(WORK.attach("block", disk))
+        real.do(WORK.attach("block", disk))
     with pytest.raises(CloisonError):
-        connection.do(WORK.detach("block", disk))
+        real.do(WORK.detach("block", disk))
 
 
-def test_failures_keep_their_class(connection: Connection) -> None:
+def test_failures_keep_their_class(real: Connection) -> None:
     with pytest.raises(QubeNotFound):
-        connection.do(Domain("nobody").start())
+        real.do(Domain("nobody").start())
     with pytest.raises(QubeNotFound):
-        connection.do(Domain("nobody").feature("x"))     # no qube is not the same as no feature
+        real.do(Domain("nobody").feature("x"))     # no qube is not the same as no feature
     with pytest.raises(CloisonError, match="can't be part of a call"):
-        connection.do(WORK.add_tag("two words"))
+        real.do(WORK.add_tag("two words"))
 
 
 @pytest.mark.parametrize("reply", [b"", b"size=1\n", b"size=1\nusage=x\nrevisions_to_keep=1\n"])
@@ -116,7 +108,7 @@ def test_a_volume_that_can_t_be_read(reply: bytes) -> None:
         WORK.volume("root").read(reply)
 
 
-def test_awaited(connection: Connection) -> None:
+def test_awaited(real: Connection) -> None:
     async def main() -> None:
         system = aio.Connection()
         await asyncio.gather(*(system.do(WORK.set_feature(f"f{number}", "1")) for number in range(20)))
@@ -128,7 +120,7 @@ def test_awaited(connection: Connection) -> None:
     asyncio.run(main())
 
 
-def test_events_are_not_missed_once_the_context_is_entered(connection: Connection) -> None:
+def test_events_are_not_missed_once_the_context_is_entered(real: Connection) -> None:
     async def main() -> list[str]:
         system, seen = aio.Connection(), []
         async with system.events("work") as events:
@@ -144,7 +136,7 @@ def test_events_are_not_missed_once_the_context_is_entered(connection: Connectio
     assert asyncio.run(main()) == [f"f{number}" for number in range(5)]
 
 
-def test_events_of_nobody(connection: Connection) -> None:
+def test_events_of_nobody(real: Connection) -> None:
     async def main() -> None:
         async with aio.Connection().events("nobody"):
             raise AssertionError("entered")
@@ -184,9 +176,9 @@ def test_the_absent_answer_is_only_for_its_failure() -> None:
     assert call.answer(b"") == ""
 
 
-def test_examples_of_the_document_work(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_of_the_document_work(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     """In their order, in one program; those that need a machine are run by tests/boot."""
-    connection.call("dom0", "admin.vm.Create.AppVM", "tpl", b"name=sys-usb label=red")
+    real.call("dom0", "admin.vm.Create.AppVM", "tpl", b"name=sys-usb label=red")
     text = DOCUMENT.read_text()
     found = re.findall(rf"({re.escape(NEEDS_MACHINE)})?```python\n(.*?)```", text, re.DOTALL)
     assert len(found) >= 7

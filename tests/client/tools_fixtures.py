@@ -1,4 +1,4 @@
-"""A fake qubesd, and fake wardens for qubes `work` and `disp1`, in an installation of their own."""
+"""A fake qubesd, fake wardens for qubes `work` and `disp1`, and the real qubesd on fake parts, in an installation of their own."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden, listening
+from real_qubesd import real_qubesd
+
+from cloison.client.connection import Connection
 
 
 @pytest.fixture
@@ -14,11 +17,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DISPLAY", raising=False)
     return tmp_path
 
+
 @pytest.fixture
 def qubesd(root: Path) -> Iterator[FakeQubesd]:
     fake = FakeQubesd(root)
     with listening(fake.run / "qubesd.sock", fake.serve), listening(fake.run / "qubesd.internal.sock", fake.serve):
         yield fake
+
 
 @pytest.fixture
 def warden(qubesd: FakeQubesd) -> Iterator[FakeWarden]:
@@ -26,3 +31,9 @@ def warden(qubesd: FakeQubesd) -> Iterator[FakeWarden]:
     folder = qubesd.run / "qubes"
     with listening(folder / "qrexec.work", fake.serve), listening(folder / "qrexec.disp1", fake.serve):
         yield fake
+
+
+@pytest.fixture
+def real(root: Path) -> Iterator[Connection]:
+    with real_qubesd(root) as connection:
+        yield connection
