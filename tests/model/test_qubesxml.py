@@ -10,52 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloison.daemon.fake import fake_app
+from cloison.daemon.fake import KERNEL, FakeHost, fake_app
 from cloison.model import creation, qubesxml, qubesxml_elements, qubesxml_export
 from cloison.model.creation import Birth
 from cloison.model.devices import Assignment, Device
 from cloison.model.domains import READY, REMOVING, SYSTEM, System
-from cloison.model.exposed import Exposed
-from cloison.model.host import Host
 from cloison.model.labels import DEFAULTS
 from cloison.model.qubes import new_system
 from cloison.model.qubesxml_elements import BadQubesXml
 from cloison.model.volumes import Pool
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qubes-4.4.xml"
-KERNEL = "6.6.1"
-
-
-class OneHost(Host):
-    memory, cpus = 32768, 8
-
-    def __init__(self) -> None:
-        self._uuids = itertools.count(1)
-
-    def kernels(self) -> list[str]:
-        return [KERNEL]
-
-    def kernel_options(self, version: str, *, pci: bool) -> str | None:
-        return None
-
-    def pci_devices(self) -> list[Exposed]:
-        return []
-
-    def free_memory(self) -> int:
-        return self.memory
-
-    def new_uuid(self) -> str:
-        return f"00000000-0000-4000-8000-{next(self._uuids):012x}"
-
-    def new_dispid(self) -> int:
-        return 1
-
-    def now(self) -> float:
-        return 0.0
 
 
 def empty() -> System:
-    return new_system(OneHost())
+    return new_system(FakeHost())
 
 
 def loaded(text: str | bytes) -> tuple[System, list[str]]:
