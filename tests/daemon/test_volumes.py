@@ -410,6 +410,30 @@ def test_only_a_volatile_volume_is_ephemeral(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_an_ephemeral_volatile_disk_has_all_encrypted_that_is_thrown_away(tmp_path: Path) -> None:
+    """The root's changes and a disposable's private volume, too; what is kept, and what is not written to, is not."""
+    async def scenario(disks: Disks) -> None:
+        async def encrypted(qube: str) -> set[str]:
+            launched = [launch for launch in disks.wardens.launches if launch.name == qube][-1].disks
+            return {disk.role for disk in launched if disk.ephemeral}
+
+        await disks.ok("admin.vm.Start", "work")
+        assert await encrypted("work") == set()
+        await disks.ok("admin.vm.Kill", "work")
+        await disks.ok("admin.vm.volume.Set.ephemeral", "work", "volatile", "True")
+        await disks.ok("admin.vm.Start", "work")
+        assert await encrypted("work") == {"root", "volatile"}
+        await disks.ok("admin.vm.property.Set", "work", "template_for_dispvms", "True")
+        disposable = await disks.ok("admin.vm.CreateDisposable", "work")
+        await disks.ok("admin.vm.Start", disposable)
+        assert await encrypted(disposable) == {"root", "private", "volatile"}, "it is as its template is"
+        await disks.ok("admin.pool.Set.ephemeral_volatile", argument="varlibqubes", payload="True")
+        await disks.ok("admin.vm.Start", "tpl")
+        assert await encrypted("tpl") == {"volatile"}
+
+    run(tmp_path, scenario)
+
+
 # -- pools ---------------------------------------------------------------------------------------------------------------
 
 

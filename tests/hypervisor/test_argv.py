@@ -29,6 +29,9 @@ CASES = {
     "making": dataclasses.replace(
         COLD, ram=Ram("/proc/self/fd/30", shared=True),
         drives=(ROOT, Drive("private", 2 << 30), Drive("volatile", 10 << 30), MODULES)),
+    "ephemeral": dataclasses.replace(
+        COLD, drives=(dataclasses.replace(ROOT, nodes=(Node(20, "raw", True), Node(21, "qcow2", False, fd_secret=32))), PRIVATE,
+                      Drive("volatile", 10 << 30, (Node(24, "qcow2", False, fd_secret=31),)), MODULES)),
     "kvm": dataclasses.replace(COLD, accelerator="kvm"),
     "no-private": dataclasses.replace(COLD, drives=(ROOT, VOLATILE, MODULES), kernelopts=""),
     "shape": COLD,

@@ -1,7 +1,11 @@
 """From a launch's disks to open files: which file, how opened, in which order, and nothing left open by a failure."""
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from cloison.errors import MachineError
 from cloison.hypervisor.base import Disk
 from cloison.hypervisor.qemu import warm
 from cloison.warden import disks
-from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
+from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, launch_to_json
 
 SIZE = 1 << 20
 
@@ -58,13 +62,51 @@ def test_cold(launch: Launch, tmp_path: Path) -> None:
 
 
 def test_warm_puts_the_images_overlay_below_the_qubes_own(launch: Launch, tmp_path: Path) -> None:
-    import dataclasses
-
     (tmp_path / "image").mkdir()
     (tmp_path / "image" / warm.DISK).write_text("")
     found = shown(disks.open_all(dataclasses.replace(launch, warm=str(tmp_path / "image")), str(tmp_path / "tmp")))
     assert found["root"][1:] == [("root.2", "qcow2", False), (warm.DISK, "qcow2", False), ("nameless", "qcow2", True)]
     assert found["private"] == [("private.1", "qcow2", False), ("private.dirty", "qcow2", True)]
+
+
+def secret(fd: int) -> bytes:
+    """All that the pipe gives, until its end."""
+    with open(fd, "rb") as pipe:
+        return pipe.read()
+
+
+def test_ephemeral_overlays_are_encrypted_each_with_a_secret_that_is_read_once(launch: Launch, tmp_path: Path) -> None:
+    sources = tuple(dataclasses.replace(source, ephemeral=source.role in ("root", "volatile")) for source in launch.disks)
+    found = {disk.role: disk for disk in disks.open_all(dataclasses.replace(launch, disks=sources), str(tmp_path / "tmp"))}
+    secrets = {role: [file.secret_fd for file in disk.files if file.secret_fd is not None] for role, disk in found.items()}
+    assert {role: len(fds) for role, fds in secrets.items()} == {"root": 1, "private": 0, "volatile": 1, "modules": 0}
+    texts = [secret(*secrets[role]) for role in ("root", "volatile")]
+    assert texts[0] != texts[1] and all(len(bytes.fromhex(text.decode())) == 32 for text in texts)
+    for role in ("root", "volatile"):
+        header = os.pread(found[role].files[-1].fd, 36, 0)
+        assert header[:4] == b"QFI\xfb" and header[32:] == b"\0\0\0\2", "LUKS, says the header"
+    shown(tuple(found.values()))
+
+
+def test_no_secret_stays_open_when_a_later_disk_fails(launch: Launch, tmp_path: Path) -> None:
+    sources = tuple(dataclasses.replace(source, ephemeral=source.role == "root") for source in launch.disks)
+    os.unlink(tmp_path / "modules")
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(MachineError, match="modules"):
+        disks.open_all(dataclasses.replace(launch, disks=sources), str(tmp_path / "tmp"))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("ephemeral", [True, False])
+def test_the_cipher_is_loaded_only_where_it_is_needed(launch: Launch, ephemeral: bool) -> None:
+    """By the process that forks wardens, before it does."""
+    program = (
+        "import json, sys; from cloison.warden import disks; from cloison.wire.warden import launch_from_json; "
+        "disks.prepare(launch_from_json(json.load(sys.stdin))); print('cryptography' in sys.modules)")
+    sources = tuple(dataclasses.replace(source, ephemeral=ephemeral and source.role == "volatile") for source in launch.disks)
+    text = json.dumps(launch_to_json(dataclasses.replace(launch, disks=sources)))
+    done = subprocess.run([sys.executable, "-c", program], input=text, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(ephemeral)
 
 
 def test_making_opens_nothing_of_the_qube(launch: Launch, tmp_path: Path) -> None:

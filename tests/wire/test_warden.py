@@ -17,7 +17,7 @@ LAUNCH = Launch(
     disks=(
         DiskSource("root", 10 << 30, (Layer("/pool/a.raw", "raw"), Layer("/pool/b.qcow2", "qcow2"))),
         DiskSource("private", 2 << 30, (Layer("/pool/c.raw", "raw"),), top=Layer("/pool/dirty.qcow2", "qcow2")),
-        DiskSource("volatile", 1 << 30),
+        DiskSource("volatile", 1 << 30, ephemeral=True),
         DiskSource("modules", 1 << 20, (Layer("/k/modules.img", "raw"),), writable=False),
     ),
     kernel=Kernel("6.1.0", "/k/vmlinuz", "/k/initramfs", "/k/modules.img"),
@@ -49,7 +49,7 @@ def test_launch_survives_the_wire() -> None:
     (("warm",), 3), (("accelerator",), "xen"), (("accelerator",), None), (("identity",), {"/name": 1}), (("identity",), []),
     (("identity",), {"/name": "a\0"}), (("start_timeout",), 0), (("start_timeout",), -1), (("kernel",), None),
     (("kernel",), {}), (("kernel", "version"), 6), (("kernel", "extra"), "x"), (("disks",), {}), (("disks",), "root"),
-    (("disks",), [None]),
+    (("disks",), [None]), (("disks", 0, "ephemeral"), 1),
     (("disks",), [{}] * 17), (("disks", 0, "role"), "boot"), (("disks", 0, "role"), []), (("disks", 0, "size"), 0),
     (("disks", 0, "size"), "1"), (("disks", 0, "extra"), 1), (("disks", 0, "writable"), None), (("disks", 0, "top"), {}),
     (("disks", 0, "top"), False), (("disks", 0, "layers"), None), (("disks", 0, "layers", 0, "format"), "vmdk"),

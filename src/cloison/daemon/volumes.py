@@ -13,7 +13,7 @@ from cloison.daemon.parts import Parts
 from cloison.errors import CloisonError, MachineError, QubeNotHalted, StorageError
 from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
-from cloison.plan.volumes import WITH_FILE_SYSTEM
+from cloison.plan.volumes import WITH_FILE_SYSTEM, leaves_nothing
 from cloison.storage.base import Kind, Pool, VolumeConfig, explained
 from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
@@ -115,7 +115,7 @@ class Volumes:
         """The disks of a qube that starts, without the kernel's modules. Raises StorageError, with all stopped again."""
         volumes = self._stored(qube)
         try:
-            disks = await asyncio.to_thread(self._start, volumes)
+            disks = await asyncio.to_thread(self._start, volumes, leaves_nothing(qube))
         except StorageError:
             await self.stop(qube)
             raise
@@ -124,8 +124,9 @@ class Volumes:
                 self._commits[(qube.uuid, volume.name)] = self.pool(volume.pool).commit_id(self.config(volume))
         return disks
 
-    def _start(self, volumes: list[Volume]) -> tuple[DiskSource, ...]:
-        return tuple(self._start_one(volume) for volume in volumes)
+    def _start(self, volumes: list[Volume], ephemeral: bool) -> tuple[DiskSource, ...]:
+        disks = [self._start_one(volume) for volume in volumes]
+        return tuple(replace(disk, ephemeral=ephemeral and disk.writable and disk.top is None) for disk in disks)
 
     def _start_one(self, volume: Volume) -> DiskSource:
         """What its guest may not write to is opened by nobody for writing. No system runs on a root like that, and no kernel

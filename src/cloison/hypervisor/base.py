@@ -18,11 +18,15 @@ class MachineState(enum.Enum):
 
 @dataclass(frozen=True)
 class DiskFile:
-    """One open file of a disk. The machine takes the descriptor and closes it."""
+    """One open file of a disk. The machine takes its descriptors and closes them.
+
+    `secret_fd`: for an encrypted qcow2, a pipe that holds the text which opens it, its other end closed.
+    """
 
     fd: int
     format: str
     read_only: bool
+    secret_fd: int | None = None
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ class FakeMachine(Machine):
         host.setblocking(False)
         self._guest.setblocking(False)
         spec = self.spec
-        self._fds = [file.fd for disk in spec.disks for file in disk.files]
-        self._fds += [fd for fd in (spec.ram_fd, spec.state_fd) if fd is not None]
+        files = [fd for disk in spec.disks for file in disk.files for fd in (file.fd, file.secret_fd)]
+        self._fds = [fd for fd in (*files, spec.ram_fd, spec.state_fd) if fd is not None]
         if spec.life_fd is not None:
             self._fds.append(os.dup(spec.life_fd))
         self._gone = asyncio.get_running_loop().create_future()

@@ -86,7 +86,7 @@ def _keep_quietly(qube: Qube) -> None:
 def _volumes(system: System, birth: Birth, template: Qube | None) -> list[volumes.Volume]:
     if not system.kinds[birth.klass].machine:
         return []
-    pools = {name: birth.pools.get(name) or _pool(system, birth, name) for name in _VOLUMES}
+    pools = {name: birth.pools.get(name) or _pool(system, birth, name, template) for name in _VOLUMES}
     for name in {*birth.pools.values(), *([birth.pool] if birth.pool else [])}:
         system.pool(name)
     made = volumes.for_new_qube(birth.klass, birth.name, pools, template.volumes if template else None)
@@ -96,9 +96,12 @@ def _volumes(system: System, birth: Birth, template: Qube | None) -> list[volume
     return made
 
 
-def _pool(system: System, birth: Birth, name: str) -> str:
+def _pool(system: System, birth: Birth, name: str, template: Qube | None) -> str:
+    """Of a volume whose pool was not named: a disposable's volumes are where its template's are."""
     if birth.pool and name != "kernel":
         return birth.pool
+    if birth.klass == "DispVM" and template is not None and name in template.volumes:
+        return template.volumes[name].pool
     return str(system.get(f"default_pool_{name}"))
 
 

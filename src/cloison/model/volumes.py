@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GIB = 1 << 30
 ROOT_SIZE = 10 * GIB
@@ -71,7 +71,10 @@ def for_new_qube(klass: str, name: str, pools: Mapping[str, str], template: Mapp
     if klass == "DispVM" and template:
         size = template["root"].size + template["private"].size
         made = [snapshot("root", base, template["root"]), snapshot("private", base, template["private"])]
-        return [*made, volatile(pools["volatile"], base, size), *rest, *_extra(base, template)]
+        forgetful = volatile(pools["volatile"], base, size)
+        if "volatile" in template:
+            forgetful = replace(forgetful, rw=template["volatile"].rw, ephemeral=template["volatile"].ephemeral)
+        return [*made, forgetful, *rest, *_extra(base, template)]
     private = origin("private", pools["private"], base, PRIVATE_SIZE)
     if klass == "AppVM" and template:
         root = snapshot("root", base, template["root"])

@@ -8,7 +8,7 @@ import enum
 
 from cloison.errors import BadValue, QubeNotHalted, QubeNotRunning, StorageError
 from cloison.model.domains import Qube
-from cloison.model.volumes import Volume
+from cloison.model.volumes import Pool, Volume
 from cloison.values import PowerState
 
 MAX_KEPT = 900                      # revisions of one volume
@@ -42,6 +42,22 @@ def check_revisions(keep: int) -> None:
 def check_ephemeral(volume: Volume) -> None:
     if not volume.volatile:
         raise BadValue(f"volume {volume.name} can't be ephemeral: only a volatile, writable one can")
+
+
+def is_ephemeral(volume: Volume, pool: Pool) -> bool:
+    """Whether what is written to the volume is encrypted with a key that nobody keeps."""
+    if volume.ephemeral is not None:
+        return volume.ephemeral
+    return volume.volatile and pool.config.get("ephemeral_volatile") == "True"
+
+
+def leaves_nothing(qube: Qube) -> bool:
+    """Whether that holds for all that the qube throws away at its end, so for changes of its root too: its volatile disk decides.
+
+    Qubes OS's guests write the changes of a root that is thrown away to their volatile disk; here each disk has its own overlay.
+    """
+    volatile = qube.volumes.get("volatile")
+    return volatile is not None and is_ephemeral(volatile, qube.system.pool(volatile.pool))
 
 
 def plan_resize(qube: Qube, volume: Volume, size: int) -> Growth:

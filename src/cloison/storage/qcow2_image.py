@@ -4,8 +4,9 @@ An overlay must cost well under a millisecond at a qube's start; running qemu-im
 short writes into a sparse file, so we write it ourselves. It names no backing file: who backs whom is given explicitly
 to QEMU each time (`-blockdev`), never read from a file that a guest's QEMU could write to.
 
-Layout, in clusters of 64 KiB: header, refcount table, one refcount block, L1 table. The L1 table takes its whole
-cluster at any size, so growing an image is one number in its header (and QEMU's own resize never moves the table).
+Layout, in clusters of 64 KiB: header, refcount table, one refcount block, L1 table, and the LUKS header of an encrypted one. The
+L1 table takes its whole cluster at any size, so growing an image is one number in its header (and QEMU's own resize never moves
+the table).
 """
 from __future__ import annotations
 
@@ -24,6 +25,10 @@ _SIZE_OFFSET = 24
 # refcount order, header length
 _HEADER = struct.Struct(">4sIQII QIIQQI IQ QQQ II")
 _DIRTY_BIT = 1                      # the one incompatible feature that may be seen: refcounts may be behind
+_PLAIN, _LUKS = 0, 2                # how the clusters are encrypted
+_LUKS_AT = 4 * CLUSTER
+_EXTENSION = struct.Struct(">II QQ")    # after the header: kind, bytes of what follows, place and length of the LUKS header
+_LUKS_EXTENSION = 0x0537BE77
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,38 @@ class Region:
     data: bytes
 
 
-def empty_image(size: int) -> tuple[tuple[Region, ...], int]:
+@dataclass(frozen=True)
+class Encryption:
+    """The LUKS header of an encrypted image: its beginning, and how long it is with the zeros that follow (`storage/luks.py`)."""
+
+    header: bytes
+    length: int
+
+
+def empty_image(size: int, encryption: Encryption | None = None) -> tuple[tuple[Region, ...], int]:
     """The regions that are not zero, and the file's length, of an image of `size` bytes (whole sectors) with no content."""
     header = _HEADER.pack(
         MAGIC, 3, 0, 0, 16,
-        size, 0, _L1_ENTRIES, 3 * CLUSTER, CLUSTER, 1,
+        size, _LUKS if encryption else _PLAIN, _L1_ENTRIES, 3 * CLUSTER, CLUSTER, 1,
         0, 0, 0, 0, 0, 4, _HEADER.size,
     )
+    luks: tuple[Region, ...] = ()
+    length = _LUKS_AT
+    if encryption is not None:
+        header += _EXTENSION.pack(_LUKS_EXTENSION, 16, _LUKS_AT, encryption.length)
+        luks = (Region(_LUKS_AT, encryption.header),)
+        length += -(-encryption.length // CLUSTER) * CLUSTER
     refcount_table = struct.pack(">Q", 2 * CLUSTER)
-    refcounts = struct.pack(">4H", 1, 1, 1, 1)
-    return (Region(0, header), Region(CLUSTER, refcount_table), Region(2 * CLUSTER, refcounts)), 4 * CLUSTER
+    refcounts = struct.pack(">H", 1) * (length // CLUSTER)
+    return (Region(0, header), Region(CLUSTER, refcount_table), Region(2 * CLUSTER, refcounts), *luks), length
 
 
-def create_overlay_fd(fd: int, size: int) -> None:
+def create_overlay_fd(fd: int, size: int, encryption: Encryption | None = None) -> None:
     """Write an empty image of `size` bytes into an empty file, open for writing (`O_TMPFILE` will do). No fsync.
 
     Raises PoolError for a size out of range, OSError when the disk is full.
     """
-    regions, length = empty_image(checked_size(size))
+    regions, length = empty_image(checked_size(size), encryption)
     os.ftruncate(fd, length)
     for region in regions:
         os.pwrite(fd, region.data, region.offset)

@@ -30,6 +30,7 @@ from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QEMU, QemuMachine
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
+from cloison.warden import disks
 from cloison.warden.main import Warden
 from cloison.warden.maker import QUIET_SECONDS, make
 from cloison.wire.warden import Launch, encode, launch_from_json
@@ -73,6 +74,7 @@ class Zygote:
             if request["do"] == "make":
                 self._fork(lambda: make(self._paths, launch, control, self._make_machine, quiet=self._quiet), "maker")
             else:
+                disks.prepare(launch)
                 ram = self._ram(launch.warm) if launch.warm is not None else None
                 self._fork(lambda: self._warden(launch, control, fds, ram), launch.name)
         except (CloisonError, OSError) as error:

@@ -32,7 +32,8 @@ class DiskSource:
 
     `layers`: bottom first, all read-only commits, possibly none. `top`: the writable file (a volume that is saved at
     stop), or None: then, if `writable`, the warden makes a temporary overlay of `size` bytes without a name, gone with its
-    process; if not `writable`, the uppermost layer is the disk, read-only.
+    process; if not `writable`, the uppermost layer is the disk, read-only. `ephemeral`: what is written to that overlay is encrypted
+    with a key that nobody keeps.
     """
 
     role: str                       # root, private, volatile, modules
@@ -41,6 +42,7 @@ class DiskSource:
     top: Layer | None = None
     writable: bool = True
     blank: bool = False             # nobody has written to it yet: the file system that it was made with, and nothing in it
+    ephemeral: bool = False
     commit: str = ""                # names the state the layers hold, for a snapshot: warm images are dropped by it
 
 

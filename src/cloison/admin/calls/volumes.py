@@ -90,12 +90,6 @@ def revisions_to_keep(call: Call, volume: Volume) -> int:
     return int(call.system.pool(volume.pool).config.get("revisions_to_keep", "1"))
 
 
-def is_ephemeral(call: Call, volume: Volume) -> bool:
-    if volume.ephemeral is not None:
-        return volume.ephemeral
-    return volume.volatile and call.system.pool(volume.pool).config.get("ephemeral_volatile") == "True"
-
-
 def _usage(call: Call, volume: Volume) -> int:
     """Bytes; 0 where it can't be told: a pool that is away must not keep the rest from being shown."""
     try:
@@ -118,7 +112,8 @@ def info(call: Call) -> str:
         "pool": volume.pool, "vid": vid, "size": volume.size, "usage": usage, "rw": volume.rw,
         "source": volume.source or "", "path": path, "save_on_stop": volume.save_on_stop,
         "snap_on_start": volume.snap_on_start, "revisions_to_keep": revisions_to_keep(call, volume),
-        "ephemeral": is_ephemeral(call, volume), "is_outdated": call.qubesd.is_outdated(call.dest, volume),
+        "ephemeral": rules.is_ephemeral(volume, call.system.pool(volume.pool)),
+        "is_outdated": call.qubesd.is_outdated(call.dest, volume),
     }
     return "".join(f"{key}={value}\n" for key, value in pairs.items())
 

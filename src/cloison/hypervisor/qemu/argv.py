@@ -25,11 +25,15 @@ BOOT_OPTIONS = (
 
 @dataclass(frozen=True)
 class Node:
-    """One file of a disk as QEMU sees it: an fd set, a stated format, read-only or not."""
+    """One file of a disk as QEMU sees it: an fd set, a stated format, read-only or not.
+
+    `fd_secret`: of a pipe, for an encrypted qcow2: QEMU reads what opens it from there, once.
+    """
 
     fdset: int
     format: str
     read_only: bool
+    fd_secret: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,9 @@ def _graph(drive: Drive) -> list[str]:
                                   "discard": "unmap"}
         if node.format == "qcow2":
             fields["backing"] = f"{drive.role}-{level - 1}" if level else None
+        if node.fd_secret is not None:
+            argv += _option("object", qom_type="secret", id=f"{name}-secret", file=f"/proc/self/fd/{node.fd_secret}")
+            fields["encrypt"] = {"format": "luks", "key-secret": f"{name}-secret"}
         argv += _option("blockdev", **fields)
     return argv
 

@@ -173,7 +173,7 @@ class QemuMachine(Machine):
         settings = argv.Settings(
             name="qube", uuid=spec.uuid, memory=spec.memory, vcpus=spec.vcpus, accelerator=spec.accelerator,
             drives=tuple(argv.Drive(disk.role, disk.size, tuple(
-                argv.Node(file.fd, file.format, file.read_only) for file in disk.files)) for disk in spec.disks),
+                argv.Node(file.fd, file.format, file.read_only, file.secret_fd) for file in disk.files)) for disk in spec.disks),
             fd_monitor=monitor, fd_channel=channel,
             ram=argv.Ram(f"/proc/self/fd/{spec.ram_fd}" if spec.ram_fd is not None else None, spec.ram_shared),
             incoming=spec.state_fd is not None,
@@ -252,8 +252,8 @@ class QemuMachine(Machine):
 
 def _files(spec: MachineSpec) -> list[int]:
     """Descriptors that the machine takes over."""
-    files = [file.fd for disk in spec.disks for file in disk.files]
-    return [*files, *(fd for fd in (spec.ram_fd, spec.state_fd) if fd is not None)]
+    files = [fd for disk in spec.disks for file in disk.files for fd in (file.fd, file.secret_fd)]
+    return [fd for fd in (*files, spec.ram_fd, spec.state_fd) if fd is not None]
 
 
 def _socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
