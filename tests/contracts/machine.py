@@ -15,7 +15,8 @@ import pytest
 from cloison.errors import MachineError
 from cloison.hypervisor.base import Disk, DiskFile, Machine, MachineSpec, MachineState
 from cloison.runtime import life
-from cloison.storage.qcow2_image import create_overlay_fd
+from cloison.storage import luks
+from cloison.storage.qcow2_image import Encryption, create_overlay_fd
 
 UUID = "00000000-0000-4000-8000-000000000001"
 SIZE = 1 << 20
@@ -87,6 +88,26 @@ class MachineContract:
             await machine.wait()
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(spec.disks[0].files[0].fd)
+
+        started(machine, work)
+
+    def test_start_takes_the_secret_of_an_encrypted_disk(self, make: Make, tmp_path: Path) -> None:
+        secret = luks.new_secret()
+        fd = os.open(tmp_path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        create_overlay_fd(fd, SIZE, Encryption(luks.new_header(secret), luks.LENGTH))
+        pipe, writing = os.pipe2(os.O_CLOEXEC)
+        os.write(writing, secret)
+        os.close(writing)
+        disks = (Disk("root", SIZE, (overlay(tmp_path),)), Disk("volatile", SIZE, (DiskFile(fd, "qcow2", False, pipe),)))
+        machine = make(MachineSpec(UUID, MEMORY, 1, "tcg", disks))
+
+        async def work(_stream: socket.socket) -> None:
+            await machine.announce_size("volatile", 2 * SIZE)
+            assert machine.state is MachineState.RUNNING, machine.error_text
+            machine.kill()
+            await machine.wait()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(pipe)
 
         started(machine, work)
 
