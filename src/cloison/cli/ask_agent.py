@@ -6,11 +6,11 @@ import asyncio
 import importlib.util
 import logging
 import os
-import signal
 from typing import Any
 
 from cloison.client.connection import Connection
 from cloison.errors import HostError
+from cloison.runtime.daemon import told_to_end
 from cloison.runtime.paths import Paths
 from cloison.ui.agent import Agent, Asker, take_lock
 
@@ -63,9 +63,7 @@ def _asker(connection: Connection, *, terminal: bool) -> Asker:
 
 
 async def _serve(paths: Paths, asker: Asker) -> None:
-    loop, end = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end.set)
+    end = told_to_end()
     agent = Agent(paths, asker)
     agent.listen()
     try:

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,8 +15,8 @@ from cloison.daemon.wardens import Wardens
 from cloison.daemon.wiring import DRIVERS
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe
-from cloison.runtime.limits import allow_many_files
-from cloison.runtime.paths import Paths, leave_folder
+from cloison.runtime.daemon import begin
+from cloison.runtime.paths import Paths
 from cloison.storage.linux_kernel import KernelPool
 
 
@@ -53,13 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bare", action="store_true", help="start no qube by itself")
     parser.add_argument("--accelerator", choices=("tcg", "kvm"), help="instead of KVM where it works")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    os.umask(0o077)
-    allow_many_files()
     try:
-        leave_folder()
-        paths = Paths.from_environment()
-        paths.ensure()
+        paths = begin()
         locks = take_locks(paths)
         asyncio.run(serve(_parts(paths, options.accelerator), locks, autostart=not options.bare))
     except CloisonError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from cloison.daemon.parts import Parts
 from cloison.daemon.recovery import bring_up
 from cloison.daemon.server import Server
 from cloison.errors import CloisonError
+from cloison.runtime.daemon import told_to_end
 from cloison.runtime.paths import Paths
 from cloison.templates import work
 
@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 
 async def serve(parts: Parts, locks: Sequence[int], *, autostart: bool = True) -> None:
     """Runs until told to end. `locks` are what `take_locks` gave. Raises StoreError, HostError."""
-    loop, end = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end.set)
+    end = told_to_end()
     app = App(parts)
     server = Server(app, parts.paths, SOCKETS)
     try:

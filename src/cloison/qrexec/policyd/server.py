@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,10 +24,10 @@ from cloison.qrexec.policyd.judge import Judge
 from cloison.qrexec.policyd.policy_files import LivePolicy, folders, make_folders
 from cloison.qrexec.policyd.system_info import Snapshot, SystemInfo
 from cloison.runtime import unix
+from cloison.runtime.daemon import begin, told_to_end
 from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
-from cloison.runtime.limits import allow_many_files
-from cloison.runtime.paths import Paths, leave_folder
+from cloison.runtime.paths import Paths
 from cloison.wire import policy as wire
 
 log = logging.getLogger(__name__)
@@ -253,9 +252,7 @@ def take_lock(paths: Paths) -> int:
 
 async def serve(paths: Paths) -> None:
     """Until SIGTERM or SIGINT. Raises OSError."""
-    loop, end = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end.set)
+    end = told_to_end()
     daemon = PolicyDaemon(paths)
     try:
         daemon.listen()
@@ -266,13 +263,8 @@ async def serve(paths: Paths) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="policyd", description="Decides which calls between qubes are allowed.").parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    os.umask(0o077)
-    allow_many_files()
     try:
-        leave_folder()
-        paths = Paths.from_environment()
-        paths.ensure()
+        paths = begin()
         make_folders(folders(paths))
         lock = take_lock(paths)
         asyncio.run(serve(paths))

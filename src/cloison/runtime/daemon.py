@@ -1,0 +1,35 @@
+"""What the daemons of a session have in common: how each begins, and until when it runs."""
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+
+from cloison.runtime.paths import Paths, leave_folder
+
+
+def begin() -> Paths:
+    """Log to where standard error goes, and hold on to nothing of whoever started it. Raises HostError, OSError."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    os.umask(0o077)
+    _allow_many_files()
+    leave_folder()
+    paths = Paths.from_environment()
+    paths.ensure()
+    return paths
+
+
+def _allow_many_files() -> None:
+    """As many open files as are allowed: callers and listeners take descriptors, and the usual soft limit is far below."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def told_to_end() -> asyncio.Event:
+    """Set when SIGTERM or SIGINT comes, which from now on do no more than that."""
+    loop, end = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end.set)
+    return end
