@@ -32,6 +32,10 @@ place.create("mine")
 place.sh("mine", "echo kept > ~/kept")
 place.halt("mine")
 assert place.sh("mine", "cat ~/kept") == b"kept\\n"
+place.down()
+place.up("warden:spawned")       # its sandbox, still being set up, hides its files from other processes of this user
+for _ in range(8):
+    assert place.run(["qvm-run", "-p", "--dispvm", "--", "true"]).returncode == 1
 place.ok(["cloison", "down"])
 """
 
