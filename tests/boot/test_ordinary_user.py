@@ -24,19 +24,21 @@ from pathlib import Path
 from place import DVM, Place, furnish
 from cloison.templates.build import Built
 place = Place(Path(sys.argv[1]))
-place.up()
-furnish(place, Built(sys.argv[2], sys.argv[3], int(sys.argv[4])))
-assert place.ok(["qvm-run", "-p", "--dispvm", "--", "id", "-un"]) == b"user\\n"
-assert place.ok(["qvm-run", "-p", "--dispvm", "--user", "root", "--", "cat"], b"x" * 100000) == b"x" * 100000
-place.create("mine")
-place.sh("mine", "echo kept > ~/kept")
-place.halt("mine")
-assert place.sh("mine", "cat ~/kept") == b"kept\\n"
-place.down()
-place.up("warden:spawned")       # its sandbox, still being set up, hides its files from other processes of this user
-for _ in range(8):
-    assert place.run(["qvm-run", "-p", "--dispvm", "--", "true"]).returncode == 1
-place.ok(["cloison", "down"])
+try:
+    place.up()
+    furnish(place, Built(sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    assert place.ok(["qvm-run", "-p", "--dispvm", "--", "id", "-un"]) == b"user\\n"
+    assert place.ok(["qvm-run", "-p", "--dispvm", "--user", "root", "--", "cat"], b"x" * 100000) == b"x" * 100000
+    place.create("mine")
+    place.sh("mine", "echo kept > ~/kept")
+    place.halt("mine")
+    assert place.sh("mine", "cat ~/kept") == b"kept\\n"
+    place.down()
+    place.up("warden:spawned")       # its sandbox, still being set up, hides its files from other processes of this user
+    for _ in range(8):
+        assert place.run(["qvm-run", "-p", "--dispvm", "--", "true"]).returncode == 1
+finally:
+    place.ok(["cloison", "down"])
 """
 
 
