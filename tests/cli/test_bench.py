@@ -12,7 +12,7 @@ import pytest
 from fake_qubesd import FakeQubesd, Handler, Refused
 
 from cloison.cli import bench_bare, bench_measures, bench_memory, bench_qubes, bench_report, main
-from cloison.cli.bench_bare import _Become, _Ping, _Question, _Run, _Stream
+from cloison.cli.bench_questions import Become, Ping, Question, Run, Stream
 from cloison.cli.bench_report import Figure, Target
 from cloison.client.connection import Connection
 from cloison.errors import CloisonError, HostError, MachineError
@@ -85,34 +85,34 @@ def test_json_has_every_sample() -> None:
 # -- conversations with a bare guest
 
 
-def converse(question: _Question, guest: Mux, host: Mux) -> bool:
+def converse(question: Question, guest: Mux, host: Mux) -> bool:
     """Hand over what the guest has said; whether that answered the question."""
     return any([question.answered(host, event) for event in host.receive(guest.take_output())])
 
 
 def test_a_ping_is_answered_by_any_report() -> None:
     host, guest = Mux(HOST), Mux(GUEST)
-    _Ping().begin(host)
+    Ping().begin(host)
     assert guest.receive(host.take_output()) == [Control(agent.ping())]
     guest.control(agent.report("pong"))
-    assert converse(_Ping(), guest, host)
+    assert converse(Ping(), guest, host)
 
 
 def test_become_is_answered_by_running_and_failed_is_an_error() -> None:
     host, guest = Mux(HOST), Mux(GUEST)
-    _Become().begin(host)
+    Become().begin(host)
     [event] = guest.receive(host.take_output())
     assert isinstance(event, Control)
     do, fields = agent.parse_order(event.untrusted)
     assert do == "become" and agent.identity(fields).qubesdb["/name"] == "bench"
     guest.control(agent.report("running"))
-    assert converse(_Become(), guest, host)
+    assert converse(Become(), guest, host)
     guest.control(agent.report("failed", "no disk"))
     with pytest.raises(MachineError, match="no disk"):
-        converse(_Become(), guest, host)
+        converse(Become(), guest, host)
 
 
-def called(question: _Run | _Stream) -> tuple[Mux, Mux, int]:
+def called(question: Run | Stream) -> tuple[Mux, Mux, int]:
     """A host that has asked, and a guest that has taken up the call: its data channel."""
     host, guest = Mux(HOST), Mux(GUEST)
     question.begin(host)
@@ -130,7 +130,7 @@ def called(question: _Run | _Stream) -> tuple[Mux, Mux, int]:
 
 
 def test_a_run_is_answered_by_the_first_byte_of_output() -> None:
-    question = _Run("echo here")
+    question = Run("echo here")
     host, guest, channel = called(question)
     assert not converse(question, guest, host)
     guest.send(channel, b"".join(qrexec.data(qrexec.STDERR, b"warning")))
@@ -140,7 +140,7 @@ def test_a_run_is_answered_by_the_first_byte_of_output() -> None:
 
 
 def test_a_run_that_ends_without_output_is_an_error() -> None:
-    question = _Run("false")
+    question = Run("false")
     host, guest, channel = called(question)
     guest.send(channel, qrexec.exit_code(1))
     with pytest.raises(MachineError, match="ended with 1"):
@@ -149,7 +149,7 @@ def test_a_run_that_ends_without_output_is_an_error() -> None:
 
 def test_a_stream_sends_all_its_input_with_credit_and_ends_with_the_program() -> None:
     size = 3_000_000
-    question = _Stream("cat", size)
+    question = Stream("cat", size)
     host, guest, channel = called(question)
     guest.send(channel, b"".join(qrexec.data(qrexec.STDOUT, b"\n")))
     decoder, got, ended = qrexec.Decoder(qrexec.FROM_CALLER), 0, False

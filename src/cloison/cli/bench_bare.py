@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import select
 import socket
 import subprocess
@@ -17,8 +16,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from cloison.cli.bench_questions import Become, Ping, Question, Run, Stream
 from cloison.errors import MachineError
 from cloison.hypervisor.qemu import argv, warm
 from cloison.hypervisor.qemu.driver import CAPABILITIES, PORT_BUFFER, QEMU
@@ -26,12 +26,9 @@ from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
 from cloison.storage.blanks import make_blank
 from cloison.storage.qcow2_image import create_overlay_fd
-from cloison.wire import agent, qrexec
-from cloison.wire.mux import HOST, Address, Control, Data, Event, Mux, Opened, Writable
+from cloison.wire.mux import HOST, Mux
 
 PATIENCE = 300.0                        # seconds until a machine that says nothing is given up
-_XID = 1
-_PORT = qrexec.FIRST_DATA_PORT
 
 
 class Image(NamedTuple):
@@ -83,27 +80,27 @@ class Bare:
 
     def pong(self) -> float:
         """Seconds from the spawn to the agent's answer to a ping: its first byte after the restore."""
-        return self._ask(_Ping(), warm_start=True)
+        return self._ask(Ping(), warm_start=True)
 
     def cold_pong(self) -> float:
         """The same with a boot of the same kernel and root instead of the restore."""
-        return self._ask(_Ping(), warm_start=False)
+        return self._ask(Ping(), warm_start=False)
 
     def output(self, command: str) -> float:
         """Seconds from the spawn to the first byte that this command of user `user` puts out. The guest is nobody."""
-        return self._ask(_Run(command), warm_start=True)
+        return self._ask(Run(command), warm_start=True)
 
     def identity(self) -> float:
         """Seconds from the spawn until the guest has become a qube with a private volume."""
-        return self._ask(_Become(), warm_start=True)
+        return self._ask(Become(), warm_start=True)
 
     def stream(self, command: str, stdin: int) -> float:
         """Seconds from a command's first output byte to its end, while it is sent `stdin` bytes of zeros."""
-        question = _Stream(command, stdin)
+        question = Stream(command, stdin)
         self._ask(question, warm_start=True)
         return question.ended - question.begun
 
-    def _ask(self, question: _Question, *, warm_start: bool) -> float:
+    def _ask(self, question: Question, *, warm_start: bool) -> float:
         with ExitStack() as stack:
             monitor, qemu_monitor = map(stack.enter_context, socket.socketpair())
             channel, qemu_channel = map(stack.enter_context, socket.socketpair())
@@ -176,7 +173,7 @@ def _monitor_commands(state: int | None) -> bytes:
     return "".join(map(json.dumps, commands)).encode()
 
 
-def _converse(channel: socket.socket, monitor: socket.socket, pid: int, question: _Question) -> None:
+def _converse(channel: socket.socket, monitor: socket.socket, pid: int, question: Question) -> None:
     """Until the question is answered. Raises MachineError when the machine ends, refuses or stays silent."""
     mux = Mux(HOST)
     question.begin(mux)
@@ -202,100 +199,3 @@ def _converse(channel: socket.socket, monitor: socket.socket, pid: int, question
                 raise MachineError("bare QEMU ended" if ready else f"a bare guest did not answer within {PATIENCE:.0f} s")
     finally:
         os.close(pidfd)
-
-
-class _Question(Protocol):
-    """What is asked of a guest's agent: `begin` asks, `answered` is True for the event that ends the wait."""
-
-    def begin(self, mux: Mux) -> None: ...
-    def answered(self, mux: Mux, event: Event) -> bool: ...
-
-
-class _Ping:
-    """Are you there?"""
-
-    def begin(self, mux: Mux) -> None:
-        mux.control(agent.ping())
-
-    def answered(self, mux: Mux, event: Event) -> bool:
-        return isinstance(event, Control)
-
-
-class _Become:
-    """Be a qube, with all its own: answered when it says so."""
-
-    def begin(self, mux: Mux) -> None:
-        mux.control(agent.become(agent.Identity(
-            xid=_XID, time=time.time_ns(), entropy=secrets.token_hex(64), machine_id=uuid.uuid4().hex, boot_id=str(uuid.uuid4()),
-            qubesdb={"/name": "bench", "/qubes-vm-type": "AppVM", "/qubes-vm-persistence": "rw-only"},
-            private_size=warm.MADE_SIZES["private"], private_blank=True)))
-
-    def answered(self, mux: Mux, event: Event) -> bool:
-        if not isinstance(event, Control):
-            return False
-        report = agent.parse_report(event.untrusted)
-        if report.word != "running":
-            raise MachineError(f"the bare guest did not become a qube: {report.word} {report.text}")
-        return True
-
-
-class _Call:
-    """One call of a program, right with the agent; `message` gets what the program's side says."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-        self.channel = 0
-        self._decoder = qrexec.Decoder(qrexec.FROM_SERVICE)
-
-    def begin(self, mux: Mux) -> None:
-        request = qrexec.exec_command(qrexec.EXEC_CMDLINE, 0, _PORT, f"user:{self.command}")
-        mux.send(mux.open(Address(_XID, 0, qrexec.CONTROL_PORT)), qrexec.hello(qrexec.VERSION) + request)
-
-    def answered(self, mux: Mux, event: Event) -> bool:
-        if isinstance(event, Opened) and event.address.port == _PORT:
-            self.channel = event.channel
-            mux.send(event.channel, qrexec.hello(qrexec.VERSION))
-        elif isinstance(event, Data) and event.channel == self.channel:
-            self._decoder.feed(event.untrusted)
-            mux.consumed(event.channel, len(event.untrusted))
-            while (message := self._decoder.next_message()) is not None:
-                if self.message(mux, message):
-                    return True
-        return False
-
-    def message(self, mux: Mux, message: qrexec.Message) -> bool:
-        """True ends the conversation."""
-        return isinstance(message, qrexec.Exit)
-
-
-class _Run(_Call):
-    """Run a command: answered with the first byte it puts out."""
-
-    def message(self, mux: Mux, message: qrexec.Message) -> bool:
-        if isinstance(message, qrexec.Exit):
-            raise MachineError(f"{self.command!r} in a bare guest put nothing out and ended with {message.status}")
-        return isinstance(message, qrexec.Data) and message.kind == qrexec.STDOUT
-
-
-class _Stream(_Call):
-    """Send zeros to a command, from its first output byte on, and read all it puts out, to its end."""
-
-    def __init__(self, command: str, stdin: int) -> None:
-        super().__init__(command)
-        self._unsent = memoryview(b"".join(qrexec.data(qrexec.STDIN, bytes(stdin))) + qrexec.end_of_stream(qrexec.STDIN))
-        self.begun = self.ended = 0.0
-
-    def answered(self, mux: Mux, event: Event) -> bool:
-        if isinstance(event, Writable) and event.channel == self.channel:
-            self._send(mux)
-        return super().answered(mux, event)
-
-    def message(self, mux: Mux, message: qrexec.Message) -> bool:
-        if not self.begun and isinstance(message, qrexec.Data) and message.kind == qrexec.STDOUT:
-            self.begun = time.perf_counter()
-            self._send(mux)
-        self.ended = time.perf_counter()
-        return super().message(mux, message)
-
-    def _send(self, mux: Mux) -> None:
-        self._unsent = self._unsent[mux.send(self.channel, self._unsent):]
