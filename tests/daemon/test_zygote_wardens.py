@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from tests.contracts.wardens import Heard, WardensContract
 
-from cloison.daemon.zygote_wardens import MAX_LAUNCH, ZygoteWardens
+from cloison.daemon.zygote import MAX_LAUNCH
+from cloison.daemon.zygote_wardens import ZygoteWardens
 from cloison.errors import MachineError
 from cloison.hypervisor.qemu import warm
 from cloison.runtime import life

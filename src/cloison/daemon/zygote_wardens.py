@@ -4,34 +4,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import re
-import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from cloison.daemon.services import run_service
+from cloison.daemon.warden_link import Link
 from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
-from cloison.errors import MachineError, PeerError
-from cloison.hypervisor.qemu import warm
+from cloison.daemon.warm_images import WarmImages
+from cloison.daemon.zygote import ZYGOTE, Zygote
+from cloison.errors import MachineError
 from cloison.runtime import life, unix
 from cloison.runtime.paths import Paths
 from cloison.values import PowerState
-from cloison.wire.warden import MAX_DISKS, Launch, Lines, encode, launch_to_json
+from cloison.wire.warden import MAX_DISKS, Launch, launch_to_json
 
 log = logging.getLogger(__name__)
 STATES = {
     "starting": PowerState.TRANSIENT, "running": PowerState.RUNNING, "paused": PowerState.PAUSED, "halting": PowerState.HALTING,
 }
-ENDS = ("stopped", "failed")
-ZYGOTE = "cloison.warden.zygote"
-MAX_LAUNCH = 200_000          # bytes of a launch: a packet as large as any kernel lets an ordinary user send
-STATUS = ("state", "name", "uuid", "xid", "start", "memory", "pid")
 _TERMINAL = re.compile(r"/dev/pts/[0-9]{1,9}")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -40,135 +34,16 @@ def _ignore(_uuid: str, _event: str, _detail: dict[str, Any]) -> None:
     """Until somebody listens."""
 
 
-class _Link:
-    """The connection to one warden."""
-
-    def __init__(self, uuid: str, owner: ZygoteWardens) -> None:
-        self.uuid = uuid
-        self.owner = owner
-        self.facts: dict[str, Any] = {}              # its last status
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.gone = asyncio.Event()
-        self.announced = False                       # `running` was reported to qubesd: its end must be, too
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._next = 0
-        self._writer: asyncio.StreamWriter | None = None
-        self._connected = asyncio.Event()
-        self._end: tuple[str, dict[str, Any]] = ("stopped", {})
-
-    async def listen(self, stream: socket.socket) -> None:
-        """Read until it hangs up; then wait until the qube's last process is gone, and say so."""
-        stream.setblocking(False)
-        reader, self._writer = await asyncio.open_unix_connection(sock=stream)
-        self._connected.set()
-        lines = Lines()
-        try:
-            while data := await reader.read(65536):
-                for message in lines.feed(data):
-                    self._message(message)
-        except (OSError, PeerError) as error:
-            log.warning("warden of %s: %s", self.uuid, error)
-        finally:
-            self._writer.close()
-        await asyncio.to_thread(life.end, self.owner.paths.qubes, self.uuid)
-        self._finish()
-
-    def abandon(self, reason: str) -> None:
-        """Nobody who waits for it shall wait for ever."""
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(MachineError(reason))
-        self._connected.set()
-        self.gone.set()
-
-    def _finish(self) -> None:
-        self.owner.forget(self)
-        event, detail = self._end
-        if not self.ready.done():
-            self.ready.set_exception(MachineError(str(detail.get("reason") or "its warden ended")))
-        elif self.announced:
-            self.owner.on_event(self.uuid, event, detail)
-        self.abandon("the qube has ended")
-
-    def _message(self, message: dict[str, Any]) -> None:
-        event = message.pop("event", None)
-        if event is None:
-            answer = self._answers.pop(message.get("id", -1), None)
-            if answer is not None and not answer.done():
-                answer.set_result(message)
-        elif event in ENDS:
-            self._end = (str(event), message)
-        elif event == "running":
-            self.facts |= message
-            if not self.ready.done():
-                self.ready.set_result(None)
-        elif self.announced:
-            self.owner.on_event(self.uuid, str(event), message)
-
-    async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        """Raises MachineError with the warden's words, or because the qube ended meanwhile."""
-        await self._connected.wait()
-        if self._writer is None or self._writer.is_closing():
-            raise MachineError("the qube is ending")
-        self._next += 1
-        answer = self._answers[self._next] = asyncio.get_running_loop().create_future()
-        self._writer.write(encode({"id": self._next, "do": do, **fields}))
-        reply: dict[str, Any] = await answer
-        if "error" in reply:
-            raise MachineError(str(reply["error"]))
-        self.facts |= {key: value for key, value in reply.items() if key in STATUS}
-        return reply
-
-
 class ZygoteWardens(Wardens):
     """See `Wardens`. `zygote`: the module that is run as one."""
 
     def __init__(self, paths: Paths, zygote: str = ZYGOTE) -> None:
         self.on_event = _ignore
         self.paths = paths
-        self._module = zygote
-        self._links: dict[str, _Link] = {}
+        self._zygote = Zygote(paths, zygote)
+        self._warm = WarmImages(paths, self._zygote)
+        self._links: dict[str, Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._zygote: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._making: dict[str, asyncio.Future[str | None]] = {}
-        self._unmakable: set[str] = set()
-
-    # -- the zygote --------------------------------------------------------------------------------------------------------
-
-    def _send(self, request: dict[str, Any], fds: list[int]) -> None:
-        """One packet to the zygote, which is started if it isn't there. Raises MachineError."""
-        packet = json.dumps(request).encode()
-        if len(packet) > MAX_LAUNCH:
-            raise MachineError(f"it has too many features: they take {len(packet)} bytes, and {MAX_LAUNCH} can be handed over")
-        for _ in range(2):
-            if self._zygote is None:
-                self._zygote = self._spawn()
-            try:
-                socket.send_fds(self._zygote, [packet], fds)
-                return
-            except OSError as error:
-                log.warning("zygote lost (%s); starting another", error)
-                self._hang_up()
-        raise MachineError("the zygote that forks wardens can't be reached")
-
-    def _spawn(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, open(os.path.join(self.paths.log, "wardens.log"), "ab") as log_file:
-            # -P: a module in the current folder must not take the place of ours.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module, str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
-        ours.settimeout(10)
-        return ours
-
-    def _hang_up(self) -> None:
-        """The zygote sees the end of file and ends; it waits for nobody."""
-        if self._zygote is not None and self._process is not None:
-            self._zygote.close()
-            self._zygote = None
-            self._process.wait()
-            self._process = None
 
     def _background(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -178,8 +53,8 @@ class ZygoteWardens(Wardens):
     # -- finding them again --------------------------------------------------------------------------------------------------
 
     async def adopt(self) -> list[Adopted]:
-        self._zygote = self._spawn()
-        warm.sweep(self.paths.warm)
+        self._zygote.start()
+        self._warm.sweep()
         found = []
         for name in sorted(os.listdir(self.paths.qubes)):
             if name.startswith("warden.") and name.endswith(".sock"):
@@ -202,7 +77,7 @@ class ZygoteWardens(Wardens):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             return None
-        link = self._links[uuid] = _Link(uuid, self)
+        link = self._links[uuid] = self._new_link(uuid)
         link.ready.set_result(None)
         link.announced = True
         self._background(link.listen(stream))
@@ -213,7 +88,13 @@ class ZygoteWardens(Wardens):
         state = STATES.get(str(status["state"]), PowerState.RUNNING)
         return Adopted(uuid, str(status["name"]), int(status["xid"]), state, _texts(status.get("commits")))
 
-    def forget(self, link: _Link) -> None:
+    def _new_link(self, uuid: str) -> Link:
+        return Link(uuid, self.paths.qubes, self._tell, self._forget)
+
+    def _tell(self, uuid: str, event: str, detail: dict[str, Any]) -> None:
+        self.on_event(uuid, event, detail)       # whoever listens by now
+
+    def _forget(self, link: Link) -> None:
         """Its last process is gone."""
         if self._links.get(link.uuid) is link:
             del self._links[link.uuid]
@@ -241,27 +122,19 @@ class ZygoteWardens(Wardens):
             if launch.warm is None:
                 raise
             log.warning("%s: warm start failed (%s); starting cold", launch.name, error)
-            await self._drop_if_damaged(launch.warm)
+            await self._warm.drop_if_damaged(launch.warm)
             return await self._start(dataclasses.replace(launch, warm=None), lease)
 
-    async def _drop_if_damaged(self, folder: str) -> None:
-        """Every later start from it would fail, too; without it the next one makes another."""
-        try:
-            await asyncio.to_thread(warm.check, folder)
-        except MachineError as error:
-            log.error("%s; the next start makes another", error)
-            self._drop_warm(os.path.basename(folder))
-
     async def _start(self, launch: Launch, lease: socket.socket | None) -> str:
-        link = self._links[launch.uuid] = _Link(launch.uuid, self)
+        link = self._links[launch.uuid] = self._new_link(launch.uuid)
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 fds = [theirs.fileno()] if lease is None else [theirs.fileno(), lease.fileno()]
-                self._send({"do": "launch", "launch": launch_to_json(launch)}, fds)
+                self._zygote.send({"do": "launch", "launch": launch_to_json(launch)}, fds)
         except MachineError:
             ours.close()
-            self.forget(link)
+            self._forget(link)
             raise
         self._background(link.listen(ours))
         try:
@@ -274,7 +147,7 @@ class ZygoteWardens(Wardens):
         self.on_event(launch.uuid, "running", {"start": str(link.facts.get("start"))})
         return str(link.facts.get("start"))
 
-    def _link(self, uuid: str) -> _Link:
+    def _link(self, uuid: str) -> Link:
         try:
             return self._links[uuid]
         except KeyError:
@@ -330,7 +203,7 @@ class ZygoteWardens(Wardens):
         return sorted(self._links)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._hang_up)
+        await asyncio.to_thread(self._zygote.close)
         for task in list(self._tasks):
             task.cancel()
         for link in self._links.values():
@@ -339,64 +212,13 @@ class ZygoteWardens(Wardens):
     # -- warm images -----------------------------------------------------------------------------------------------------------
 
     def warm_images(self) -> list[str]:
-        return warm.names(self.paths.warm)
+        return self._warm.names()
 
     async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
-        try:
-            key = warm.key(launch)
-        except MachineError as error:
-            log.warning("no warm image for %s: %s", launch.name, error)
-            return None
-        folder = warm.folder(self.paths.warm, key)
-        if folder is not None or key in self._unmakable:
-            return folder
-        making = self._making.get(key)
-        if making is None:
-            making = self._making[key] = asyncio.ensure_future(self._make(launch, progress))
-            making.add_done_callback(lambda _: self._making.pop(key, None))
-        made = await asyncio.shield(making)
-        if made is None:
-            self._unmakable.add(key)
-        return made
-
-    async def _make(self, launch: Launch, progress: Progress) -> str | None:
-        """A maker's whole life, seen from here. None, and the reason in the log, if it failed."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            self._send({"do": "make", "launch": launch_to_json(dataclasses.replace(launch, identity={}, xid=1))}, [theirs.fileno()])
-        lines = Lines()
-        loop = asyncio.get_running_loop()
-        error = "its maker ended"
-        with ours:
-            while data := await loop.sock_recv(ours, 65536):
-                for message in lines.feed(data):
-                    if "progress" in message:
-                        progress(str(message["progress"]))
-                    elif "made" in message:
-                        return str(message["made"])
-                    else:
-                        error = str(message.get("error") or message.get("reason"))
-        log.error("no warm image for %s: %s", launch.name, error)
-        await self._clear_making(warm.making(launch))
-        return None
-
-    async def _clear_making(self, name: str) -> None:
-        """What a killed maker could not end and remove."""
-        await asyncio.to_thread(life.end, self.paths.qubes, name)
-        await asyncio.to_thread(shutil.rmtree, os.path.join(self.paths.warm, name), ignore_errors=True)
-        life.drop(self.paths.qubes, name)
+        return await self._warm.ensure(launch, progress)
 
     async def forget_warm(self, commits: Collection[str]) -> None:
-        for name in warm.names(self.paths.warm):
-            if warm.commit(self.paths.warm, name) in commits:
-                self._drop_warm(name)
-
-    def _drop_warm(self, name: str) -> None:
-        """From disk, and from the zygote's memory. Who runs from it holds what it needs."""
-        with contextlib.suppress(MachineError):
-            self._send({"do": "forget", "folder": os.path.join(self.paths.warm, name)}, [])
-        warm.drop(self.paths.warm, name)
+        await self._warm.forget(commits)
 
 
 def _texts(value: object) -> dict[str, str]:
