@@ -164,6 +164,18 @@ class PoolContract:
             pool.remove(volume)
         assert pool.size(TEMPLATE) == TEMPLATE.size
 
+    def test_the_path_is_that_of_the_image_in_use(self, pool: Pool) -> None:
+        pool.create(TEMPLATE)
+        pool.create(DATA)
+        assert pool.path(VOLATILE) == ""
+        committed = pool.path(DATA)
+        assert os.path.isfile(committed) and committed.startswith(pool.folder + os.sep)
+        source = pool.start(DATA)
+        assert source.top is not None and pool.path(DATA) == source.top.path != committed
+        assert pool.path(ROOT) == pool.path(TEMPLATE) == pool.start(ROOT).layers[-1].path
+        pool.start(TEMPLATE)
+        assert pool.path(ROOT) == pool.start(ROOT).layers[-1].path != pool.path(TEMPLATE), "what it shows, not what is written now"
+
     def test_old_commits_are_kept_as_revisions_and_pruned(self, pool: Pool) -> None:
         keep = VolumeConfig(DATA.vid, "data", Kind.ORIGIN, DATA.size, revisions_to_keep=2)
         pool.create(keep)

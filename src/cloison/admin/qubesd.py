@@ -11,13 +11,15 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from cloison.model.domains import Qube, System
 from cloison.model.exposed import Exposed
 from cloison.model.volumes import Volume
 from cloison.storage.base import Pool, VolumeConfig
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Send = Callable[[str, str, tuple[tuple[str, str], ...]], None]
 
 
@@ -52,6 +54,7 @@ class Qubesd(abc.ABC):
     asleep: set[str]                            # uuids of the qubes that were told to sleep one by one
     suspended: set[str]                         # uuids of the qubes that the host's suspend has paused
     imports: dict[tuple[str, str], int]         # (qube, volume) being imported -> size in bytes
+    changing_pools: asyncio.Lock                # held by whoever adds or removes one
 
     # -- model
     @abc.abstractmethod
@@ -160,10 +163,14 @@ class Qubesd(abc.ABC):
         """Whether a running snapshot's source has a newer commit."""
 
     @abc.abstractmethod
-    def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None: ...
+    async def in_storage(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a driver does, in a thread: it may wait for a disk as long as it likes, and nobody else waits with it."""
 
     @abc.abstractmethod
-    def close_pool(self, name: str) -> None: ...
+    async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None: ...
+
+    @abc.abstractmethod
+    async def close_pool(self, name: str) -> None: ...
 
     @abc.abstractmethod
     def new_token(self) -> str: ...

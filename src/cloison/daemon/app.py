@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import cloison
 from cloison.admin.qubesd import NewQube, Qubesd, Send
@@ -40,6 +40,8 @@ from cloison.qrexec.policyd.policy_files import LivePolicy, folders
 from cloison.runtime import faults
 from cloison.storage.base import Pool, VolumeConfig
 
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_TOKENS = 256
 LOGIN, LOGIN_TIME = "cloison.Console", 10.0        # the guest's service, and s it may take
@@ -66,6 +68,7 @@ class App(Qubesd):
         self.drivers = parts.drivers
         self.tokens: dict[str, tuple[str, str]] = {}
         self.imports: dict[tuple[str, str], int] = {}
+        self.changing_pools = asyncio.Lock()
         self.asleep: set[str] = set()
         self.suspended: set[str] = set()
         self.cache: dict[str, str] = {}
@@ -298,16 +301,19 @@ class App(Qubesd):
         await self.volumes.grow(qube, volume, file_system=file_system)
 
     async def copy_volume(self, volume: Volume, config: VolumeConfig, source: Volume, source_config: VolumeConfig) -> None:
-        await asyncio.to_thread(self.volumes.copy, volume, config, source, source_config)
+        await self.volumes.in_thread(self.volumes.copy, volume, config, source, source_config)
 
     def is_outdated(self, qube: Qube, volume: Volume) -> bool:
         return self.volumes.is_outdated(qube, volume)
 
-    def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
-        self.volumes.open_pool(name, driver, config)
+    async def in_storage(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.volumes.in_thread(do, *args, **kwargs)
 
-    def close_pool(self, name: str) -> None:
-        self.volumes.close_pool(name)
+    async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
+        await self.volumes.open_pool(name, driver, config)
+
+    async def close_pool(self, name: str) -> None:
+        await self.volumes.close_pool(name)
 
     def new_token(self) -> str:
         while len(self.tokens) >= MAX_TOKENS:

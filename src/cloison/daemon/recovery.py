@@ -38,7 +38,7 @@ async def bring_up(app: App) -> None:
     else:
         store.load(system)
     _follow_data_folder(app)
-    _open_pools(app)
+    await _open_pools(app)
     _break_network_loops(system)
     await app.machines.adopt()
     for qube in list(system.qubes.values()):
@@ -88,10 +88,10 @@ def furnish(system: System, paths: Paths) -> None:
     system.dom0.store_value("label", "black")
 
 
-def _open_pools(app: App) -> None:
+async def _open_pools(app: App) -> None:
     for pool in app.system.pools.values():
         try:
-            app.volumes.open_pool(pool.name, pool.driver, pool.config)
+            await app.volumes.open_pool(pool.name, pool.driver, pool.config)
         except CloisonError as error:
             log.error("pool %s can't be used: %s", pool.name, error)
 
@@ -115,6 +115,6 @@ async def _mend(app: App, qube: Qube) -> None:
             return
         if any(app.pool(volume.pool).is_dirty(app.volumes.config(volume)) for volume in app.volumes.kept(qube)):
             await app.volumes.stop(qube)
-        app.volumes.follow_pool(qube)
+        await app.volumes.follow_pool(qube)
     except StorageError as error:
         log.error("volumes of %s: %s", qube.name, error)

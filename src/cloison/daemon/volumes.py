@@ -4,9 +4,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon.parts import Parts
@@ -18,15 +21,26 @@ from cloison.storage.base import Kind, Pool, VolumeConfig, explained
 from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
 
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+MAX_THREADS = 64                # that wait for disks, all at once
 
 
 class Volumes:
+    """Whatever touches a disk is done in a thread of its own kind (`in_thread`): a pool on a disk that hangs holds up those who
+    use it, and not the daemon.
+    """
+
     def __init__(self, qubesd: Qubesd, parts: Parts) -> None:
         self._qubesd, self._parts = qubesd, parts
+        self._threads = ThreadPoolExecutor(MAX_THREADS, "storage")
         self._open: dict[str, Pool] = {}
         self._closed: dict[str, str] = {}                   # name -> why that pool could not be opened
         self._commits: dict[tuple[str, str], str] = {}      # (uuid, volume) -> commit a running snapshot was taken of
+
+    async def in_thread(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(do, *args, **kwargs))
 
     # -- pools ----------------------------------------------------------------------------------------------------
 
@@ -38,36 +52,39 @@ class Volumes:
             why = self._closed.get(name, "it holds no volumes of qubes")
             raise StorageError(f"pool {name} can't be used: {why}") from None
 
-    def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
-        """Raises CloisonError, StorageError; `pool` says the same from then on."""
+    async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
+        """One at a time. Raises CloisonError, StorageError; `pool` says the same from then on."""
         try:
-            self._open_pool(name, driver, config)
+            pool = await self.in_thread(self._opened, name, driver, config, list(self._open.values()))
         except CloisonError as error:
             self._closed[name] = str(error)
             raise
+        if pool is not None:
+            self._open[name] = pool
         self._closed.pop(name, None)
 
-    def _open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
+    def _opened(self, name: str, driver: str, config: Mapping[str, str], others: Sequence[Pool]) -> Pool | None:
+        """The pool after its `setup`; None for one that holds kernels."""
         if driver not in self._parts.drivers:
             raise CloisonError(f"it needs the driver {driver}, which this version does not have")
         if driver == "linux-kernel":
             if os.path.realpath(config["dir_path"]) != os.path.realpath(self._parts.paths.kernels):
                 raise CloisonError(f"kernels are kept in {self._parts.paths.kernels} and nowhere else")
-            return
+            return None
         pool = self._parts.drivers[driver].open(name, config)
-        for other in self._open.values():
+        for other in others:
             if os.path.realpath(other.folder) == os.path.realpath(pool.folder):
                 raise StorageError(f"pool {other.name} is kept in {pool.folder} already")
         pool.setup()
-        self._open[name] = pool
+        return pool
 
-    def close_pool(self, name: str) -> None:
+    async def close_pool(self, name: str) -> None:
         """Take back what the pool made for itself. What can't be taken back stays, and harms nobody."""
         self._closed.pop(name, None)
         pool = self._open.pop(name, None)
         if pool is not None:
             try:
-                pool.destroy()
+                await self.in_thread(pool.destroy)
             except StorageError as error:
                 log.warning("%s", error)
 
@@ -96,7 +113,7 @@ class Volumes:
 
     async def create(self, qube: Qube) -> None:
         """Raises StorageError, with nothing left."""
-        await asyncio.to_thread(self._create, self.kept(qube))
+        await self.in_thread(self._create, self.kept(qube))
 
     def _create(self, volumes: list[Volume]) -> None:
         for volume in volumes:
@@ -105,7 +122,7 @@ class Volumes:
     async def remove(self, qube: Qube) -> None:
         volumes = self.kept(qube)
         if volumes:
-            await asyncio.to_thread(self._remove, volumes)
+            await self.in_thread(self._remove, volumes)
 
     def _remove(self, volumes: list[Volume]) -> None:
         for volume in volumes:
@@ -115,13 +132,11 @@ class Volumes:
         """The disks of a qube that starts, without the kernel's modules. Raises StorageError, with all stopped again."""
         volumes = self._stored(qube)
         try:
-            disks = await asyncio.to_thread(self._start, volumes, leaves_nothing(qube))
+            disks = await self.in_thread(self._start, volumes, leaves_nothing(qube))
         except StorageError:
             await self.stop(qube)
             raise
-        for volume in volumes:
-            if volume.snap_on_start:
-                self._commits[(qube.uuid, volume.name)] = self.pool(volume.pool).commit_id(self.config(volume))
+        self._commits.update({(qube.uuid, disk.role): disk.commit for disk in disks if qube.volumes[disk.role].snap_on_start})
         return disks
 
     def _start(self, volumes: list[Volume], ephemeral: bool) -> tuple[DiskSource, ...]:
@@ -144,11 +159,11 @@ class Volumes:
         """Commit what is kept, drop the rest. Raises StorageError after trying all; a volume that failed stays dirty."""
         for volume in self._stored(qube):
             self._commits.pop((qube.uuid, volume.name), None)
-        before = self.root_commit(qube)
+        before = await self.in_thread(self.root_commit, qube)
         if self.kept(qube):
-            await asyncio.to_thread(self._stop, self.kept(qube))
-        self.follow_pool(qube)
-        if before is not None and self.root_commit(qube) != before:
+            await self.in_thread(self._stop, self.kept(qube))
+        await self.follow_pool(qube)
+        if before is not None and await self.in_thread(self.root_commit, qube) != before:
             await self._parts.wardens.forget_warm([before])
 
     def _stop(self, volumes: list[Volume]) -> None:
@@ -179,7 +194,7 @@ class Volumes:
         """Disks of a qube that this template is the root of: what its warm image depends on, with no private content."""
         root = template.volumes["root"]
         child = VolumeConfig(f"{root.vid}-child", "root", Kind.SNAPSHOT, root.size, root.vid)
-        disk = await asyncio.to_thread(self.pool(root.pool).start, child)
+        disk = await self.in_thread(self.pool(root.pool).start, child)
         others = (template.volumes[name] for name in ("private", "volatile"))
         return (disk, *(DiskSource(volume.name, volume.size) for volume in others))
 
@@ -206,13 +221,13 @@ class Volumes:
             raise StorageError(f"volume {volume.name} of {qube.name} has {volume.size} bytes from its next start on, "
                                f"but could not be grown while the qube runs: {error}") from error
 
-    def follow_pool(self, qube: Qube) -> None:
+    async def follow_pool(self, qube: Qube) -> None:
         """Take over the sizes that the pools know: a crash may have come between a pool's change and the model's, and what
         a snapshot had grown to is gone with it. A volume that can't be read is left to its next start, which says so.
         """
         for volume in [each for each in qube.volumes.values() if each.save_on_stop or each.snap_on_start]:
             with suppress(StorageError):
-                size = self.pool(volume.pool).size(self.config(volume))
+                size = await self.in_thread(self.pool(volume.pool).size, self.config(volume))
                 if size != volume.size:
                     with self._qubesd.transaction():
                         qube.resize_volume(volume.name, size)
@@ -230,24 +245,28 @@ class Volumes:
             if not qube.is_halted:
                 raise QubeNotHalted(f"{qube.name} is {qube.power}: shut it down before sealing its root")
             root = qube.volumes["root"]
-            before = self.root_commit(qube)
+            before = await self.in_thread(self.root_commit, qube)
             pool, config = self.pool(root.pool), self.config(root)
-            await asyncio.to_thread(_take, pool, config, path)
+            size = await self.in_thread(_take, pool, config, path)
             if before is not None:
                 await self._parts.wardens.forget_warm([before])
             with self._qubesd.transaction():
-                qube.resize_volume("root", pool.size(config))
+                qube.resize_volume("root", size)
                 qube.journal.emit(qube.name, "domain-template-sealed")
 
 
-def _take(pool: Pool, config: VolumeConfig, path: str) -> None:
-    """A raw file becomes the volume's new commit and is gone then. From another file system it is copied. Raises StorageError."""
+def _take(pool: Pool, config: VolumeConfig, path: str) -> int:
+    """A raw file becomes the volume's new commit and is gone then; the volume's new size. From another file system it is copied.
+    Raises StorageError.
+    """
     with explained("can't take an image"):
         size, near = os.stat(path).st_size, os.stat(path).st_dev == os.stat(pool.folder).st_dev
     if near:
-        return pool.import_file(config, path, format="raw")
-    _fill(pool, config, path, size)
-    os.unlink(path)
+        pool.import_file(config, path, format="raw")
+    else:
+        _fill(pool, config, path, size)
+        os.unlink(path)
+    return pool.size(config)
 
 
 def _fill(pool: Pool, config: VolumeConfig, path: str, size: int) -> None:

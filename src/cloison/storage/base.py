@@ -216,6 +216,11 @@ class Pool(abc.ABC):
         """Bytes as the guest sees them at the next start."""
 
     @abc.abstractmethod
+    def path(self, volume: VolumeConfig) -> str:
+        """The image that a running qube writes to, else the uppermost of the committed state; empty if that is in no file with a
+        name. For people to look at: it may be gone with the next change."""
+
+    @abc.abstractmethod
     def usage(self, volume: VolumeConfig) -> int:
         """Bytes really used."""
 

@@ -191,6 +191,12 @@ class FakePool(Pool):
     def size(self, volume: VolumeConfig) -> int:
         return checked_size(volume.size) if volume.kind is Kind.VOLATILE else self._committed(volume).size
 
+    def path(self, volume: VolumeConfig) -> str:
+        if volume.kind is Kind.VOLATILE:
+            return ""
+        state = self._committed(volume)
+        return state.dirty if state.dirty and volume.kind is Kind.ORIGIN else _last(state)
+
     def usage(self, volume: VolumeConfig) -> int:
         if volume.kind is not Kind.ORIGIN:
             return 0

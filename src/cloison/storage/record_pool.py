@@ -57,6 +57,15 @@ class RecordPool(Pool):
             return checked_size(volume.size)
         return self._committed(volume).existing().size
 
+    def path(self, volume: VolumeConfig) -> str:
+        if volume.kind is Kind.VOLATILE:
+            return ""
+        files = self._committed(volume)
+        found = files.existing()
+        if found.dirty is not None and volume.kind is Kind.ORIGIN:
+            return files.path(found.dirty_suffix)
+        return files.image(found.commit(found.current))
+
     def usage(self, volume: VolumeConfig) -> int:
         if volume.kind is not Kind.ORIGIN:
             return 0

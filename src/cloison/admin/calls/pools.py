@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from cloison.admin.calls.volumes import flag, number
 from cloison.admin.qubesd import Call, Driver
@@ -30,18 +31,18 @@ def drivers(call: Call) -> str:
     return "".join(" ".join((name, *driver.options)) + "\n" for name, driver in call.qubesd.drivers.items())
 
 
-def _space(call: Call, pool: Pool) -> tuple[int, int] | None:
+async def _space(call: Call, pool: Pool) -> tuple[int, int] | None:
     """Size and usage in bytes of where the pool is kept, if it can be told."""
     try:
-        return None if pool.driver == "linux-kernel" else call.qubesd.pool(pool.name).space()
+        return None if pool.driver == "linux-kernel" else await call.qubesd.in_storage(call.qubesd.pool(pool.name).space)
     except StorageError:
         return None
 
 
-def _included_in(call: Call, pool: Pool) -> str | None:
-    """Name of the first pool in whose folder this one is kept."""
+def _included_in(pool: Pool, others: Sequence[Pool]) -> str | None:
+    """Name of the first pool in whose folder this one is kept. Looks at the disk."""
     place = os.path.realpath(pool.config.get("dir_path", ""))
-    for other in call.system.pools.values():
+    for other in others:
         if other is not pool and "dir_path" in other.config:
             above = os.path.realpath(other.config["dir_path"])
             if os.path.commonpath((above, place)) == above:
@@ -49,19 +50,19 @@ def _included_in(call: Call, pool: Pool) -> str | None:
     return None
 
 
-def info(call: Call) -> str:
+async def info(call: Call) -> str:
     pool = _pool(call)
     pairs = {**pool.config, "driver": pool.driver, "name": pool.name}
     lines = [f"{key}={value}\n" for key, value in sorted(pairs.items())]
-    space = _space(call, pool)
+    space = await _space(call, pool)
     if space is not None:
         lines += [f"size={space[0]}\n", f"usage={space[1]}\n"]
-    above = _included_in(call, pool)
+    above = await call.qubesd.in_storage(_included_in, pool, list(call.system.pools.values()))
     return "".join(lines) + (f"included_in={above}\n" if above else "")
 
 
-def usage_details(call: Call) -> str:
-    space = _space(call, _pool(call))
+async def usage_details(call: Call) -> str:
+    space = await _space(call, _pool(call))
     return "" if space is None else f"data_size={space[0]}\ndata_usage={space[1]}\n"
 
 
@@ -87,7 +88,7 @@ def _options(untrusted: bytes) -> dict[str, str]:
     return options
 
 
-def add(call: Call) -> None:
+async def add(call: Call) -> None:
     driver = call.qubesd.drivers.get(call.argument)
     if driver is None:
         raise NotPermitted(f"no driver {call.argument[:60]!r} for you")
@@ -101,17 +102,21 @@ def add(call: Call) -> None:
     missing = [option for option in driver.required if option not in options]
     if missing:
         raise CloisonError(f"driver {call.argument} needs the option {missing[0]}")
-    if name in call.system.pools:
-        raise PoolInUse(f"there is a pool {name} already")
-    config = _config(driver, options)
-    call.qubesd.open_pool(name, call.argument, config)
-    try:
-        with call.qubesd.transaction():
-            call.system.put_pool(Pool(name, call.argument, config))
-            call.system.journal.emit("", "pool-add", pool=name)
-    except BaseException:
-        call.qubesd.close_pool(name)
-        raise
+    await _add(call, Pool(name, call.argument, _config(driver, options)))
+
+
+async def _add(call: Call, pool: Pool) -> None:
+    async with call.qubesd.changing_pools:
+        if pool.name in call.system.pools:
+            raise PoolInUse(f"there is a pool {pool.name} already")
+        await call.qubesd.open_pool(pool.name, pool.driver, pool.config)
+        try:
+            with call.qubesd.transaction():
+                call.system.put_pool(pool)
+                call.system.journal.emit("", "pool-add", pool=pool.name)
+        except BaseException:
+            await call.qubesd.close_pool(pool.name)
+            raise
 
 
 def _config(driver: Driver, options: dict[str, str]) -> dict[str, str]:
@@ -127,14 +132,15 @@ def _config(driver: Driver, options: dict[str, str]) -> dict[str, str]:
     return config
 
 
-def remove(call: Call) -> None:
-    pool = _pool(call)
-    call.system.check_pool_removable(pool.name)
-    with call.qubesd.transaction():
-        call.system.journal.emit("", "pool-pre-delete", pool=pool.name)
-        call.system.drop_pool(pool.name)
-        call.system.journal.emit("", "pool-delete", pool=pool.name)
-    call.qubesd.close_pool(pool.name)
+async def remove(call: Call) -> None:
+    async with call.qubesd.changing_pools:
+        pool = _pool(call)
+        call.system.check_pool_removable(pool.name)
+        with call.qubesd.transaction():
+            call.system.journal.emit("", "pool-pre-delete", pool=pool.name)
+            call.system.drop_pool(pool.name)
+            call.system.journal.emit("", "pool-delete", pool=pool.name)
+        await call.qubesd.close_pool(pool.name)
 
 
 def set_revisions(call: Call) -> None:

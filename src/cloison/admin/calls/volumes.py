@@ -1,7 +1,6 @@
 """The volumes of a qube (reference/admin-api.md 5.8, 1.6). Data never passes through here: a script writes to a path."""
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -50,7 +49,7 @@ async def _with_volume(call: Call, do: Callable[[Pool, VolumeConfig], T]) -> T:
     """Run a driver's method in a thread, with the qube held still."""
     async with call.qubesd.lock(call.dest):
         volume = _volume(call)
-        return await asyncio.to_thread(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
+        return await call.qubesd.in_storage(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
 
 
 def _saved(call: Call) -> Volume:
@@ -64,13 +63,13 @@ async def _replace_content(call: Call, do: Callable[[Pool, VolumeConfig], None])
     async with call.qubesd.lock(call.dest):
         rules.check_halted(call.dest)
         volume = _saved(call)
-        await asyncio.to_thread(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
-        return _follow_size(call, volume)
+        await call.qubesd.in_storage(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
+        return await _follow_size(call, volume)
 
 
-def _follow_size(call: Call, volume: Volume) -> Volume:
+async def _follow_size(call: Call, volume: Volume) -> Volume:
     """The pool knows how large a volume is; the model follows."""
-    size = call.qubesd.pool(volume.pool).size(call.qubesd.volume_config(call.dest, volume))
+    size = await call.qubesd.in_storage(call.qubesd.pool(volume.pool).size, call.qubesd.volume_config(call.dest, volume))
     if size != volume.size:
         with call.qubesd.transaction():
             call.dest.resize_volume(volume.name, size)
@@ -90,24 +89,25 @@ def revisions_to_keep(call: Call, volume: Volume) -> int:
     return int(call.system.pool(volume.pool).config.get("revisions_to_keep", "1"))
 
 
-def _usage(call: Call, volume: Volume) -> int:
-    """Bytes; 0 where it can't be told: a pool that is away must not keep the rest from being shown."""
+async def _on_disk(call: Call, volume: Volume) -> tuple[int, str]:
+    """Bytes used, and the image's path; 0 and the volume's folder where it can't be told: a pool that is away must not keep the
+    rest from being shown.
+    """
     try:
-        return call.qubesd.pool(volume.pool).usage(call.qubesd.volume_config(call.dest, volume))
+        pool, config = call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume)
+        return await call.qubesd.in_storage(lambda: (pool.usage(config), pool.path(config)))
     except StorageError:
-        return 0
+        return 0, f"{call.system.pool(volume.pool).config.get('dir_path', '')}/{volume.vid}"
 
 
-def info(call: Call) -> str:
+async def info(call: Call) -> str:
     volume = _volume(call)
-    folder = call.system.pool(volume.pool).config.get("dir_path", "")
     if volume.name == "kernel":
         vid = str(call.dest.get_or_none("kernel") or "")
-        usage, path = 0, f"{folder}/{vid}/modules.img"
+        usage, path = 0, f"{call.system.pool(volume.pool).config.get('dir_path', '')}/{vid}/modules.img"
     else:
         vid = volume.vid
-        usage = _usage(call, volume)
-        path = f"{folder}/{vid}"
+        usage, path = await _on_disk(call, volume)
     pairs = {
         "pool": volume.pool, "vid": vid, "size": volume.size, "usage": usage, "rw": volume.rw,
         "source": volume.source or "", "path": path, "save_on_stop": volume.save_on_stop,
@@ -118,11 +118,14 @@ def info(call: Call) -> str:
     return "".join(f"{key}={value}\n" for key, value in pairs.items())
 
 
-def snapshots(call: Call) -> str:
+async def _revisions(call: Call, volume: Volume) -> list[str]:
+    """Ids, oldest first."""
+    return await call.qubesd.in_storage(call.qubesd.pool(volume.pool).revisions, call.qubesd.volume_config(call.dest, volume))
+
+
+async def snapshots(call: Call) -> str:
     volume = _volume(call)
-    if not volume.save_on_stop:
-        return ""
-    revisions = call.qubesd.pool(volume.pool).revisions(call.qubesd.volume_config(call.dest, volume))
+    revisions = await _revisions(call, volume) if volume.save_on_stop else []
     return "".join(f"{revision}\n" for revision in revisions)
 
 
@@ -135,8 +138,7 @@ async def revert(call: Call) -> None:
     if not _REVISION.issuperset(revision):
         raise BadRequest(f"{revision[:60]!r} is not the id of a revision")
     rules.check_halted(call.dest)
-    pool = call.qubesd.pool(volume.pool)
-    if revision not in pool.revisions(call.qubesd.volume_config(call.dest, volume)):
+    if revision not in await _revisions(call, volume):
         raise StorageError(f"volume {volume.name} of {call.dest.name} has no revision {revision[:60]!r}")
     await _replace_content(call, lambda pool, config: pool.revert(config, revision))
 
@@ -165,7 +167,7 @@ async def clone_to(call: Call) -> None:
         rules.check_halted(call.dest)
         volume = _saved(call)
         await call.qubesd.copy_volume(volume, call.qubesd.volume_config(call.dest, volume), origin, origin_config)
-        _follow_size(call, volume)
+        await _follow_size(call, volume)
     with call.qubesd.transaction():
         call.system.journal.emit(call.dest.name, "domain-import-volume", name=volume.name, source=origin.vid)
 
@@ -178,7 +180,7 @@ async def resize(call: Call) -> None:
         growth = rules.plan_resize(call.dest, volume, size)
         if volume.save_on_stop:
             pool, config = call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume)
-            await asyncio.to_thread(pool.resize, config, size)
+            await call.qubesd.in_storage(pool.resize, config, size)
         with call.qubesd.transaction():
             call.dest.resize_volume(volume.name, size)
     if growth is not rules.Growth.OFFLINE:      # without the lock: a guest may take its time, and can be killed meanwhile
@@ -250,7 +252,7 @@ async def import_end(call: Call) -> None:
         raise StorageError(f"no import to volume {volume.name} of {call.dest.name} is under way")
     good = status == b"ok"
     await _with_volume(call, lambda pool, config: pool.import_end(config, ok=good))
-    _follow_size(call, volume)
+    await _follow_size(call, volume)
     with call.qubesd.transaction():
         call.system.journal.emit(call.dest.name, "domain-volume-import-end", volume=volume.name, success=good)
     if not good:
