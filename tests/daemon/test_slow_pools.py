@@ -11,7 +11,7 @@ import pytest
 
 from cloison.admin.qubesd import Driver
 from cloison.daemon.app import App
-from cloison.daemon.fake import Answer, ask, fake_drivers, fake_parts
+from cloison.daemon.fake import ask, fake_drivers, fake_parts
 from cloison.daemon.recovery import bring_up
 from cloison.storage.base import Pool, VolumeConfig
 from cloison.storage.fake import FakePool
@@ -165,7 +165,7 @@ def test_one_of_two_who_add_the_same_pool_is_refused_and_the_folder_stays_the_ot
         same = asyncio.ensure_future(ask(app, "admin.pool.Add", argument="file", payload=more))
         folder = asyncio.ensure_future(ask(app, "admin.pool.Add", argument="file", payload=more.replace("name=more", "name=twin")))
         disk.release()
-        answers: list[Answer] = await asyncio.gather(first, same, folder)
+        answers = await asyncio.gather(first, same, folder)
         assert [answer.failure for answer in answers] == ["", "QubesPoolInUseError", "StoragePoolException"]
         assert (await ok(app, "admin.pool.List")).split() == ["varlibqubes", "linux-kernel", "slow", "more"]
         await ok(app, "admin.pool.Remove", argument="more")
