@@ -45,15 +45,44 @@ def test_running_qubes_are_reported_round_by_round(tmp_path: Path) -> None:
         writer.write(b"admin.vm.Stats+ dom0 name dom0\0")
         writer.write_eof()
         decoder = EventDecoder()
-        hello, one, two = await read(reader, decoder, 3)
+        hello, dom0, one, two = await read(reader, decoder, 4)
         assert (hello.subject, hello.event) == ("", "connection-established")
-        assert [event.subject for event in (one, two)] == ["one", "two"]
-        assert [key for key, _ in one.pairs] == FIELDS
-        assert dict(one.pairs)["cpu_usage"] == "0"
+        assert [event.subject for event in (dom0, one, two)] == ["dom0", "one", "two"]
+        assert all([key for key, _ in event.pairs] == FIELDS for event in (dom0, one))
+        assert dict(one.pairs)["cpu_usage"] == dict(dom0.pairs)["cpu_usage"] == "0"
+        assert dict(dom0.pairs)["cpu_time"] == "98000", "of 100 s two were the qubes'"
+        assert dict(dom0.pairs)["memory_kb"] == str(host.dom0_memory * 1024)
         host.time += 2                          # two seconds, in which one of two processors was half busy
         wardens.used = Usage(409600, 2 * 10**9)
-        later = dict((await read(reader, decoder, 1))[0].pairs)
+        host.worked += 6 * 10**9                # and 4 of the host's 8 processors half, for itself
+        host_later, later = (dict(event.pairs) for event in await read(reader, decoder, 2))
         assert (later["cpu_usage"], later["cpu_time"], later["online_vcpus"]) == ("25", "2000", "2")
+        assert (host_later["cpu_usage"], host_later["cpu_time"], host_later["online_vcpus"]) == ("25", "102000", "8")
+        writer.close()
+
+    served(tmp_path, scenario)
+
+
+def test_what_a_qube_did_is_not_the_hosts_when_it_has_ended_and_a_new_start_counts_anew(tmp_path: Path) -> None:
+    async def scenario(app: App, path: str) -> None:
+        await furnish(app)
+        host = app.parts.host
+        assert isinstance(host, FakeHost)
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"admin.vm.Stats+ dom0 name dom0\0")
+        writer.write_eof()
+        decoder = EventDecoder()
+        await read(reader, decoder, 4)
+        await request(path, b"admin.vm.Kill+ dom0 name two\0")
+        host.time += 1
+        dom0, one = await read(reader, decoder, 2)
+        assert (dom0.subject, one.subject, dict(dom0.pairs)["cpu_time"]) == ("dom0", "one", "98000")
+        assert dict(dom0.pairs)["cpu_usage"] == "0"
+        await request(path, b"admin.vm.Start+ dom0 name two\0")
+        host.time += 1
+        host.worked += 10**9                    # what the new machine has used
+        dom0, _, two = await read(reader, decoder, 3)
+        assert (two.subject, dict(two.pairs)["cpu_usage"], dict(dom0.pairs)["cpu_time"]) == ("two", "0", "98000")
         writer.close()
 
     served(tmp_path, scenario)

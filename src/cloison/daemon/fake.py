@@ -34,6 +34,7 @@ class FakeHost(Host):
 
     def __init__(self) -> None:
         self.time = 1_700_000_000.0
+        self.worked = 100 * 10**9
         self._uuids, self._dispids = itertools.count(1), itertools.cycle(range(1000, 10000))
 
     def kernels(self) -> list[str]:
@@ -41,6 +42,9 @@ class FakeHost(Host):
 
     def kernel_options(self, version: str, *, pci: bool) -> str | None:
         return None
+
+    def cpu_time(self) -> int:
+        return self.worked
 
     def pci_devices(self) -> list[Exposed]:
         return []

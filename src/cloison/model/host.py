@@ -26,6 +26,10 @@ class Host(abc.ABC):
         """MiB that can be given to qubes now."""
 
     @abc.abstractmethod
+    def cpu_time(self) -> int:
+        """Nanoseconds that all its processors have worked, for whomever."""
+
+    @abc.abstractmethod
     def pci_devices(self) -> list[Exposed]:
         """In order of port."""
 

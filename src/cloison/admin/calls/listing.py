@@ -53,15 +53,16 @@ async def events(call: Call) -> None:
 
 
 async def stats(call: Call) -> None:
-    """A report a running qube, every `stats_interval` seconds (at least one), until the caller hangs up."""
+    """A report of dom0 and one a running qube, every `stats_interval` seconds (at least one), until the caller hangs up."""
     call.send("", "connection-established", ())
-    before: dict[str, tuple[int, float]] = {}
+    meter = Meter(call)
     everyone = call.dest is call.system.dom0
     while not call.hangup.is_set():
         if not everyone and not _is_up(call.dest):
             raise QubeNotRunning(f"{call.dest.name} does not run")
-        for qube in [qube for qube in call.system.sorted_qubes() if _is_up(qube)] if everyone else [call.dest]:
-            call.send(qube.name, "vm-stats", _report(call, qube, before))
+        for qube in call.system.sorted_qubes() if everyone else [call.dest]:
+            if qube is call.system.dom0 or _is_up(qube):
+                call.send(qube.name, "vm-stats", meter.report(qube))
         try:
             await asyncio.wait_for(call.hangup.wait(), max(1, int(call.system.get("stats_interval"))))
         except TimeoutError:
@@ -72,16 +73,40 @@ def _is_up(qube: Qube) -> bool:
     return qube.kind.machine and qube.power in (PowerState.RUNNING, PowerState.PAUSED)
 
 
-def _report(call: Call, qube: Qube, before: dict[str, tuple[int, float]]) -> tuple[tuple[str, str], ...]:
-    """`before`: processor time in ns of each qube at its last report, and when that was."""
-    memory, cpu_time = call.qubesd.usage(qube)
-    vcpus, now = int(qube.get("vcpus")), call.system.host.now()
-    last, when = before.get(qube.uuid, (cpu_time, now))
-    before[qube.uuid] = (cpu_time, now)
-    percent = max(0, int((cpu_time - last) / 10**7 / vcpus / (now - when))) if now > when else 0
-    pairs = {"memory_kb": memory, "memory_assigned_total": memory, "memory_assigned_usable": memory,
-             "memory_with_swap_used": memory, "cpu_time": cpu_time // 10**6, "cpu_usage": percent, "online_vcpus": vcpus}
-    return tuple((key, str(value)) for key, value in pairs.items())
+class Meter:
+    """What one listener was told last: processor time in ns of each machine, and when that was."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._last: dict[tuple[str, int], tuple[int, float]] = {}      # (uuid, xid): a machine that starts again is another one
+        self._ended = 0                                                 # ns of machines that were seen and have ended
+
+    def report(self, qube: Qube) -> tuple[tuple[str, str], ...]:
+        if qube is self._call.system.dom0:
+            host = self._call.system.host
+            return self._pairs(qube, host.dom0_memory * 1024, self._own_time(), host.cpus)
+        return self._pairs(qube, *self._call.qubesd.usage(qube), int(qube.get("vcpus")))
+
+    def _own_time(self) -> int:
+        """What the host's processors did for the host: all but the time of its qubes."""
+        up = {(qube.uuid, int(qube.xid)): qube for qube in self._call.system.qubes.values() if _is_up(qube)}
+        gone = [key for key in self._last if key not in up and key != self._key(self._call.system.dom0)]
+        self._ended += sum(self._last.pop(key)[0] for key in gone)
+        now = sum(self._call.qubesd.usage(qube)[1] for qube in up.values())
+        return max(0, self._call.system.host.cpu_time() - now - self._ended)
+
+    @staticmethod
+    def _key(qube: Qube) -> tuple[str, int]:
+        return qube.uuid, int(qube.xid)
+
+    def _pairs(self, qube: Qube, memory: int, cpu_time: int, vcpus: int) -> tuple[tuple[str, str], ...]:
+        now = self._call.system.host.now()
+        last, when = self._last.get(self._key(qube), (cpu_time, now))
+        self._last[self._key(qube)] = (cpu_time, now)
+        percent = max(0, int((cpu_time - last) / 10**7 / vcpus / (now - when))) if now > when else 0
+        pairs = {"memory_kb": memory, "memory_assigned_total": memory, "memory_assigned_usable": memory,
+                 "memory_with_swap_used": memory, "cpu_time": cpu_time // 10**6, "cpu_usage": percent, "online_vcpus": vcpus}
+        return tuple((key, str(value)) for key, value in pairs.items())
 
 
 def system_info(call: Call) -> str:
