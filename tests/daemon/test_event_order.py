@@ -64,8 +64,11 @@ CASES: list[tuple[str, list[tuple[str, ...]], tuple[str, ...], Heard]] = [
     ("a template's value reaches its qubes", [("admin.vm.property.Set", "work", "vcpus", "3")],
      ("admin.vm.property.Set", "tpl", "vcpus", "4"), [
         ("tpl", "property-pre-set:vcpus", change("vcpus", "4", "2")),
-        ("tpl", "property-set:vcpus", change("vcpus", "4", "2")),
-        ("sys-net", "property-reset:vcpus", {"name": "vcpus"}), ("dvm", "property-reset:vcpus", {"name": "vcpus"})]),
+        ("dvm", "property-reset:vcpus", {"name": "vcpus"}), ("sys-net", "property-reset:vcpus", {"name": "vcpus"}),
+        ("tpl", "property-set:vcpus", change("vcpus", "4", "2"))]),
+    ("a template for disposables says nothing to them", [("admin.vm.Create.DispVM", "dom0", "dvm", "name=d label=red")],
+     ("admin.vm.property.Set", "dvm", "vcpus", "4"), [
+        ("dvm", "property-pre-set:vcpus", change("vcpus", "4", "2")), ("dvm", "property-set:vcpus", change("vcpus", "4", "2"))]),
     ("a template's same value reaches nobody", [], ("admin.vm.property.Set", "tpl", "vcpus", "2"), [
         ("tpl", "property-pre-set:vcpus", change("vcpus", "2", "2")), ("tpl", "property-set:vcpus", change("vcpus", "2", "2"))]),
     ("netvm", [], NETVM, [
@@ -80,7 +83,9 @@ CASES: list[tuple[str, list[tuple[str, ...]], tuple[str, ...], Heard]] = [
         ("work", "property-del:netvm", {"name": "netvm", "oldvalue": "sys-net"})]),
     ("default_netvm", [], ("admin.property.Set", "dom0", "default_netvm", "sys-net"), [
         ("", "property-pre-set:default_netvm", change("default_netvm", "sys-net", "None")),
+        ("tpl", "property-pre-set:netvm", change("netvm", "sys-net", "None")),
         ("work", "property-pre-set:netvm", change("netvm", "sys-net", "None")),
+        ("tpl", "property-reset:netvm", {"name": "netvm", "oldvalue": "None"}),
         ("work", "property-set:netvm", change("netvm", "sys-net", "None")),
         ("work", "property-reset:netvm", {"name": "netvm", "oldvalue": "None"}),
         ("", "property-set:default_netvm", change("default_netvm", "sys-net", "None"))]),
@@ -105,18 +110,57 @@ CASES: list[tuple[str, list[tuple[str, ...]], tuple[str, ...], Heard]] = [
     ("guivm", [], ("admin.vm.property.Set", "work", "guivm", ""), [
         ("work", "property-pre-set:guivm", change("guivm", "None", "dom0")),
         ("work", "domain-tag-delete:guivm-dom0", {"tag": "guivm-dom0"}),
-        ("work", "property-reset:keyboard_layout", {"name": "keyboard_layout"}),
         ("work", "property-set:guivm", change("guivm", "None", "dom0"))]),
+    ("the keyboard of a guivm", [("admin.vm.property.Set", name, "guivm", "") for name in ("tpl", "sys-net", "dvm")],
+     ("admin.vm.property.Set", "dom0", "keyboard_layout", "de++"), [
+        ("dom0", "property-pre-set:keyboard_layout", change("keyboard_layout", "de++", "us++")),
+        ("work", "property-reset:keyboard_layout", {"name": "keyboard_layout", "oldvalue": "us++"}),
+        ("dom0", "property-set:keyboard_layout", change("keyboard_layout", "de++", "us++"))]),
     ("feature", [("admin.vm.feature.Set", "work", "x", "1")], ("admin.vm.feature.Set", "work", "x", ""), [
         ("work", f"domain-feature-{event}:x", {"feature": "x", "value": "", "oldvalue": "1"}) for event in ("pre-set", "set")]),
     ("feature removed", [("admin.vm.feature.Set", "work", "x", "1")], ("admin.vm.feature.Remove", "work", "x"), [
         ("work", f"domain-feature-{event}:x", {"feature": "x"}) for event in ("pre-delete", "delete")]),
+    ("active boot mode", [], ("admin.vm.feature.Set", "work", "boot-mode.active", "default"), [
+        ("work", "domain-feature-pre-set:boot-mode.active", {"feature": "boot-mode.active", "value": "default"}),
+        ("work", "property-reset:bootmode", {"name": "bootmode"}),
+        ("work", "domain-feature-set:boot-mode.active", {"feature": "boot-mode.active", "value": "default"})]),
+    ("a template's default boot mode", [], ("admin.vm.property.Set", "tpl", "appvm_default_bootmode", "m"), [
+        ("tpl", "property-pre-set:appvm_default_bootmode", change("appvm_default_bootmode", "m", "default")),
+        *((name, "property-reset:bootmode", {"name": "bootmode"}) for name in ("dvm", "sys-net", "work")),
+        ("tpl", "property-set:appvm_default_bootmode", change("appvm_default_bootmode", "m", "default"))]),
+    ("a boot mode's name", [], ("admin.vm.feature.Set", "tpl", "boot-mode.name.m", "M"), [
+        ("tpl", f"domain-feature-{event}:boot-mode.name.m", {"feature": "boot-mode.name.m", "value": "M"})
+        for event in ("pre-set", "set")]),
+    ("memory balancing as a service", [], ("admin.vm.feature.Set", "work", "service.meminfo-writer", ""), [
+        ("work", "domain-feature-pre-set:service.meminfo-writer", {"feature": "service.meminfo-writer", "value": ""}),
+        *(("work", f"property-{event}:maxmem", change("maxmem", "0", "0")) for event in ("pre-set", "set")),
+        *(("work", f"domain-feature-{event}:service.meminfo-writer", {"feature": "service.meminfo-writer"})
+          for event in ("pre-delete", "delete")),
+        ("work", "domain-feature-set:service.meminfo-writer", {"feature": "service.meminfo-writer", "value": ""})]),
+    ("what a management qube asks for", [("admin.vm.feature.Set", "sys-net", "tag-created-vm-with", "t no/tag created-by-x"),
+                                         ("admin.vm.feature.Set", "sys-net", "set-created-guivm", "dvm")],
+     ("admin.vm.tag.Set", "work", "created-by-sys-net"), [
+        ("work", "domain-tag-add:t", {"tag": "t"}),
+        ("work", "property-pre-set:guivm", change("guivm", "dvm", "dom0")),
+        ("work", "domain-tag-delete:guivm-dom0", {"tag": "guivm-dom0"}), ("work", "domain-tag-add:guivm-dvm", {"tag": "guivm-dvm"}),
+        ("work", "property-set:guivm", change("guivm", "dvm", "dom0")),
+        ("work", "domain-tag-add:created-by-sys-net", {"tag": "created-by-sys-net"})]),
     ("tag that is there", [("admin.vm.tag.Set", "work", "x")], ("admin.vm.tag.Set", "work", "x"), []),
     ("clockvm", [], ("admin.property.Set", "dom0", "clockvm", "sys-net"), [
         ("", "property-pre-set:clockvm", change("clockvm", "sys-net", "None")),
         ("sys-net", "domain-feature-pre-set:service.clocksync", {"feature": "service.clocksync", "value": "1"}),
         ("sys-net", "domain-feature-set:service.clocksync", {"feature": "service.clocksync", "value": "1"}),
         ("", "property-set:clockvm", change("clockvm", "sys-net", "None"))]),
+    ("another clockvm", [("admin.property.Set", "dom0", "clockvm", "sys-net")], ("admin.property.Set", "dom0", "clockvm", "work"), [
+        ("", "property-pre-set:clockvm", change("clockvm", "work", "sys-net")),
+        ("work", "domain-feature-pre-set:service.clocksync", {"feature": "service.clocksync", "value": "1"}),
+        ("work", "domain-feature-set:service.clocksync", {"feature": "service.clocksync", "value": "1"}),
+        ("sys-net", "domain-feature-pre-delete:service.clocksync", {"feature": "service.clocksync"}),
+        ("sys-net", "domain-feature-delete:service.clocksync", {"feature": "service.clocksync"}),
+        ("", "property-set:clockvm", change("clockvm", "work", "sys-net"))]),
+    ("label of a RemoteVM", [("admin.vm.Create.RemoteVM", "dom0", "", "name=rem label=red")],
+     ("admin.vm.property.Set", "rem", "label", "blue"), [
+        ("rem", f"property-{event}:label", change("label", "blue", "red")) for event in ("pre-set", "set")]),
     ("firewall", [], ("admin.vm.firewall.Set", "work", "", "action=drop"), [("work", "firewall-changed", {})]),
     ("firewall reload", [], ("admin.vm.firewall.Reload", "work"), [("work", "firewall-changed", {})]),
     ("notes are silent", [], ("admin.vm.notes.Set", "work", "", "x"), []),

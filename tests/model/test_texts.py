@@ -19,6 +19,11 @@ from cloison.model import addresses, devices, firewall
     ("action=drop dsthost=10.1.2.3", "action=drop dst4=10.1.2.3/32"),
     ("action=drop dst6=fd00::1", "action=drop dst6=fd00::1/128"),
     ("action=accept specialtarget=dns", "action=accept specialtarget=dns"),
+    ("action=drop dst4=10.1.2.3/8", "action=drop dst4=10.1.2.3/8"),
+    ("action=drop dst4=::1", "action=drop dst6=::1/128"),
+    ("action=drop dst6=example.org", "action=drop dsthost=example.org"),
+    (" action=drop proto=icmp icmptype=08 ", "action=drop proto=icmp icmptype=8"),
+    ("action=drop comment=", "action=drop"),
     ("dstname=example.org action=accept proto=udp dstports=53", "action=accept dsthost=example.org proto=udp dstports=53-53"),
 ])
 def test_rules_are_canonical(given_rule: str, canonical: str) -> None:
@@ -29,7 +34,10 @@ def test_rules_are_canonical(given_rule: str, canonical: str) -> None:
 @pytest.mark.parametrize("rule", [
     "", "accept", "action=maybe", "action=accept action=drop", "action=accept dstports=80",
     "action=accept proto=tcp dstports=90-80",
-    "action=accept proto=tcp dstports=65536", "action=accept proto=tcp icmptype=8", "action=accept dst4=fd00::1",
+    "action=accept proto=tcp dstports=65536", "action=accept proto=tcp icmptype=8",
+    "action=accept  proto=tcp", "action=accept\tproto=tcp", "action=accept dst4=1.2.3.4/255.255.255.0",
+    "action=accept dst4=1.2.3.4/33",
+    "action=accept dst6=fe80::1%eth0", "action=accept dst6=::1/129", "action=accept dsthost=", "action=accept dsthost=1.2.3",
     "action=accept dsthost=10.0.0.256", "action=accept dsthost=a;b", "action=accept comment=$(x)", "action=accept expire=-1",
     "action=accept specialtarget=all", "action=accept proto=icmp icmptype=256", "action=accept dsthost=a dst4=1.2.3.4",
 ])

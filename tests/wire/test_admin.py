@@ -48,8 +48,12 @@ def test_request_that_is_not_ascii_holds_no_possible_name() -> None:
     assert request == Request("m", "\ufffd\ufffd", "s", "name", "\ufffd", b"\xff")
 
 
+def test_a_space_in_the_last_word_is_left_to_the_check_of_names() -> None:
+    assert admin.parse_request(b"m+ s name d e \0").dest == "d e "
+
+
 @pytest.mark.parametrize("data", [
-    b"", b"\0", b"m+ s name d", b"m+ s name\0d", b"m+ s name d e\0", b"m+  s name d\0", b" m+ s name d\0", b"m+ s name d \0",
+    b"", b"\0", b"m+ s name d", b"m+ s name\0d", b"m+  s name d\0", b" m+ s name d\0",
     b"m+\ts name d\0", b"m+ s keyword dispvm\0", b"m+ s keyword \0", b"m+ s Name d\0", b"m+ s  d\0", b"m+ s uuid d\0",
 ])
 def test_bad_framing_of_requests(data: bytes) -> None:

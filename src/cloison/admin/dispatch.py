@@ -4,16 +4,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cloison.admin.methods import Method
-from cloison.errors import BadRequest, BadUuid
+from cloison.errors import BadRequest, BadUuid, BadValue
 from cloison.model.domains import DOM0, Qube, System
-from cloison.values import InvalidValue, Uuid
+from cloison.values import InvalidValue, QubeName, Uuid
 from cloison.wire.admin import Request
 
 
 def resolve(system: System, untrusted: str) -> Qube:
-    """A qube by name or `uuid:<uuid>`. Raises QubeNotFound, BadUuid."""
+    """A qube by name or `uuid:<uuid>`. Raises QubeNotFound, BadUuid, BadValue for what can't be a name."""
     if not untrusted.startswith("uuid:"):
-        return system.qube(untrusted)
+        try:
+            return system.qube(QubeName(untrusted))
+        except InvalidValue as error:
+            raise BadValue(str(error)) from error
     try:
         uuid = Uuid(untrusted.removeprefix("uuid:"))
     except InvalidValue as error:
@@ -22,7 +25,7 @@ def resolve(system: System, untrusted: str) -> Qube:
 
 
 def route(system: System, methods: Mapping[str, Method], request: Request) -> tuple[Method, Qube, Qube]:
-    """The method, its source and its destination, checked. Raises QubeNotFound, BadUuid, BadRequest."""
+    """The method, its source and its destination, checked. Raises QubeNotFound, BadUuid, BadValue, BadRequest."""
     source = resolve(system, request.source)
     dest = resolve(system, DOM0 if request.dest_kind == "keyword" else request.dest)
     if not request.argument.isascii():

@@ -31,7 +31,6 @@ from cloison.model import creation, facts
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
 from cloison.model.exposed import Exposed
-from cloison.model.features import TAG
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
@@ -47,18 +46,6 @@ MAX_TOKENS = 256
 LOGIN, LOGIN_TIME = "cloison.Console", 10.0        # the guest's service, and s it may take
 _TOKEN = string.ascii_letters + string.digits
 _DISPID_REST = 7 * 24 * 3600        # s until a disposable's number is given again
-
-
-def _wanted_tags(source: Qube) -> list[str]:
-    """Tags that a management qube's creations get. What is not a tag is passed over: the feature is free text."""
-    words = source.features.get("tag-created-vm-with", "").split()
-    return [word for word in words if TAG.fullmatch(word) and not word.startswith("created-by-")]
-
-
-def _wanted_guivm(source: Qube | None) -> str | None:
-    """The qube that shows the windows of what a management qube makes."""
-    name = source.features.get("set-created-guivm") if source is not None else None
-    return name if name and source is not None and name in source.system.qubes else None
 
 
 class App(Qubesd):
@@ -134,8 +121,7 @@ class App(Qubesd):
         dispid = self._free_dispid() if order.klass == "DispVM" else None
         return await self._make(Birth(
             order.klass, order.name, order.label, self.parts.host.new_uuid(), CREATING, template=order.template, dispid=dispid,
-            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}", *_wanted_tags(source)),
-            guivm=_wanted_guivm(source),
+            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}",),
         ))
 
     async def create_disposable(self, template: Qube, source: Qube | None) -> Qube:
@@ -148,7 +134,7 @@ class App(Qubesd):
         tags = () if source is None else (f"created-by-{source.name}", f"disp-created-by-{source.name}")
         return await self._make(Birth(
             "DispVM", f"disp{dispid}", str(template.get("label")), self.parts.host.new_uuid(), CREATING, template=template.name,
-            dispid=dispid, tags=tags, guivm=_wanted_guivm(source), values=values,
+            dispid=dispid, tags=tags, values=values,
         ))
 
     async def take_preloaded(self, template: Qube, source: Qube) -> Qube | None:

@@ -56,7 +56,7 @@ class Live:
                 self.watch_expiry()
             elif kind == "net-domain-connect":
                 self._spawn(self._clients(qube))
-            elif name == "keyboard_layout" and kind in ("property-set", "property-reset") and qube.power in _UP:
+            elif name in ("keyboard_layout", "guivm") and kind in ("property-set", "property-reset") and qube.power in _UP:
                 self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
             elif kind == "domain-shutdown":
                 self._devices.forget(qube)

@@ -30,7 +30,6 @@ class Birth:
     pool: str | None = None
     pools: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
-    guivm: str | None = None        # set once it is there
     values: Mapping[str, Value] = field(default_factory=dict)
 
 
@@ -54,8 +53,6 @@ def create(system: System, birth: Birth) -> Qube:
     system.journal.emit("", "domain-add", vm=qube.name)
     for tag in birth.tags:
         qube.add_tag(tag)
-    if birth.guivm is not None and "guivm" in qube.properties:
-        qube.set("guivm", birth.guivm)
     return qube
 
 

@@ -5,7 +5,7 @@ the journal.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cloison.errors import (
@@ -122,17 +122,17 @@ class Qube(Holder):
         return last
 
     def resolve_qube(self, name: str) -> bool:
-        return name in self.system.qubes
+        return self.system.resolve_qube(name)
 
     def resolve_label(self, text: str) -> str | None:
         return self.system.resolve_label(text)
 
     def announce_inherited(self, prop: Property) -> None:
-        if prop.inherited:
+        """Its own children only: those of a template for disposables hear nothing, as the reference has it."""
+        if prop.inherited and self.klass == "TemplateVM":
             for child in self.system.children(self):
                 if child.is_default(prop.name):
                     child.announce(prop.name)
-                    child.announce_inherited(prop)
 
     # -- features -----------------------------------------------------------------------------------------------
 
@@ -154,27 +154,41 @@ class Qube(Holder):
 
     def set_feature(self, name: str, value: str) -> None:
         """Raises BadValue where the core demands something of it."""
-        features.check_meaning(name, value)
+        if self.klass != "RemoteVM":
+            features.check_meaning(name, value)
         if name == "preload-dispvm-max" and self.kind.machine:
             self._check_can_preload()
-        if name == "service.meminfo-writer" and "maxmem" in self.properties:
-            return self.reset("maxmem") if value else self.set("maxmem", 0)
         pairs = {"feature": name, "value": value}
+        if name == "service.meminfo-writer" and "maxmem" in self.properties:
+            return self._set_balancing(bool(value), pairs)
         if name in self.features:
             pairs["oldvalue"] = self.features[name]
         self.journal.emit(self.name, f"domain-feature-pre-set:{name}", **pairs)
         self.journal.put("features", self.qid, self.features, name, value)
+        if pairs.get("oldvalue") != value:
+            self._feature_changed(name)
         self.journal.emit(self.name, f"domain-feature-set:{name}", **pairs)
-        self._feature_changed(name)
         return None
+
+    def _set_balancing(self, balanced: bool, pairs: dict[str, str]) -> None:
+        """The service meminfo-writer is nothing but property maxmem; as a feature it is gone when it has been said."""
+        name = pairs["feature"]
+        self.journal.emit(self.name, f"domain-feature-pre-set:{name}", **pairs)
+        if balanced:
+            self.reset("maxmem")
+        else:
+            self.set("maxmem", 0)
+        for event in (f"domain-feature-pre-delete:{name}", f"domain-feature-delete:{name}"):
+            self.journal.emit(self.name, event, feature=name)
+        self.journal.emit(self.name, f"domain-feature-set:{name}", **pairs)
 
     def remove_feature(self, name: str) -> None:
         """Raises FeatureNotFound."""
         self.feature(name)
         self.journal.emit(self.name, f"domain-feature-pre-delete:{name}", feature=name)
         self.journal.drop("features", self.qid, self.features, name)
-        self.journal.emit(self.name, f"domain-feature-delete:{name}", feature=name)
         self._feature_changed(name)
+        self.journal.emit(self.name, f"domain-feature-delete:{name}", feature=name)
 
     def _check_can_preload(self) -> None:
         """Raises BadValue: a disposable is only put aside once it has said that it is up."""
@@ -184,24 +198,44 @@ class Qube(Holder):
             raise BadValue(f"{self.name} can't have preloaded disposables: its template lacks {', '.join(missing)}")
 
     def _feature_changed(self, name: str) -> None:
-        if name == "servicevm":
-            self.announce("icon")
-        elif name.startswith("boot-mode."):
-            for qube in (self, *self.system.children(self)):
-                qube.announce("bootmode")
+        """Announce the properties whose default depends on it."""
+        prefix, _, rest = name.partition("-")
+        if name == "boot-mode.active" and self.is_default("bootmode"):
+            self.announce("bootmode")
+        elif name == "boot-mode.appvm-default" and self.is_default("appvm_default_bootmode"):
+            self.announce("appvm_default_bootmode")
+            self.announce_bootmode_of_children()
         elif name == "preload-dispvm":
             for child in self.system.children(self):
                 child.announce("is_preload")
-        elif name.startswith("net.fake-"):
-            for prop in ("visible_ip", "visible_gateway", "visible_netmask"):
-                self.announce(prop)
+        elif prefix == "net.fake":
+            self.announce(f"visible_{rest}")
+
+    def announce_bootmode_of_children(self) -> None:
+        for child in self.system.children(self):
+            if child.is_default("bootmode"):
+                child.announce("bootmode")
 
     # -- tags ---------------------------------------------------------------------------------------------------
 
     def add_tag(self, tag: str) -> None:
         if tag not in self.tags:
             self.journal.put("tags", self.qid, self.tags, tag, None)
+            if tag.startswith("created-by-"):
+                self._follow_creator(tag.removeprefix("created-by-"))
             self.journal.emit(self.name, f"domain-tag-add:{tag}", tag=tag)
+
+    def _follow_creator(self, name: str) -> None:
+        """A management qube says by features which tags and which guivm its creations get; what it can't say is passed over."""
+        creator = self.system.qubes.get(name)
+        if creator is None:
+            return
+        for tag in creator.features.get("tag-created-vm-with", "").split():
+            if features.TAG.fullmatch(tag) and not tag.startswith("created-by-"):
+                self.add_tag(tag)
+        guivm = creator.features.get("set-created-guivm", "")
+        if "guivm" in self.properties and self.system.resolve_qube(guivm):
+            self.set("guivm", guivm)
 
     def remove_tag(self, tag: str) -> None:
         """Raises TagNotFound."""
@@ -248,6 +282,11 @@ class Qube(Holder):
         self.journal.assign(self, "state", state, Row("qubes", self.qid, "state", state))
 
 
+def _in_order(qubes: Iterable[Qube]) -> list[Qube]:
+    """dom0 first, then by name: the order of listings, and of events."""
+    return sorted(qubes, key=lambda qube: (qube.name != DOM0, qube.name))
+
+
 class System(Holder):
     """The global object, and everything there is."""
 
@@ -263,10 +302,10 @@ class System(Holder):
         self.qubes[DOM0] = self.dom0
 
     def resolve_qube(self, name: str) -> bool:
-        return name in self.qubes
+        return name in self.qubes and self.qubes[name].klass != "RemoteVM"
 
     def resolve_label(self, text: str) -> str | None:
-        label = labels.find(self.labels, text)
+        label = labels.find(self.labels, text) or labels.find(self.labels, text.removeprefix("label-"))
         return label.name if label else None
 
     def announce_inherited(self, prop: Property) -> None:
@@ -287,25 +326,24 @@ class System(Holder):
         raise QubeNotFound(f"there is no qube with uuid {uuid[:60]!r}")
 
     def sorted_qubes(self) -> list[Qube]:
-        """dom0 first, then by name."""
-        rest = sorted((qube for qube in self.qubes.values() if qube is not self.dom0), key=lambda qube: qube.name)
-        return [self.dom0, *rest]
+        """All that there are, in order."""
+        return _in_order(self.qubes.values())
 
     def children(self, template: Qube) -> list[Qube]:
         """The qubes made from this template."""
-        return [qube for qube in self.qubes.values() if qube.values.get("template") == template.name]
+        return _in_order(qube for qube in self.qubes.values() if qube.values.get("template") == template.name)
 
     def clients(self, netvm: Qube) -> list[Qube]:
         """The qubes this one is the netvm of."""
-        return [qube for qube in self.qubes.values() if qube is not netvm and qube.get_or_none("netvm") == netvm.name]
+        return _in_order(qube for qube in self.qubes.values() if qube is not netvm and qube.get_or_none("netvm") == netvm.name)
 
     def users(self, qube: Qube, prop: str) -> list[Qube]:
         """The other qubes whose property points here."""
-        return [other for other in self.qubes.values() if other is not qube and other.get_or_none(prop) == qube.name]
+        return _in_order(other for other in self.qubes.values() if other is not qube and other.get_or_none(prop) == qube.name)
 
     def with_default(self, prop: str) -> list[Qube]:
         """The qubes that have the property and use its default."""
-        return [qube for qube in self.qubes.values() if prop in qube.properties and qube.is_default(prop)]
+        return _in_order(qube for qube in self.qubes.values() if prop in qube.properties and qube.is_default(prop))
 
     # -- who comes and goes ----------------------------------------------------------------------------------------
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cloison.errors import FeatureNotFound
 from cloison.model.domains import Qube, System
 from cloison.model.properties import Value
 from cloison.model.volumes import Volume, folder, snapshot
 
 
 def label(qube: Qube, _new: Value, _old: Value) -> None:
-    qube.announce("icon")
+    if qube.klass != "RemoteVM":
+        qube.announce("icon")
 
 
 def provides_network(qube: Qube, new: Value, _old: Value) -> None:
+    """The feature tells the icon."""
     if new:
         qube.set_feature("servicevm", "1")
+        qube.announce("icon")
     elif "servicevm" in qube.features:
         qube.remove_feature("servicevm")
+        qube.announce("icon")
     qube.announce("gateway")
     qube.announce("gateway6")
 
@@ -32,15 +35,12 @@ def keeps_tag(prefix: str) -> Callable[[Qube, Value, Value], None]:
     return effect
 
 
-def guivm(qube: Qube, new: Value, old: Value) -> None:
-    keeps_tag("guivm-")(qube, new, old)
-    qube.announce("keyboard_layout")
-
-
-def keyboard_layout(qube: Qube, _new: Value, _old: Value) -> None:
+def keyboard_layout(qube: Qube, new: Value, old: Value) -> None:
+    if new == old:
+        return
     for user in qube.system.users(qube, "guivm"):
         if user.is_default("keyboard_layout"):
-            user.announce("keyboard_layout")
+            user.announce("keyboard_layout", oldvalue=old)
 
 
 def netvm(qube: Qube, new: Value, old: Value) -> None:
@@ -85,6 +85,11 @@ def reinit_snapshots(qube: Qube) -> None:
             qube.put_volume(replace(snapshot(name, base, origin), ephemeral=volume.ephemeral))
 
 
+def appvm_default_bootmode(template: Qube, new: Value, old: Value) -> None:
+    if new != old:
+        template.announce_bootmode_of_children()
+
+
 def dispvm_template(qube: Qube, new: Value, old: Value) -> None:
     template(qube, new, old)
     if qube.is_default("default_dispvm"):
@@ -96,21 +101,20 @@ def dispvm_template(qube: Qube, new: Value, old: Value) -> None:
 
 def default_netvm(system: System, new: Value, old: Value) -> None:
     """Announced as a set, and as a reset, on each qube that uses the default."""
-    qubes = [qube for qube in system.with_default("netvm") if qube.klass != "TemplateVM"]
-    pairs = {"name": "netvm", "newvalue": new, "oldvalue": old}
+    qubes = system.with_default("netvm")
     for qube in qubes:
-        system.journal.emit(qube.name, "property-pre-set:netvm", **pairs)
+        system.journal.emit(qube.name, "property-pre-set:netvm", name="netvm", newvalue=new, oldvalue=old)
     for qube in qubes:
-        if new != old:
-            netvm(qube, new, old)
-            system.journal.emit(qube.name, "property-set:netvm", **pairs)
+        effective = qube.get("netvm")               # a template has none by default
+        if effective != old:
+            netvm(qube, effective, old)
+            system.journal.emit(qube.name, "property-set:netvm", name="netvm", newvalue=effective, oldvalue=old)
         system.journal.emit(qube.name, "property-reset:netvm", name="netvm", oldvalue=old)
 
 
 def default_dispvm(system: System, _new: Value, old: Value) -> None:
     for qube in system.with_default("default_dispvm"):
-        if qube.klass != "DispVM":
-            system.journal.emit(qube.name, "property-reset:default_dispvm", name="default_dispvm", oldvalue=old)
+        system.journal.emit(qube.name, "property-reset:default_dispvm", name="default_dispvm", oldvalue=old)
 
 
 def default_user_interface(prop: str) -> Callable[[System, Value, Value], None]:
@@ -125,10 +129,7 @@ def default_user_interface(prop: str) -> Callable[[System, Value, Value], None]:
 
 
 def clockvm(system: System, new: Value, old: Value) -> None:
-    if isinstance(old, str) and old != new and old in system.qubes:
-        try:
-            system.qubes[old].remove_feature("service.clocksync")
-        except FeatureNotFound:
-            pass
     if isinstance(new, str) and "service.clocksync" not in system.qubes[new].features:
         system.qubes[new].set_feature("service.clocksync", "1")
+    if isinstance(old, str) and old != new and system.qubes[old].features.get("service.clocksync"):
+        system.qubes[old].remove_feature("service.clocksync")

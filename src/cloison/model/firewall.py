@@ -11,7 +11,8 @@ DEFAULT = "action=accept"
 MAX_RULES = 4096
 _HOST = re.compile(r"[a-z0-9._-]{1,255}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
+_NUMBER = re.compile(r"[0-9]{1,19}")
+_PREFIX = re.compile(r"[0-9]{1,3}")
 _COMMENT = re.compile(r"[A-Za-z0-9:;,./_\[\] -]*")
 _KEYS = ("action", "proto", "dsthost", "dst4", "dst6", "dstname", "dstports", "icmptype", "specialtarget", "expire", "comment")
 
@@ -58,7 +59,7 @@ def parse_rule(untrusted: str) -> Rule:
     """Raises BadValue."""
     head, found, comment = untrusted.partition("comment=") if _has_comment(untrusted) else (untrusted, "", "")
     words: dict[str, str] = {}
-    for word in head.split():
+    for word in head.strip().split(" "):
         key, equals, value = word.partition("=")
         if not equals or key not in _KEYS or key in words:
             raise BadValue(f"firewall rule: {word[:60]!r} is not a known key=value, or is there twice")
@@ -66,7 +67,8 @@ def parse_rule(untrusted: str) -> Rule:
     if found:
         if not _COMMENT.fullmatch(comment):
             raise BadValue("firewall rule: a comment may hold letters, digits, space and :;,./_[]- only")
-        words["comment"] = comment
+        if comment:
+            words["comment"] = comment
     return _build(words)
 
 
@@ -114,27 +116,31 @@ def _ports(text: str | None) -> str | None:
 
 
 def _destination(words: dict[str, str]) -> str | None:
-    given = [(key, words[key]) for key in ("dsthost", "dst4", "dst6", "dstname") if key in words]
+    """All four spellings mean the same; what the text is decides the spelling that goes out."""
+    given = [words[key] for key in ("dsthost", "dst4", "dst6", "dstname") if key in words]
     if not given:
         return None
     if len(given) > 1:
         raise BadValue("firewall rule: one destination only")
-    key, text = given[0]
-    network = None if key == "dstname" else _network(text)
+    network = _network(given[0])
     if network is not None:
-        if (key, network.version) in (("dst4", 6), ("dst6", 4)):
-            raise BadValue(f"firewall rule: {text[:60]!r} is of the other address family")
-        return f"dst{network.version}={network}"
-    if key in ("dst4", "dst6") or not _HOST.fullmatch(text) or text.replace(".", "").isdigit():
-        raise BadValue(f"firewall rule: {text[:60]!r} is no address, network or host name")
-    return f"dsthost={text}"
+        return network
+    if not _HOST.fullmatch(given[0]) or given[0].replace(".", "").isdigit():
+        raise BadValue(f"firewall rule: {given[0][:60]!r} is no address, network or host name")
+    return f"dsthost={given[0]}"
 
 
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+def _network(text: str) -> str | None:
+    """An address or network as `dst4=…` or `dst6=…`, always with a prefix length; its bits stay as given. None: a name."""
+    host, slash, prefix = text.partition("/")
     try:
-        return ipaddress.ip_network(text, strict=False)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
+    length = int(prefix) if _PREFIX.fullmatch(prefix) else address.max_prefixlen if not slash else -1
+    if "%" in host or not 0 <= length <= address.max_prefixlen:
+        return None
+    return f"dst{address.version}={host}/{length}"
 
 
 def unexpired(rules: list[Rule], now: float) -> list[Rule]:

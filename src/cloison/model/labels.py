@@ -50,11 +50,10 @@ def check_colour(untrusted: str) -> str:
 
 
 def find(labels: dict[str, Label], text: str) -> Label | None:
-    """By name, index, or `label-<index>`."""
+    """By name or index."""
     if text in labels:
         return labels[text]
-    digits = text.removeprefix("label-")
-    if not digits.isdecimal() or not digits.isascii() or len(digits) > 9:
+    if not text.isdecimal() or not text.isascii() or len(text) > 9:
         return None
-    index = int(digits)
+    index = int(text)
     return next((label for label in labels.values() if label.index == index), None)

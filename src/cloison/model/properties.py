@@ -52,6 +52,7 @@ class Property:
     read_only: bool = False
     write_once: bool = False
     keep: str = ""                          # why it can't be reset, if it can't
+    reset_rule: bool = False                # whether the default must pass the rule before it is gone back to
     clone: bool = True
     inherited: bool = False                 # a template's change is announced on the qubes that use the default
 
@@ -128,7 +129,7 @@ class Holder(abc.ABC):
 
     @abc.abstractmethod
     def resolve_qube(self, name: str) -> bool:
-        """Whether a qube of this name exists."""
+        """Whether a qube of this name exists on this machine: a RemoteVM is elsewhere."""
 
     @abc.abstractmethod
     def resolve_label(self, text: str) -> str | None:
@@ -163,9 +164,9 @@ class Holder(abc.ABC):
         try:
             name = QubeName(untrusted_text)
         except InvalidValue as error:
-            raise BadPropertyValue(f"property {prop.name}: {error}") from error
+            raise BadValue(f"property {prop.name}: {error}") from error
         if not self.resolve_qube(name):
-            raise BadPropertyValue(f"property {prop.name}: there is no qube {name}")
+            raise BadPropertyValue(f"property {prop.name}: there is no qube {name} on this machine")
         return str(name)
 
     def set_text(self, name: str, untrusted_text: str) -> None:
@@ -186,19 +187,21 @@ class Holder(abc.ABC):
         self.store_value(name, value)
         if prop.effect is not None:
             prop.effect(self, value, old)
-        self.journal.emit(self.subject, f"property-set:{name}", **pairs)
         if value != old:
             self.announce_inherited(prop)
+        self.journal.emit(self.subject, f"property-set:{name}", **pairs)
 
     def store_value(self, name: str, value: Value) -> None:
         """Store without check or event: for what is being made."""
         self.journal.put(self.table, self.owner, self.values, name, value)
 
     def reset(self, name: str) -> None:
-        """Back to the default. Raises NoSuchProperty, BadValue where a value must be kept."""
+        """Back to the default. Raises NoSuchProperty, BadValue where a value must be kept, what the rule raises."""
         prop = self.property(name)
         if prop.keep or prop.write_once:
             raise BadValue(f"property {name} can't be reset: {prop.keep or 'it is set once and for all'}")
+        if prop.reset_rule and prop.rule is not None:
+            prop.rule(self, self.default(name))
         pairs: dict[str, Any] = {"name": name}
         old = None
         try:
@@ -243,7 +246,7 @@ class Holder(abc.ABC):
             pass
         return pairs
 
-    def announce(self, name: str) -> None:
+    def announce(self, name: str, **pairs: object) -> None:
         """Tell that a computed or default value may have changed."""
         if name in self.properties:
-            self.journal.emit(self.subject, f"property-reset:{name}", name=name)
+            self.journal.emit(self.subject, f"property-reset:{name}", name=name, **pairs)

@@ -74,7 +74,8 @@ _COMMON = (
     _computed("dns", "str", "Name servers the qube is given.", d.dns),
     _computed("gateway", "str", "Address its clients use as gateway.", d.gateway),
     _computed("gateway6", "str", "IPv6 address its clients use as gateway.", d.gateway6),
-    P("guivm", "vm", "Qube that shows its windows.", d.from_system("default_guivm"), effect=e.guivm, stage=4),
+    P("guivm", "vm", "Qube that shows its windows.", d.from_system("default_guivm"), effect=e.keeps_tag("guivm-"),
+      stage=4),
     _computed("icon", "str", "Name of the icon.", d.icon),
     P("include_in_backups", "bool", "Whether a backup takes it along.", True),
     P("installed_by_rpm", "bool", "The package manager owns this qube; it can't be removed here.", False),
@@ -91,7 +92,7 @@ _COMMON = (
     P("maxmem", "int", "Most memory it may grow to, in MiB; 0: no balancing.", 0, rule=r.maximum_memory, inherited=True),
     P("memory", "int", "Memory at start, in MiB.", d.inherited("memory", 400), rule=r.at_least(1, "memory"), inherited=True),
     P("netvm", "vm", "Qube that gives it network; empty: no network.", d.from_system("default_netvm"),
-      rule=r.network_provider, effect=e.netvm, stage=4),
+      rule=r.network_provider, effect=e.netvm, stage=4, reset_rule=True),
     P("provides_network", "bool", "Whether other qubes may use it as their netvm.", False, rule=r.provides,
       effect=e.provides_network),
     P("qrexec_timeout", "int", "Seconds to wait for the agent at start.",
@@ -121,7 +122,7 @@ def _own(klass: str, *, updateable: bool) -> tuple[Property, ...]:
 
 
 _FOR_DISPVMS = P("template_for_dispvms", "bool", "Whether disposables may be made from it.", False, rule=r.for_disposables,
-                 effect=e.own_default_dispvm)
+                 effect=e.own_default_dispvm, reset_rule=True)
 
 
 def _template(doc: str, effect: Any) -> Property:
@@ -129,9 +130,10 @@ def _template(doc: str, effect: Any) -> Property:
 
 
 TEMPLATE = _table(_COMMON, _own("TemplateVM", updateable=True), (
-    P("appvm_default_bootmode", "str", "Boot mode of the qubes made from it.", d.appvm_default_bootmode, stage=4),
+    P("appvm_default_bootmode", "str", "Boot mode of the qubes made from it.", d.appvm_default_bootmode,
+      effect=e.appvm_default_bootmode, stage=4),
     P("netvm", "vm", "Qube that gives it network; a template has none unless set.", None, rule=r.network_provider,
-      effect=e.netvm, stage=4),
+      effect=e.netvm, stage=4, reset_rule=True),
 ))
 APP = _table(_COMMON, _own("AppVM", updateable=False), (
     _FOR_DISPVMS, _template("Template whose system it uses.", e.template)))

@@ -63,7 +63,7 @@ def parse_request(untrusted: bytes) -> Request:
     if len(untrusted) > request_limit(untrusted):
         raise PeerError("request too long", len(untrusted))
     header, nul, payload = untrusted.partition(b"\0")
-    words = header.decode("ascii", "replace").split(" ")
+    words = header.decode("ascii", "replace").split(" ", 3)     # a space in the last one is for the check of names to find
     if not nul or len(words) != 4:
         raise PeerError("a request must have four words and a NUL", len(words))
     call, source, dest_kind, dest = words

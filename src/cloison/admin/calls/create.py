@@ -62,13 +62,13 @@ def _order(call: Call, klass: str, *, in_pool: bool) -> NewQube:
 
 def create(klass: str, *, in_pool: bool) -> Callable[[Call], Awaitable[None]]:
     async def handler(call: Call) -> None:
-        if klass == "AdminVM":
-            raise BadPropertyValue("there can be only one dom0")
         order = _order(call, klass, in_pool=in_pool)
         if order.name in call.system.qubes:
             raise QubeExists(f"there is a qube {order.name} already")
         if order.template is not None and order.template not in call.system.qubes:
             raise QubeNotFound(f"there is no qube {order.template[:60]!r} to be the template")
+        if klass == "AdminVM":
+            raise BadPropertyValue("there can be only one dom0")
         await call.qubesd.create(order, call.source)
 
     return handler

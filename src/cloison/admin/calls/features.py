@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cloison.admin.qubesd import Call
-from cloison.errors import BadRequest, FeatureNotFound, NotPermitted
+from cloison.errors import BadRequest, FeatureNotFound, NotPermitted, QubeError
 from cloison.model import features
+from cloison.model.domains import Qube
 from cloison.wire.admin import MAX_NOTES
 
 
@@ -81,12 +82,20 @@ def _is_safe(character: str) -> bool:
     return character in "\t\n" or character.isprintable()
 
 
+def _check_has_notes(qube: Qube) -> None:
+    """Raises QubeError."""
+    if not qube.kind.machine:
+        raise QubeError(f"{qube.name} is a {qube.klass}: it has no notes here")
+
+
 def notes_get(call: Call) -> str:
+    _check_has_notes(call.dest)
     return call.dest.texts.get("notes", "")
 
 
 def notes_set(call: Call) -> None:
     """An empty payload clears the notes."""
+    _check_has_notes(call.dest)
     if len(call.payload) > MAX_NOTES:
         raise BadRequest(f"notes have at most {MAX_NOTES} bytes, not {len(call.payload)}")
     try:

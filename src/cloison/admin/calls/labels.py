@@ -12,7 +12,8 @@ def listing(call: Call) -> str:
 
 
 def _label(call: Call) -> labels.Label:
-    label = labels.find(call.system.labels, call.argument)
+    name = labels.check_name(call.argument, new=False)
+    label = labels.find(call.system.labels, name)
     if label is None:
         raise LabelNotFound(f"no label {call.argument[:60]!r}")
     return label

@@ -1,0 +1,85 @@
+"""What a call is refused for, and as which exception: the cases that a run beside the reference's own daemon has shown.
+
+Each row: the call (method, destination, argument, payload), and the class on the wire, empty for a call that is served.
+"""
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cloison.daemon.app import App
+from cloison.daemon.fake import Answer, ask, fake_app
+
+SYSTEM = (
+    ("admin.vm.Create.TemplateVM", "dom0", "", "name=tpl label=black"),
+    ("admin.property.Set", "dom0", "default_template", "tpl"),
+    ("admin.vm.Create.AppVM", "dom0", "", "name=sys-net label=red"),
+    ("admin.vm.property.Set", "sys-net", "netvm", ""),
+    ("admin.vm.property.Set", "sys-net", "provides_network", "True"),
+    ("admin.property.Set", "dom0", "default_netvm", "sys-net"),
+    ("admin.vm.Create.AppVM", "dom0", "", "name=work label=blue"),
+    ("admin.vm.Create.AppVM", "dom0", "", "name=dvm label=red"),
+    ("admin.vm.property.Set", "dvm", "template_for_dispvms", "True"),
+    ("admin.property.Set", "dom0", "default_dispvm", "dvm"),
+    ("admin.vm.Create.RemoteVM", "dom0", "", "name=rem label=gray"),
+)
+NO_NAMES = ["", "9x", "a b", "@adminvm", "Domain-0", "none", "default", "x-dm", "a" * 32]
+
+
+async def _ask_one(root: str, *call: str) -> Answer:
+    app: App = await fake_app(root)
+    for step in SYSTEM:
+        made = await ask(app, *step)
+        assert not made.failure, (step, made)
+    answer = await ask(app, *call)
+    app.parts.store.close()
+    return answer
+
+
+@pytest.mark.parametrize("dest", NO_NAMES)
+def test_a_destination_that_can_be_no_name_is_a_bad_value(tmp_path: Path, dest: str) -> None:
+    assert asyncio.run(_ask_one(str(tmp_path), "admin.vm.List", dest)).failure == "QubesValueError"
+
+
+@pytest.mark.parametrize("name", ["9x", "a b", "none", "a" * 32])
+def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: str) -> None:
+    assert asyncio.run(_ask_one(str(tmp_path), "admin.vm.property.Set", "work", "guivm", name)).failure == "QubesValueError"
+
+
+@pytest.mark.parametrize(("call", "failure"), [
+    # A qube elsewhere can be nothing to a qube here.
+    (("admin.vm.property.Set", "work", "guivm", "rem"), "QubesPropertyValueError"),
+    (("admin.vm.property.Set", "rem", "relayvm", "rem"), "QubesPropertyValueError"),
+    (("admin.property.Set", "dom0", "default_audiovm", "rem"), "QubesPropertyValueError"),
+    (("admin.property.Set", "dom0", "default_netvm", "rem"), "QubesPropertyValueError"),
+    # Going back to a default is a change as any other.
+    (("admin.vm.property.Reset", "dvm", "template_for_dispvms"), "QubesVMInUseError"),
+    (("admin.vm.property.Reset", "sys-net", "netvm"), "QubesValueError"),
+    (("admin.vm.property.Reset", "work", "netvm"), ""),
+    # What uses the default netvm can't be it; dom0 has no network at all.
+    (("admin.property.Set", "dom0", "default_netvm", "tpl"), "QubesPropertyValueError"),
+    (("admin.property.Set", "dom0", "default_netvm", "work"), "QubesPropertyValueError"),
+    (("admin.property.Set", "dom0", "default_netvm", "dom0"), "QubesPropertyValueError"),
+    # A label is named or numbered in calls about labels; a property takes the id of qubes.xml, too.
+    (("admin.label.Get", "dom0", "label-1"), "QubesLabelNotFoundError"),
+    (("admin.label.Index", "dom0", "a~b"), "QubesInvalidLabelError"),
+    (("admin.label.Remove", "dom0", "a/b"), "QubesInvalidLabelError"),
+    (("admin.label.Get", "dom0", "1"), ""),
+    (("admin.vm.property.Set", "work", "label", "label-1"), ""),
+    # The words of a creation are checked for dom0's class, too.
+    (("admin.vm.Create.AdminVM", "dom0", "tpl", "name=x label=red"), "ProtocolError"),
+    (("admin.vm.Create.AdminVM", "dom0", "", "name=x"), "ProtocolError"),
+    (("admin.vm.Create.AdminVM", "dom0", "", "name=9x label=red"), "QubesValueError"),
+    (("admin.vm.Create.AdminVM", "dom0", "", "name=x label=1"), "QubesInvalidLabelError"),
+    (("admin.vm.Create.AdminVM", "dom0", "", "name=x label=red"), "QubesPropertyValueError"),
+    # A qube elsewhere has no notes here, and its features mean nothing to the core.
+    (("admin.vm.notes.Get", "rem"), "QubesVMError"),
+    (("admin.vm.notes.Set", "rem", "", "x"), "QubesVMError"),
+    (("admin.vm.feature.Set", "rem", "vm-config.", "x"), ""),
+    (("admin.vm.feature.Set", "work", "vm-config.", "x"), "QubesValueError"),
+])
+def test_refusals(tmp_path: Path, call: tuple[str, ...], failure: str) -> None:
+    answer = asyncio.run(_ask_one(str(tmp_path), *call))
+    assert answer.failure == failure, answer
