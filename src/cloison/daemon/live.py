@@ -15,7 +15,7 @@ from cloison.daemon import launch
 from cloison.daemon.devices import Devices
 from cloison.daemon.wardens import Wardens
 from cloison.errors import CloisonError, MachineError
-from cloison.model import features, firewall
+from cloison.model import deferred, features, firewall
 from cloison.model.domains import Qube
 from cloison.model.exposed import BLOCK_FOLDER
 from cloison.model.journal import Event
@@ -56,6 +56,8 @@ class Live:
                 self.watch_expiry()
             elif kind == "net-domain-connect":
                 self._spawn(self._clients(qube))
+            elif kind in ("domain-unpaused", "domain-start"):
+                self._deferred([qube, *self._qubesd.system.clients(qube)])
             elif name in ("keyboard_layout", "guivm") and kind in ("property-set", "property-reset") and qube.power in _UP:
                 self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
             elif kind == "domain-shutdown":
@@ -143,6 +145,16 @@ class Live:
             log.warning("%s could not be asked for its clients' rules: %s", provider.name, error)
         # What is gone first, what is new next; the tree's own entry, which is the signal, is the last of its entries.
         await self._write(provider, {**{path: None for path in stale if path not in entries}, **entries})
+
+    def _deferred(self, qubes: Iterable[Qube]) -> None:
+        """Whose netvm was changed while it was paused gets it now."""
+        waiting = [qube for qube in qubes if deferred.FEATURE in qube.features]
+        try:
+            for qube in waiting:
+                with self._qubesd.transaction():
+                    deferred.apply(qube)
+        except CloisonError as error:
+            log.error("a change of a netvm waits on: %s", error)
 
     async def _clients(self, provider: Qube) -> None:
         if provider.power in _UP:

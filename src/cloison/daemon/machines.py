@@ -19,6 +19,7 @@ from cloison.daemon import launch
 from cloison.daemon.parts import Parts
 from cloison.daemon.volumes import Volumes
 from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError
+from cloison.model import deferred
 from cloison.model.domains import Qube
 from cloison.plan import lifecycle
 from cloison.plan.lifecycle import COLD, Do
@@ -220,6 +221,7 @@ class Machines:
                 qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
                 for name in _COMPUTED:
                     qube.announce(name)
+                deferred.forget(qube)
                 qube.journal.emit(qube.name, "domain-shutdown")
             if qube.get_or_none("auto_cleanup"):
                 await self._qubesd.discard(qube)

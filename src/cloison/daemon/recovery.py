@@ -11,7 +11,7 @@ import os
 from cloison.daemon import qubes_xml, rpc_links
 from cloison.daemon.app import App
 from cloison.errors import CloisonError, HostError, StorageError, StoreError
-from cloison.model import labels
+from cloison.model import deferred, labels
 from cloison.model.domains import IMPORTING, READY, SYSTEM, Qube, System
 from cloison.model.journal import Row
 from cloison.model.volumes import Pool
@@ -116,5 +116,7 @@ async def _mend(app: App, qube: Qube) -> None:
         if any(app.pool(volume.pool).is_dirty(app.volumes.config(volume)) for volume in app.volumes.kept(qube)):
             await app.volumes.stop(qube)
         await app.volumes.follow_pool(qube)
+        with app.transaction():
+            deferred.forget(qube)
     except StorageError as error:
         log.error("volumes of %s: %s", qube.name, error)

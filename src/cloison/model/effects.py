@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from cloison.model import deferred
 from cloison.model.domains import Qube, System
 from cloison.model.properties import Value
 from cloison.model.volumes import Volume, folder, snapshot
@@ -44,8 +45,9 @@ def keyboard_layout(qube: Qube, new: Value, old: Value) -> None:
 
 
 def netvm(qube: Qube, new: Value, old: Value) -> None:
-    """The new provider hears of its client."""
-    if new != old and qube.is_running and isinstance(new, str):
+    """The new provider hears of its client. A paused qube keeps its connection until it runs on."""
+    deferred.note(qube, old)
+    if new != old and not qube.is_halted and isinstance(new, str):
         qube.journal.emit(new, "net-domain-connect", vm=qube.name)
 
 
@@ -68,7 +70,6 @@ def own_default_dispvm(qube: Qube, _new: Value, _old: Value) -> None:
 
 def template(qube: Qube, _new: Value, _old: Value) -> None:
     """Snapshot volumes follow the new template; so do those of the qube's disposables."""
-    qube.announce("bootmode")
     reinit_snapshots(qube)
     for child in qube.system.children(qube):
         reinit_snapshots(child)
@@ -82,7 +83,8 @@ def reinit_snapshots(qube: Qube) -> None:
     for name, volume in list(qube.volumes.items()):
         origin: Volume | None = source.volumes.get(name)
         if volume.snap_on_start and origin is not None:
-            qube.put_volume(replace(snapshot(name, base, origin), ephemeral=volume.ephemeral))
+            kept = {"ephemeral": volume.ephemeral, "revisions_to_keep": volume.revisions_to_keep}
+            qube.put_volume(replace(snapshot(name, base, origin), **kept))
 
 
 def appvm_default_bootmode(template: Qube, new: Value, old: Value) -> None:

@@ -121,7 +121,7 @@ def network_provider(qube: Qube, value: str | None) -> str | None:
         raise BadValue(f"{value} does not provide network (its provides_network is not set)")
     if _downstream(qube, netvm):
         raise BadValue(f"{value} gets its network from {qube.name}: that would be a loop")
-    if qube.is_running and not netvm.is_running:
+    if not qube.is_halted and netvm.is_halted:
         raise QubeNotStarted(f"{qube.name} runs, so its netvm {value} must run too")
     return value
 
