@@ -74,6 +74,16 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.vm.Create.AdminVM", "dom0", "", "name=9x label=red"), "QubesValueError"),
     (("admin.vm.Create.AdminVM", "dom0", "", "name=x label=1"), "QubesInvalidLabelError"),
     (("admin.vm.Create.AdminVM", "dom0", "", "name=x label=red"), "QubesPropertyValueError"),
+    # A snapshot can't be told where to be, not even where it is anyway.
+    (("admin.vm.CreateInPool.AppVM", "dom0", "tpl", "name=x label=red pool:root=varlibqubes"), "QubesException"),
+    (("admin.vm.CreateInPool.AppVM", "dom0", "tpl", "name=x label=red pool:private=varlibqubes"), ""),
+    # A volume that is not there is nobody's business, whatever else is wrong; kernel modules never change.
+    (("admin.vm.volume.Resize", "work", "nope", "x"), "PermissionDenied"),
+    (("admin.vm.volume.Set.revisions_to_keep", "work", "kernel", "1"), "QubesValueError"),
+    (("admin.vm.volume.Set.revisions_to_keep", "work", "kernel", "0"), ""),
+    (("admin.vm.volume.Set.rw", "work", "kernel", "False"), "StoragePoolException"),
+    (("admin.vm.volume.CloneFrom", "work", "volatile"), ""),
+    (("admin.vm.volume.CloneTo", "work", "private", "\u00e9"), "ProtocolError"),
     # A qube elsewhere has no notes here, and its features mean nothing to the core.
     (("admin.vm.notes.Get", "rem"), "QubesVMError"),
     (("admin.vm.notes.Set", "rem", "", "x"), "QubesVMError"),
@@ -83,3 +93,45 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
 def test_refusals(tmp_path: Path, call: tuple[str, ...], failure: str) -> None:
     answer = asyncio.run(_ask_one(str(tmp_path), *call))
     assert answer.failure == failure, answer
+
+
+def test_a_token_of_a_volume_that_keeps_nothing_is_good_for_nothing(tmp_path: Path) -> None:
+    async def run() -> Answer:
+        app = await fake_app(str(tmp_path))
+        for step in SYSTEM:
+            await ask(app, *step)
+        token = await ask(app, "admin.vm.volume.CloneFrom", "work", "volatile")
+        answer = await ask(app, "admin.vm.volume.CloneTo", "dvm", "private", token.content)
+        app.parts.store.close()
+        return answer
+
+    assert asyncio.run(run()).failure == "StoragePoolException"
+
+
+def test_a_pools_revisions_are_for_volumes_that_are_made_after_it(tmp_path: Path) -> None:
+    async def run() -> list[str]:
+        app = await fake_app(str(tmp_path))
+        for step in (*SYSTEM, ("admin.pool.Set.revisions_to_keep", "dom0", "varlibqubes", "4"),
+                     ("admin.vm.Create.AppVM", "dom0", "", "name=late label=red")):
+            made = await ask(app, *step)
+            assert not made.failure, (step, made)
+        answers = [await ask(app, "admin.vm.volume.Info", qube, "private") for qube in ("work", "late")]
+        app.parts.store.close()
+        return [answer.content for answer in answers]
+
+    early, late = asyncio.run(run())
+    assert "\nrevisions_to_keep=1\n" in early
+    assert "\nrevisions_to_keep=4\n" in late
+
+
+def test_notes_hold_what_may_be_shown(tmp_path: Path) -> None:
+    async def run() -> str:
+        app = await fake_app(str(tmp_path))
+        await ask(app, "admin.vm.Create.StandaloneVM", "dom0", "", "name=alone label=red")
+        set_ = await ask(app, "admin.vm.notes.Set", "alone", "", "a\tb\n\u00e9\u202e\U0001f4a9\r")
+        assert not set_.failure
+        notes = await ask(app, "admin.vm.notes.Get", "alone")
+        app.parts.store.close()
+        return notes.content
+
+    assert asyncio.run(run()) == "a\tb\n\u00e9___"

@@ -172,6 +172,11 @@ CASES: list[tuple[str, list[tuple[str, ...]], tuple[str, ...], Heard]] = [
     ("create", [], ("admin.vm.Create.AppVM", "dom0", "", "name=new label=red"), [
         ("", "domain-add", {"vm": "new"}), ("new", "domain-tag-add:created-by-dom0", {"tag": "created-by-dom0"}),
         ("new", "domain-create-on-disk", {})]),
+    ("create a RemoteVM", [], ("admin.vm.Create.RemoteVM", "dom0", "", "name=new label=red"), [
+        ("", "domain-add", {"vm": "new"}), ("new", "domain-tag-add:created-by-dom0", {"tag": "created-by-dom0"})]),
+    ("template", [("admin.vm.Create.TemplateVM", "dom0", "", "name=other label=black")],
+     ("admin.vm.property.Set", "work", "template", "other"), [
+        ("work", f"property-{event}:template", change("template", "other", "tpl")) for event in ("pre-set", "set")]),
     ("remove", [], ("admin.vm.Remove", "work"), [("", "domain-pre-delete", {"vm": "work"}), ("", "domain-delete", {"vm": "work"})]),
     ("pause", [("admin.vm.Start", "work")], ("admin.vm.Pause", "work"), [
         ("work", "domain-pre-paused", {}), ("work", "domain-paused", {})]),
@@ -193,6 +198,15 @@ CASES: list[tuple[str, list[tuple[str, ...]], tuple[str, ...], Heard]] = [
 @pytest.mark.parametrize(("before", "call", "wanted"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
 def test_events(tmp_path: Path, before: list[tuple[str, ...]], call: tuple[str, ...], wanted: Heard) -> None:
     assert heard_of(tmp_path, before, call) == wanted
+
+
+def test_a_disposable_is_on_disk_before_it_says_whose_it_is(tmp_path: Path) -> None:
+    heard = heard_of(tmp_path, [("admin.vm.tag.Remove", "dvm", "created-by-dom0")], ("admin.vm.CreateDisposable", "dvm"))
+    name = heard[0][2]["vm"]
+    assert heard == [
+        ("", "domain-add", {"vm": name}), (name, "domain-create-on-disk", {}),
+        (name, "domain-tag-add:created-by-dom0", {"tag": "created-by-dom0"}),
+        (name, "domain-tag-add:disp-created-by-dom0", {"tag": "disp-created-by-dom0"})]
 
 
 def test_default_dispvm_is_announced_to_all_that_use_it(tmp_path: Path) -> None:

@@ -201,8 +201,10 @@ def test_clone_tokens_are_bounded_and_die_with_their_volume(tmp_path: Path) -> N
 def test_what_keeps_nothing_takes_nothing(tmp_path: Path, volume: str) -> None:
     async def scenario(disks: Disks) -> None:
         token = await disks.ok("admin.vm.volume.CloneFrom", "copy", "private")
-        for method, payload in (("Revert", "1"), ("Clear", ""), ("CloneTo", token), ("CloneFrom", "")):
+        for method, payload in (("Revert", "1"), ("Clear", ""), ("CloneTo", token)):
             assert await disks.fails(f"admin.vm.volume.{method}", "work", volume, payload) == "StoragePoolException"
+        own = await disks.ok("admin.vm.volume.CloneFrom", "work", volume)
+        assert await disks.fails("admin.vm.volume.CloneTo", "copy", "private", own) == "StoragePoolException"
         assert await disks.fails("internal.vm.volume.ImportBegin", "work", volume, "5", INTERNAL) == "StoragePoolException"
         assert await disks.revisions("work", volume) == []
 

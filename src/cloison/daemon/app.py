@@ -134,8 +134,8 @@ class App(Qubesd):
         tags = () if source is None else (f"created-by-{source.name}", f"disp-created-by-{source.name}")
         return await self._make(Birth(
             "DispVM", f"disp{dispid}", str(template.get("label")), self.parts.host.new_uuid(), CREATING, template=template.name,
-            dispid=dispid, tags=tags, values=values,
-        ))
+            dispid=dispid, values=values,
+        ), late_tags=tags)
 
     async def take_preloaded(self, template: Qube, source: Qube) -> Qube | None:
         return await self.preloads.take(template, source)
@@ -146,32 +146,35 @@ class App(Qubesd):
     async def drop_preloaded(self, reason: str) -> None:
         await self.preloads.drop_all(reason)
 
-    async def _make(self, birth: Birth) -> Qube:
-        """Store the order, make the volumes, store that it is done."""
+    async def _make(self, birth: Birth, late_tags: tuple[str, ...] = ()) -> Qube:
+        """Store the order, make the volumes, store that it is done; late tags are for what is done."""
         with self.transaction():
             qube = creation.create(self.system, birth)
             on_disk = self.volumes.kept(qube)
             if not on_disk:
-                self._finish(qube)
+                self._finish(qube, late_tags)
         if on_disk:
             faults.point("create:after-store")
-            await self._make_volumes(qube)
+            await self._make_volumes(qube, late_tags)
         return qube
 
-    async def _make_volumes(self, qube: Qube) -> None:
+    async def _make_volumes(self, qube: Qube, late_tags: tuple[str, ...]) -> None:
         async with self.lock(qube):
             try:
                 await self.volumes.create(qube)
                 faults.point("create:after-volumes")
                 with self.transaction():
-                    self._finish(qube)
+                    self._finish(qube, late_tags)
             except Exception:
                 await self.discard(qube)
                 raise
 
-    def _finish(self, qube: Qube) -> None:
+    def _finish(self, qube: Qube, tags: tuple[str, ...]) -> None:
         qube.set_state(READY)
-        qube.journal.emit(qube.name, "domain-create-on-disk")
+        if qube.kind.machine:
+            qube.journal.emit(qube.name, "domain-create-on-disk")
+        for tag in tags:
+            qube.add_tag(tag)
 
     def _free_dispid(self) -> int:
         """Random, of no living disposable and of none that was removed these days. Raises CloisonError if all are taken."""

@@ -5,7 +5,7 @@ Making the volumes' files is the daemon's; this is the part that a transaction h
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError
 from cloison.model import volumes
@@ -88,9 +88,16 @@ def _volumes(system: System, birth: Birth, template: Qube | None) -> list[volume
         system.pool(name)
     made = volumes.for_new_qube(birth.klass, birth.name, pools, template.volumes if template else None)
     for volume in made:
-        if volume.snap_on_start and birth.pools.get(volume.name, volume.pool) != volume.pool:
+        if volume.snap_on_start and volume.name in birth.pools:
             raise CloisonError(f"volume {volume.name} is a snapshot: it stays in pool {volume.pool}")
-    return made
+    return [_with_revisions(system, volume) for volume in made]
+
+
+def _with_revisions(system: System, volume: volumes.Volume) -> volumes.Volume:
+    """How many revisions to keep is the pool's setting at the qube's birth; a later change is for new volumes."""
+    if volume.revisions_to_keep is not None:
+        return volume
+    return replace(volume, revisions_to_keep=int(system.pool(volume.pool).config.get("revisions_to_keep", "1")))
 
 
 def _pool(system: System, birth: Birth, name: str, template: Qube | None) -> str:

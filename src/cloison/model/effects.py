@@ -15,7 +15,7 @@ def label(qube: Qube, _new: Value, _old: Value) -> None:
         qube.announce("icon")
 
 
-def provides_network(qube: Qube, new: Value, _old: Value) -> None:
+def provides_network(qube: Qube, new: Value, old: Value) -> None:
     """The feature tells the icon."""
     if new:
         qube.set_feature("servicevm", "1")
@@ -23,8 +23,9 @@ def provides_network(qube: Qube, new: Value, _old: Value) -> None:
     elif "servicevm" in qube.features:
         qube.remove_feature("servicevm")
         qube.announce("icon")
-    qube.announce("gateway")
-    qube.announce("gateway6")
+    if new != old:
+        qube.announce("gateway")
+        qube.announce("gateway6")
 
 
 def keeps_tag(prefix: str) -> Callable[[Qube, Value, Value], None]:
@@ -83,8 +84,8 @@ def reinit_snapshots(qube: Qube) -> None:
     for name, volume in list(qube.volumes.items()):
         origin: Volume | None = source.volumes.get(name)
         if volume.snap_on_start and origin is not None:
-            kept = {"ephemeral": volume.ephemeral, "revisions_to_keep": volume.revisions_to_keep}
-            qube.put_volume(replace(snapshot(name, base, origin), **kept))
+            qube.put_volume(replace(snapshot(name, base, origin), ephemeral=volume.ephemeral,
+                                    revisions_to_keep=volume.revisions_to_keep))
 
 
 def appvm_default_bootmode(template: Qube, new: Value, old: Value) -> None:

@@ -7,6 +7,7 @@ from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, FeatureNotFound, NotPermitted, QubeError
 from cloison.model import features
 from cloison.model.domains import Qube
+from cloison.wire import display
 from cloison.wire.admin import MAX_NOTES
 
 
@@ -77,11 +78,6 @@ def tag_remove(call: Call) -> None:
 # -- notes -----------------------------------------------------------------------------------------------------------------
 
 
-def _is_safe(character: str) -> bool:
-    """Whether a person may be shown the character. What is not printable can hide or reorder text."""
-    return character in "\t\n" or character.isprintable()
-
-
 def _check_has_notes(qube: Qube) -> None:
     """Raises QubeError."""
     if not qube.kind.machine:
@@ -94,7 +90,7 @@ def notes_get(call: Call) -> str:
 
 
 def notes_set(call: Call) -> None:
-    """An empty payload clears the notes."""
+    """An empty payload clears the notes. What a person may not be shown as it is becomes `_`."""
     _check_has_notes(call.dest)
     if len(call.payload) > MAX_NOTES:
         raise BadRequest(f"notes have at most {MAX_NOTES} bytes, not {len(call.payload)}")
@@ -102,6 +98,5 @@ def notes_set(call: Call) -> None:
         text = call.payload.decode("utf-8")
     except UnicodeDecodeError:
         raise BadRequest("notes are UTF-8 text") from None
-    safe = "".join(character if _is_safe(character) else "_" for character in text)
     with call.qubesd.transaction():
-        call.dest.put_text("notes", safe)
+        call.dest.put_text("notes", display.safe(text, also="\t\n"))

@@ -145,7 +145,7 @@ async def revert(call: Call) -> None:
 
 def clone_from(call: Call) -> str:
     """A one-use token that stands for this volume."""
-    _saved(call)
+    _volume(call)
     token = call.qubesd.new_token()
     call.qubesd.tokens[token] = (call.dest.uuid, call.argument)
     return token
@@ -153,7 +153,9 @@ def clone_from(call: Call) -> str:
 
 async def clone_to(call: Call) -> None:
     volume = _volume(call)
-    token = call.payload.decode("ascii", "replace")
+    if not call.payload.isascii():
+        raise BadRequest("a clone token is ASCII text")
+    token = call.payload.decode("ascii")
     if token not in call.qubesd.tokens:
         raise TokenNotFound("the clone token is unknown or was used")
     uuid, source_volume = call.qubesd.tokens.pop(token)
@@ -162,6 +164,7 @@ async def clone_to(call: Call) -> None:
         origin = source.volumes[source_volume]
     except (QubeNotFound, KeyError):
         raise StorageError("the volume that the clone token stood for is gone") from None
+    rules.check_saved(source, origin)
     origin_config = call.qubesd.volume_config(source, origin)
     async with call.qubesd.lock(call.dest):
         rules.check_halted(call.dest)
@@ -174,6 +177,7 @@ async def clone_to(call: Call) -> None:
 
 async def resize(call: Call) -> None:
     """The record first: whatever fails or dies after that, the next start of the qube brings the new size."""
+    _volume(call)
     size = checked_size(number(call.payload.strip()))
     async with call.qubesd.lock(call.dest):
         volume = _volume(call)
@@ -190,7 +194,7 @@ async def resize(call: Call) -> None:
 async def clear(call: Call) -> None:
     volume = await _replace_content(call, lambda pool, config: pool.clear(config))
     with call.qubesd.transaction():
-        call.system.journal.emit(call.dest.name, "domain-volume-import-begin", volume=volume.name, size=None)
+        call.system.journal.emit(call.dest.name, "domain-volume-import-begin", volume=volume.name, size=volume.size)
         call.system.journal.emit(call.dest.name, "domain-volume-import-end", volume=volume.name, success=True)
 
 
@@ -206,6 +210,8 @@ def set_revisions(call: Call) -> None:
     volume = _volume(call)
     keep = number(call.payload, signed=True)
     rules.check_revisions(keep)
+    if volume.name == "kernel" and keep != 0:
+        raise BadValue(f"volume {volume.name} of {call.dest.name} never changes: it keeps 0 revisions")
     if (keep == -1) != (revisions_to_keep(call, volume) == -1):
         rules.check_halted(call.dest)
     _change(call, replace(volume, revisions_to_keep=keep))
@@ -214,6 +220,8 @@ def set_revisions(call: Call) -> None:
 def set_rw(call: Call) -> None:
     volume = _volume(call)
     rw = flag(call.payload)
+    if volume.name == "kernel":
+        raise StorageError("kernel modules can't be written")
     rules.check_halted(call.dest)
     _change(call, replace(volume, rw=rw))
 
