@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import cloison
 from cloison.cli.template import register
 from cloison.client.connection import Connection, NoDaemon, Stream
 from cloison.client.domains import Qube, list_qubes
@@ -22,6 +23,7 @@ from cloison.client.events import subscribe
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
 from cloison.runtime.unix import connect
+from cloison.templates import offers
 from cloison.templates.build import Built
 from cloison.wire.admin import Event
 
@@ -292,7 +294,8 @@ def copy_parts(place: Place, source: Path) -> Built:
     image = os.path.join(place.paths.tmp, "copied-root.img")
     subprocess.run(["cp", "--reflink=auto", "--sparse=always", str(newest_root(source)), image], check=True)
     os.chmod(image, 0o600)
-    return Built(image, version, os.path.getsize(image))
+    services = (name for name in os.listdir(Path(cloison.__file__).parent / "guest/services") if name.startswith("qubes."))
+    return Built(image, version, os.path.getsize(image), {**offers.ALWAYS, **{f"supported-rpc.{name}": "1" for name in services}})
 
 
 def furnish(place: Place, built: Built | None) -> None:

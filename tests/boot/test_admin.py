@@ -66,8 +66,6 @@ def test_what_a_qube_writes_to_its_qubesdb_reaches_qubesd(cloison: Place) -> Non
 
 
 def test_a_preloaded_disposable_waits_paused_and_is_used(cloison: Place) -> None:
-    for service in ("qubes.WaitForRunningSystem", "qubes.WaitForSession"):
-        cloison.ok(["qvm-features", TEMPLATE, f"supported-rpc.{service}", "1"])
     with cloison.events() as watch:
         cloison.ok(["qvm-features", DVM, "preload-dispvm-max", "1"])
         name = watch.event("domain-paused").subject

@@ -14,7 +14,7 @@ from cloison.errors import CloisonError
 from cloison.templates.build import Built
 from cloison.wire import admin
 
-BUILT = Built("/somewhere/root.img", "6.1.0-9-cloud-amd64", 10 << 30)
+BUILT = Built("/somewhere/root.img", "6.1.0-9-cloud-amd64", 10 << 30, {"qrexec": "1", "os-version": "12"})
 
 
 def changes(qubesd: FakeQubesd) -> list[tuple[str, str, str, bytes]]:
@@ -23,7 +23,8 @@ def changes(qubesd: FakeQubesd) -> list[tuple[str, str, str, bytes]]:
 
 @pytest.fixture
 def sealing(qubesd: FakeQubesd) -> FakeQubesd:
-    qubesd.answers["internal.cloison.SealRoot"] = lambda *_: admin.ok(b"")
+    for method in ("SealRoot", "FeaturesRequest"):
+        qubesd.answers[f"internal.cloison.{method}"] = lambda *_: admin.ok(b"")
     qubesd.qubes["dom0"] |= {"default_template": "", "default_kernel": ""}
     return qubesd
 
@@ -33,7 +34,7 @@ def test_a_new_template_is_made_sealed_and_default(sealing: FakeQubesd) -> None:
     assert changes(sealing) == [
         ("dom0", "admin.vm.Create.TemplateVM", "", b"name=d13 label=black"),
         ("d13", "internal.cloison.SealRoot", "", b"/somewhere/root.img"),
-        *(("d13", "admin.vm.feature.Set", name, value.encode()) for name, value in template.FEATURES.items()),
+        ("d13", "internal.cloison.FeaturesRequest", "", b"qrexec=1\nos-version=12\n"),
         ("dom0", "admin.property.Set", "default_template", b"d13"),
         ("dom0", "admin.property.Set", "default_kernel", b"6.1.0-9-cloud-amd64"),
     ]

@@ -157,6 +157,7 @@ INTERNAL = _table(
     Method("internal.SuspendPre", "0--", "gx", internal.suspend_pre),
     Method("internal.SuspendPost", "0--", "gx", internal.suspend_post),
     Method("internal.cloison.SealRoot", "V-R", "lw", internal.seal_root),
+    Method("internal.cloison.FeaturesRequest", "V-R", "lw", requests.template_features),
     Method("internal.cloison.ImportQubesXml", "0-R", "gw", store.import_qubes_xml),
     Method("internal.cloison.ExportQubesXml", "0--", "gr", store.export_qubes_xml),
     Method("internal.cloison.Status", "0--", "gr", internal.status),

@@ -28,7 +28,6 @@ from cloison.templates.work import work_folder
 
 TEMPLATE = "TemplateVM"
 LABEL = "black"
-FEATURES = {"os": "Linux", "os-distribution": "debian", "qrexec": "1", "vmexec": "1"}
 MIRROR_VARIABLE = "CLOISON_MIRROR"
 _SIZE = re.compile(r"([0-9]{1,10})([MGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -104,8 +103,8 @@ def register(connection: Connection, name: str, built: Built, *, exists: bool) -
             with contextlib.suppress(CloisonError):
                 connection.call(name, "admin.vm.Remove")
         raise
-    for key, value in FEATURES.items():
-        connection.call(name, "admin.vm.feature.Set", key, value.encode())
+    said = "".join(f"{key}={value}\n" for key, value in built.offers.items())
+    connection.call(name, "internal.cloison.FeaturesRequest", payload=said.encode("ascii"), internal=True)
     for key, value in (("default_template", name), ("default_kernel", built.kernel)):
         if not get_property(connection, None, key).text:
             connection.call(DOM0, "admin.property.Set", key, value.encode())

@@ -5,17 +5,18 @@ leaves it is only the kernel (into its pool, whole) and, by the caller's hand, t
 """
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cloison.errors import HostError
 from cloison.runtime.paths import Paths
-from cloison.templates import agent_package, kernels, sources
+from cloison.templates import agent_package, kernels, offers, sources
 from cloison.templates.contain import Tools
 from cloison.values import InvalidValue, QubeName
 
@@ -24,6 +25,7 @@ DEFAULT_SIZE = 10 * GIB
 MIN_SIZE, MAX_SIZE = 2 * GIB, 1024 * GIB
 NEEDED_SPACE = 3 * GIB       # on the data disk while building, with what apt fetches
 MAX_INCLUDED = 200
+OFFERS, MAX_OFFERS = "offers.json", 1 << 17
 # Small, but a shell that a person can work in. Later issues add through the agent's Depends what they need.
 BASE = (
     "systemd-sysv", "dbus", "udev", "kmod", "python3", "iproute2", "iputils-ping", "netbase", "ca-certificates", "procps",
@@ -80,11 +82,14 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Built:
-    """`image`: a raw ext4 image in the work folder, the caller's to move away. `kernel`: a version in the pool."""
+    """`image`: a raw ext4 image in the work folder, the caller's to move away. `kernel`: a version in the pool. `offers`: what it
+    says of itself, as features a qube requests.
+    """
 
     image: str
     kernel: str
     size: int
+    offers: Mapping[str, str] = field(default_factory=lambda: dict(offers.ALWAYS))
 
 
 def build(request: BuildRequest, paths: Paths, folder: str, tools: Tools, report: Report) -> Built:
@@ -106,7 +111,7 @@ def build(request: BuildRequest, paths: Paths, folder: str, tools: Tools, report
         except BaseException:
             tools.stop()
             raise
-    return Built(image.result(), kernel.result(), request.size)
+    return Built(image.result(), kernel.result(), request.size, _offers(folder))
 
 
 def _join(tools: Tools, *jobs: Future[str]) -> None:
@@ -132,9 +137,19 @@ def _image(request: BuildRequest, tools: Tools, folder: str, lines: list[str], p
     text = os.path.join(folder, "sources.list")
     with open(text, "w", encoding="utf-8") as file:
         file.write(sources.image_text(request.suite, request.mirror))
-    tools.run([sys.executable, "-m", "cloison.templates.pack", tree, image, str(request.size), text], folder=folder)
+    said = os.path.join(folder, OFFERS)
+    tools.run([sys.executable, "-m", "cloison.templates.pack", tree, image, str(request.size), text, said], folder=folder)
     progress.done()
     return image
+
+
+def _offers(folder: str) -> dict[str, str]:
+    """What the packing process has read. Raises HostError."""
+    with open(os.path.join(folder, OFFERS), "rb") as file:
+        data = json.loads(file.read(MAX_OFFERS))
+    if not isinstance(data, dict) or not all(isinstance(text, str) for pair in data.items() for text in pair):
+        raise HostError("the build has not said what the template offers")
+    return data
 
 
 def _check_space(paths: Paths) -> None:

@@ -1,14 +1,17 @@
-"""Turns a Debian tree into an ext4 image: `python -m cloison.templates.pack TREE IMAGE SIZE SOURCES`.
+"""Turns a Debian tree into an ext4 image: `python -m cloison.templates.pack TREE IMAGE SIZE SOURCES OFFERS`.
 
 Run inside the namespace where the tree's owners have their real numbers (see `contain`). Nothing is mounted: mke2fs
 reads the tree itself. Everything that is the build host's or would be shared by all qubes is taken out first.
 """
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+
+from cloison.templates import offers
 
 # metadata_csum and 64bit are known to every kernel since 4.x; orphan_file is not known to older repair tools.
 FEATURES = "64bit,metadata_csum,^orphan_file"
@@ -81,9 +84,11 @@ def _empty(folder: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    tree, image, size, sources = argv
+    tree, image, size, sources, said = argv
     with open(sources, encoding="utf-8") as file:
         finish(tree, file.read())
+    with open(said, "x", encoding="ascii") as file:
+        json.dump(offers.of_tree(tree), file)
     make_image(tree, image, int(size))
     return 0
 

@@ -29,6 +29,14 @@ async def features_request(call: Call) -> None:
     _apply(call, await _entries(call, "/features-request/"), tools=False)
 
 
+def template_features(call: Call) -> None:
+    """What the maker of a template's image has read in it, a `name=value` a line: the same as the template would say, running."""
+    said = dict(line.partition(b"=")[::2] for line in call.payload.splitlines())
+    requested = requests.check({name.decode("ascii", "replace"): value for name, value in said.items()})
+    with call.qubesd.transaction():
+        requests.apply(call.dest, requested)
+
+
 async def notify_tools(call: Call) -> None:
     """As old Windows tools ask for features."""
     found = await _entries(call, "/qubes-tools/")

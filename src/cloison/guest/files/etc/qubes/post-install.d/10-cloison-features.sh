@@ -2,7 +2,7 @@
 # Says what this template is and can do. The host takes what it knows, at the last line.
 set -e
 . /etc/os-release
-qvm-features-request qrexec=1 vmexec=1 os=Linux "os-distribution=${ID:-}" "os-distribution-like=${ID_LIKE:-}" "os-version=${VERSION_ID:-}"
+qvm-features-request qrexec=1 vmexec=1 os=Linux qubes-agent-version=4.4 "os-eol=${SUPPORT_END:-}" "os-distribution=${ID:-}" "os-distribution-like=${ID_LIKE:-}" "os-version=${VERSION_ID:-}"
 for service in /etc/qubes-rpc/*; do
     name=${service##*/}
     [ -x "$service" ] && [ -f "$service" ] && qvm-features-request "supported-rpc.${name%%+*}=1"
