@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.runtime.ports import News
 
+from cloison.guest import devices
 from cloison.guest.agent import Agent, System
 from cloison.hypervisor.fake import FakeMachine
 from cloison.wire import agent
@@ -55,3 +56,6 @@ class Guest(System, News):
 
     def settle(self, who: agent.Identity) -> None:
         self.tell()
+
+    def follow_devices(self, publish: devices.Publish) -> None:
+        """This machine's own devices are nobody's business."""

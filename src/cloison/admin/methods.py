@@ -24,7 +24,7 @@ from cloison.admin.calls import (
     volumes,
 )
 from cloison.admin.qubesd import Call
-from cloison.model.devices import CLASSES
+from cloison.model.devices import ADDED, CLASSES
 from cloison.model.qubes import KINDS
 
 Reply = str | None
@@ -137,7 +137,7 @@ ADMIN = _table(
     Method("admin.pool.volume.List", "0R-", "gr", pools.volumes),
     Method("admin.pool.Set.revisions_to_keep", "0RR", "gw", pools.set_revisions),
     Method("admin.pool.Set.ephemeral_volatile", "0RR", "gw", pools.set_ephemeral),
-    *(method for devclass in CLASSES for method in _device_calls(devclass)),
+    *(method for devclass in (*CLASSES, *ADDED) for method in _device_calls(devclass)),
     Method("admin.vm.device.denied.List", "*--", "lr", devices.denied_list),
     Method("admin.vm.device.denied.Add", "*-o", "lw", devices.denied_add),
     Method("admin.vm.device.denied.Remove", "*-o", "lw", devices.denied_remove),

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
+from cloison.model.devices import Assignment, Device
 from cloison.model.domains import Qube, System
 from cloison.model.exposed import Exposed
 from cloison.model.volumes import Volume
@@ -133,6 +134,18 @@ class Qubesd(abc.ABC):
     @abc.abstractmethod
     async def exposed(self, qube: Qube, devclass: str) -> list[Exposed]:
         """Devices of that class that the qube has on its ports now, in order of port."""
+
+    @abc.abstractmethod
+    async def attached(self, qube: Qube) -> list[Assignment]:
+        """Block devices of other qubes that this one has now."""
+
+    @abc.abstractmethod
+    async def attach(self, qube: Qube, device: Exposed, options: Mapping[str, str]) -> None:
+        """Give a running qube another one's block device. Raises CloisonError."""
+
+    @abc.abstractmethod
+    async def detach(self, qube: Qube, pattern: Device) -> None:
+        """Take back what the pattern means. Raises DeviceNotAssigned, QubeNotHalted, CloisonError."""
 
     @abc.abstractmethod
     async def service(self, qube: Qube, service: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import cloison
 from cloison.admin.qubesd import NewQube, Qubesd, Send
 from cloison.daemon import qubes_xml
+from cloison.daemon.attachments import Attachments
 from cloison.daemon.devices import Devices
 from cloison.daemon.events import EventBus, Listener
 from cloison.daemon.live import Live
@@ -29,6 +30,7 @@ from cloison.daemon.volumes import Volumes
 from cloison.errors import CloisonError, MachineError, StorageError
 from cloison.model import creation, facts
 from cloison.model.creation import Birth
+from cloison.model.devices import Assignment, Device
 from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
 from cloison.model.exposed import Exposed
 from cloison.model.qubes import new_system
@@ -62,11 +64,13 @@ class App(Qubesd):
         self.events = EventBus()
         self.visibility = Visibility(self.system, LivePolicy(folders(parts.paths)), self.system_info)
         self.volumes = Volumes(self, parts)
-        self.machines = Machines(self, parts, self.volumes)
         self.devices = Devices(self)
-        self.live = Live(self, parts.wardens, self.devices)
+        self.attachments = Attachments(self, parts.wardens, self.devices, parts.paths)
+        self.machines = Machines(self, parts, self.volumes, self.attachments)
+        self.live = Live(self, parts.wardens, self.devices, self.attachments)
         self.preloads = Preloads(self)
         self.machines.on_qdb_change = self.live.qdb_changed
+        self.devices.on_added = self.attachments.appeared
         self._locks: dict[str, asyncio.Lock] = {}
         self._used_dispids: deque[tuple[float, int]] = deque()
 
@@ -261,6 +265,15 @@ class App(Qubesd):
 
     async def exposed(self, qube: Qube, devclass: str) -> list[Exposed]:
         return await self.devices.exposed(qube, devclass)
+
+    async def attached(self, qube: Qube) -> list[Assignment]:
+        return await self.attachments.of(qube)
+
+    async def attach(self, qube: Qube, device: Exposed, options: Mapping[str, str]) -> None:
+        await self.attachments.attach(qube, device, options)
+
+    async def detach(self, qube: Qube, pattern: Device) -> None:
+        await self.attachments.detach(qube, pattern)
 
     async def service(self, qube: Qube, service: str) -> None:
         await self.parts.wardens.service(qube.uuid, service, b"")

@@ -10,7 +10,7 @@ import json
 import os
 import select
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,16 @@ from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
 from cloison.errors import MachineError
 from cloison.runtime import files
 from cloison.values import PowerState
+from cloison.wire.blocks import Block
 from cloison.wire.warden import Launch
 
 
 def _ignore(_uuid: str, _event: str, _detail: dict[str, Any]) -> None:
     """Until somebody listens."""
+
+
+async def _at_once(_block: Block) -> None:
+    """It takes no time."""
 
 
 class FakeWardens(Wardens):
@@ -42,6 +47,7 @@ class FakeWardens(Wardens):
         self.used = Usage(409600, 10**9)                                # by each running qube
         self.sizes: dict[tuple[str, str], int] = {}                     # (uuid, disk) -> bytes, as resized
         self.services: list[tuple[str, str, bytes]] = []                # (uuid, service, input), as asked for
+        self.attaching: Callable[[Block], Awaitable[None]] = _at_once   # what happens while one is being attached
         self._folder = folder
         self._running: dict[str, Adopted] = {}
         self._leases: dict[str, tuple[socket.socket, select.epoll]] = {}
@@ -56,8 +62,9 @@ class FakeWardens(Wardens):
         os.makedirs(folder, exist_ok=True)
         for name in sorted(name for name in os.listdir(folder) if name.endswith(".warden")):
             with open(os.path.join(folder, name), encoding="ascii") as file:
-                uuid, qube, xid, state, commits = json.load(file)
-            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state), commits)
+                uuid, qube, xid, state, commits, blocks = json.load(file)
+            attached = tuple(Block(*block) for block in blocks)
+            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state), commits, attached)
 
     async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
         await asyncio.sleep(0)
@@ -85,7 +92,7 @@ class FakeWardens(Wardens):
     def _note(self, found: Adopted) -> None:
         self._running[found.uuid] = found
         if self._folder is not None:
-            line = json.dumps([found.uuid, found.name, found.xid, found.state.value, dict(found.commits)])
+            line = json.dumps([found.uuid, found.name, found.xid, found.state.value, dict(found.commits), found.blocks])
             files.write_atomic(self._path(found.uuid), line.encode("ascii"))
 
     def _path(self, uuid: str) -> str:
@@ -105,6 +112,15 @@ class FakeWardens(Wardens):
             os.unlink(self._path(uuid))
         self._let_go(uuid)
         self.on_event(uuid, event, {})
+        for found in list(self._running.values()):
+            for block in found.blocks:
+                if block.backend == uuid:
+                    self.lose(found.uuid, block.name)
+
+    def lose(self, uuid: str, name: str) -> None:
+        """A device that is attached to this qube has gone."""
+        self._drop_block(uuid, name)
+        self.on_event(uuid, "block-lost", {"name": name})
 
     def _let_go(self, uuid: str) -> None:
         if uuid in self._leases:
@@ -143,7 +159,7 @@ class FakeWardens(Wardens):
 
     async def qdb_read(self, uuid: str, prefix: str) -> dict[str, bytes]:
         self._get(uuid)
-        return {path: value.encode() for path, value in self.qdb[uuid].items() if path.startswith(prefix)}
+        return {path: value.encode() for path, value in self.qdb.get(uuid, {}).items() if path.startswith(prefix)}
 
     async def console(self, uuid: str) -> str:
         self._get(uuid)
@@ -154,6 +170,26 @@ class FakeWardens(Wardens):
         if role not in (disk.role for disk in self._launch(uuid).disks):
             raise MachineError(f"no disk {role!r}")
         self.sizes[uuid, role] = size
+
+    async def attach(self, uuid: str, block: Block) -> None:
+        found = self._get(uuid)
+        if block.backend not in self._running or found.name in self.deaf:
+            raise MachineError("the other qube does not serve the device")
+        await self.attaching(block)
+        if any(each.name == block.name for each in found.blocks):
+            raise MachineError(f"{block.name} is taken")
+        self._note(replace(self._get(uuid), blocks=(*found.blocks, block)))
+
+    async def detach(self, uuid: str, name: str) -> None:
+        await asyncio.sleep(0)
+        self._drop_block(uuid, name)
+
+    def _drop_block(self, uuid: str, name: str) -> None:
+        found = self._get(uuid)
+        left = tuple(block for block in found.blocks if block.name != name)
+        if len(left) == len(found.blocks):
+            raise MachineError(f"{name} is not attached")
+        self._note(replace(found, blocks=left))
 
     async def service(self, uuid: str, service: str, data: bytes) -> None:
         if self._get(uuid).name in self.deaf:

@@ -12,17 +12,16 @@ from typing import Any
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon import launch
-from cloison.daemon.devices import Devices
+from cloison.daemon.attachments import Attachments
+from cloison.daemon.devices import CLASS_OF, Devices
 from cloison.daemon.wardens import Wardens
 from cloison.errors import CloisonError, MachineError
 from cloison.model import deferred, features, firewall
 from cloison.model.domains import Qube
-from cloison.model.exposed import BLOCK_FOLDER
 from cloison.model.journal import Event
 from cloison.values import PowerState
 
 log = logging.getLogger(__name__)
-WATCHED = (BLOCK_FOLDER, "/qubes-usb-devices")
 _UP = (PowerState.RUNNING, PowerState.PAUSED)
 QUIET = 0.1                     # s between two tellings of one qube's changes, so that it can't keep us busy
 RETRY = 60.0                    # s until rules are tried to be ended again, after a failure
@@ -30,8 +29,8 @@ _MOST_WAIT = 24 * 3600.0        # s: the host's clock may be set, so look again 
 
 
 class Live:
-    def __init__(self, qubesd: Qubesd, wardens: Wardens, devices: Devices) -> None:
-        self._qubesd, self._wardens, self._devices = qubesd, wardens, devices
+    def __init__(self, qubesd: Qubesd, wardens: Wardens, devices: Devices, attachments: Attachments) -> None:
+        self._qubesd, self._wardens, self._devices, self._attachments = qubesd, wardens, devices, attachments
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed: dict[Qube, set[str]] = {}        # watched paths that have changed since they were told of
         self._quiet: dict[Qube, asyncio.TimerHandle] = {}       # until when the next ones have to wait
@@ -62,10 +61,11 @@ class Live:
                 self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
             elif kind == "domain-shutdown":
                 self._devices.forget(qube)
+                self._attachments.stopped(qube)
 
     def qdb_changed(self, qube: Qube, untrusted_path: str) -> None:
         """A running qube has written to a path that is watched. However often it does, it is told of once every QUIET seconds."""
-        if untrusted_path not in WATCHED:
+        if untrusted_path not in CLASS_OF:
             return
         if qube in self._changed:
             self._changed[qube].add(untrusted_path)
@@ -80,8 +80,7 @@ class Live:
             for path in sorted(paths):
                 with self._qubesd.transaction():
                     qube.journal.emit(qube.name, f"domain-qdb-change:{path}", path=path)
-                if path == BLOCK_FOLDER:
-                    await self._devices.changed(qube)
+                await self._devices.changed(qube, path)
         finally:
             self._quiet[qube] = asyncio.get_running_loop().call_later(QUIET, self._quiet_over, qube)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import os
 import secrets
@@ -16,6 +17,7 @@ from typing import Any
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon import launch
+from cloison.daemon.attachments import Attachments
 from cloison.daemon.parts import Parts
 from cloison.daemon.volumes import Volumes
 from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError
@@ -32,8 +34,8 @@ _COMPUTED = ("xid", "stubdom_xid", "start_time")
 
 
 class Machines:
-    def __init__(self, qubesd: Qubesd, parts: Parts, volumes: Volumes) -> None:
-        self._qubesd, self._parts, self._volumes = qubesd, parts, volumes
+    def __init__(self, qubesd: Qubesd, parts: Parts, volumes: Volumes, attachments: Attachments) -> None:
+        self._qubesd, self._parts, self._volumes, self._attachments = qubesd, parts, volumes, attachments
         self._wardens = parts.wardens
         self._wardens.on_event = self.on_event
         self.on_qdb_change: Callable[[Qube, str], None] = _ignore
@@ -85,6 +87,7 @@ class Machines:
             steps = lifecycle.plan_start(qube)
             if not steps:
                 return COLD
+            await self._check_devices(qube)
             self._starting.add(qube.uuid)
             try:
                 how = await self._run(qube, steps, lease)
@@ -108,6 +111,13 @@ class Machines:
         except CloisonError as error:
             if qube.is_halted:
                 self._emit(qube, "domain-start-failed", reason=error)
+            raise
+
+    async def _check_devices(self, qube: Qube) -> None:
+        try:
+            await self._attachments.check_required(qube)
+        except CloisonError as error:
+            self._emit(qube, "domain-start-failed", reason=error)
             raise
 
     async def _run(self, qube: Qube, steps: list[lifecycle.Step], lease: socket.socket | None) -> str:
@@ -136,11 +146,22 @@ class Machines:
             qube.journal.emit(qube.name, "domain-spawn", start_guid=True)
         how = await self._wardens.start(await self._launch(qube, disks, warm), lease)
         faults.point("start:after-machine")
+        await self._attach_required(qube)
         self.starts[qube.uuid] = how
         self._halted[qube.uuid] = asyncio.Event()
         self._set_power(qube, PowerState.RUNNING, "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused")
         self._emit(qube, "domain-start", start_guid=True)
+        await self._attachments.attach_wanted(qube)
         return how
+
+    async def _attach_required(self, qube: Qube) -> None:
+        """Raises CloisonError, and then the machine does not run any more."""
+        try:
+            await self._attachments.attach_required(qube)
+        except BaseException:
+            with contextlib.suppress(MachineError):
+                await self._wardens.kill(qube.uuid)
+            raise
 
     async def _undo(self, qube: Qube, error: Exception) -> None:
         """After a start that failed: nothing of it runs; its volumes stop; the qube is halted as before."""
@@ -195,6 +216,8 @@ class Machines:
             self._set_power(qube, PowerState.RUNNING, "domain-start", start_guid=True)
         elif event == "qdb-change":
             self.on_qdb_change(qube, str(detail.get("path")))
+        elif event in ("block-attached", "block-lost"):
+            self._attachments.reported(qube, event, detail)
         elif event in ("stopped", "failed"):
             self._ended(qube, event, detail)
 
@@ -305,6 +328,7 @@ class Machines:
             qube.power, qube.xid, qube.start_time = found.state, found.xid, self._parts.host.now()
             self._halted[qube.uuid] = asyncio.Event()
             self._volumes.take_over(qube, found.commits)
+            self._attachments.adopt(qube, found.blocks)
 
     async def _end_unknown(self, uuid: str) -> None:
         try:

@@ -41,6 +41,7 @@ async def bring_up(app: App) -> None:
     await _open_pools(app)
     _break_network_loops(system)
     await app.machines.adopt()
+    await app.attachments.ready()
     for qube in list(system.qubes.values()):
         if qube.kind.machine and qube.is_halted:
             await _mend(app, qube)

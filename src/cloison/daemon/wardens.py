@@ -3,7 +3,8 @@
 The real ones are forked by the zygote and outlive qubesd; the fake lives in `fake_wardens.py`. Both pass the suite in
 `tests/contracts/wardens.py`.
 
-Events come by `on_event(uuid, event, detail)`, called in qubesd's loop: `running`, `halting`, `stopped`, `failed`. After
+Events come by `on_event(uuid, event, detail)`, called in qubesd's loop: `running`, `halting`, `block-lost`, `qdb-change`,
+`stopped`, `failed`. After
 `stopped` or `failed` the qube's machine and warden are gone and its volumes may be touched; no later event names that start.
 """
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloison.values import PowerState
+from cloison.wire.blocks import Block
 from cloison.wire.warden import Launch
 
 OnEvent = Callable[[str, str, dict[str, Any]], None]
@@ -30,6 +32,7 @@ class Adopted:
     xid: int
     state: PowerState
     commits: Mapping[str, str] = field(default_factory=dict)    # disk -> commit that it is a snapshot of
+    blocks: tuple[Block, ...] = ()                              # attached devices of other qubes
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,17 @@ class Wardens(abc.ABC):
     @abc.abstractmethod
     async def resize(self, uuid: str, role: str, size: int) -> None:
         """Make a disk of a running machine `size` bytes large. Its guest learns of it a moment later."""
+
+    @abc.abstractmethod
+    async def attach(self, uuid: str, block: Block) -> None:
+        """Plug a device of another running qube into a running one. On error nothing of it is left.
+
+        A device whose own qube goes is lost: `block-lost`, with its `name`, tells so, and no detach is needed.
+        """
+
+    @abc.abstractmethod
+    async def detach(self, uuid: str, name: str) -> None:
+        """Take it back; it is out of the qube's reach when this returns, whatever the qube does."""
 
     @abc.abstractmethod
     async def service(self, uuid: str, service: str, data: bytes) -> None:

@@ -16,10 +16,12 @@ from cloison.daemon.warden_link import Link
 from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
 from cloison.daemon.warm_images import WarmImages
 from cloison.daemon.zygote import ZYGOTE, Zygote
-from cloison.errors import MachineError
+from cloison.errors import MachineError, PeerError
 from cloison.runtime import life, unix
 from cloison.runtime.paths import Paths
 from cloison.values import PowerState
+from cloison.wire import blocks
+from cloison.wire.blocks import Block
 from cloison.wire.warden import MAX_DISKS, Launch, launch_to_json
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,8 @@ class ZygoteWardens(Wardens):
         except (MachineError, TimeoutError):
             return None
         state = STATES.get(str(status["state"]), PowerState.RUNNING)
-        return Adopted(uuid, str(status["name"]), int(status["xid"]), state, _texts(status.get("commits")))
+        return Adopted(uuid, str(status["name"]), int(status["xid"]), state, _texts(status.get("commits")),
+                       _blocks(status.get("blocks")))
 
     def _new_link(self, uuid: str) -> Link:
         return Link(uuid, self.paths.qubes, self._tell, self._forget)
@@ -189,6 +192,12 @@ class ZygoteWardens(Wardens):
     async def resize(self, uuid: str, role: str, size: int) -> None:
         await self._link(uuid).ask("resize", role=role, size=size)
 
+    async def attach(self, uuid: str, block: Block) -> None:
+        await self._link(uuid).ask("attach", block=blocks.to_json(block))
+
+    async def detach(self, uuid: str, name: str) -> None:
+        await self._link(uuid).ask("detach", name=name)
+
     async def service(self, uuid: str, service: str, data: bytes) -> None:
         self._link(uuid)
         await run_service(self.paths, uuid, service, data)
@@ -225,6 +234,13 @@ def _texts(value: object) -> dict[str, str]:
     """Names and texts out of a warden's answer; a warden of an earlier version sends none."""
     pairs = list(value.items())[:MAX_DISKS] if isinstance(value, dict) else []
     return {key: text for key, text in pairs if isinstance(key, str) and isinstance(text, str)}
+
+
+def _blocks(value: object) -> tuple[Block, ...]:
+    """Attached devices out of a warden's answer; a warden of an earlier version sends none."""
+    with contextlib.suppress(PeerError):
+        return blocks.list_from_json(value)
+    return ()
 
 
 def _cpu_time(pid: object) -> int:

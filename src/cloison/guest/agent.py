@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from cloison.guest import background, identity, qubesdb, volumes
+from cloison.guest import background, devices, identity, qubesdb, volumes
 from cloison.guest.qubesdb import QubesDb
 from cloison.qrexec.qube import trigger
 from cloison.qrexec.qube.agent import ControlChannel
@@ -56,6 +56,13 @@ class System:
         identity.link_journal(who.machine_id)
         volumes.run_rc_local()
 
+    def follow_devices(self, publish: devices.Publish) -> None:
+        """Tell what other qubes may be given of this one, now and from now on."""
+        try:
+            devices.Devices(publish).follow()
+        except OSError as error:
+            print(f"no devices are told of: {error}", file=sys.stderr)
+
 
 class Agent:
     """One guest's agent. Before `become` it is nobody and opens no service to anyone."""
@@ -84,7 +91,11 @@ class Agent:
         self._qubesdb.fill(who.qubesdb)
         self._serve_programs()
         self._port.control(orders.report("running"))
-        asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._system.settle, who)
+        asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, who)
+
+    def _settle(self, who: Identity) -> None:
+        self._system.settle(who)
+        self._system.follow_devices(self._qubesdb.change)
 
     def _time(self, fields: dict[str, object]) -> None:
         self._system.set_clock(int(str(fields["time"])))

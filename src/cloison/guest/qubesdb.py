@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Mapping
 
 from cloison.errors import PeerError
 from cloison.qdb.tree import GUEST, Fired, Outcome, Tree, notice
@@ -33,6 +34,14 @@ class QubesDb:
         """What the host said this qube is, before any channel is open."""
         for path, value in entries.items():
             self._tree.store(path, value.encode(), by_guest=False)
+
+    def change(self, entries: Mapping[str, str | None]) -> None:
+        """Write entries in the agent's own name, in this order; None removes one. Raises ValueError for what can't be stored."""
+        for path, value in entries.items():
+            outcome = self._tree.remove(path) if value is None else self._tree.write(path, value.encode())
+            if outcome.forward and self._outbox is not None:
+                self._outbox.put(outcome.forward)
+            self._notify(outcome.fired)
 
     # -- the host's side -----------------------------------------------------------------------------------------------
 

@@ -95,6 +95,19 @@ class Machine(abc.ABC):
         """From now on the serial console is this stream, which gets a copy of its own; `console` has nothing any more."""
 
     @abc.abstractmethod
+    async def plug(self, name: str, stream: socket.socket, *, read_only: bool) -> None:
+        """Add a disk whose content an NBD server at the stream's far end has; the machine gets a copy of the stream.
+
+        `name`: lower-case letters, at most 20; the guest sees it as the disk's serial number. Returns when the guest has been
+        told. While the far end keeps the handshake waiting the whole machine may stand still: a caller who shuts the stream
+        down ends that. Raises MachineError for a name that is taken, for want of a slot, and for a bad handshake.
+        """
+
+    @abc.abstractmethod
+    async def unplug(self, name: str) -> None:
+        """Take a disk away; returns when the guest has let go of it, which may be never. Cancelled, the request stands."""
+
+    @abc.abstractmethod
     async def wait(self) -> int:
         """Exit status of the machine's process, once it is gone."""
 

@@ -14,6 +14,7 @@ from cloison.errors import MachineError
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 
 SAVED = b"a fake machine's device state"
+GREETING = b"NBDMAGIC"
 Boot = Callable[["FakeMachine", socket.socket], None]
 
 
@@ -36,6 +37,9 @@ class FakeMachine(Machine):
         self._fds: list[int] = []
         self._console = b""
         self.serial: socket.socket | None = None              # the console, once it is attached
+        self.plugged: dict[str, socket.socket] = {}           # disks, by name, with the stream of each
+        self.clings = False                                   # the guest lets go of no disk
+        self.let_go = asyncio.Event()                         # set it to have the guest let go after all
         self._error = ""
 
     # -- for the guest ---------------------------------------------------------------------------------------------------
@@ -47,8 +51,9 @@ class FakeMachine(Machine):
         self._state, self._error = MachineState.GONE, error
         self.on_end()
         self._guest.close()
-        if self.serial is not None:
-            self.serial.close()
+        for stream in (self.serial, *self.plugged.values()):
+            if stream is not None:
+                stream.close()
         for fd in self._fds:
             os.close(fd)
         self._gone.set_result(status)
@@ -118,6 +123,26 @@ class FakeMachine(Machine):
         self._up()
         self._console = b""
         self.serial = stream.dup()
+
+    async def plug(self, name: str, stream: socket.socket, *, read_only: bool) -> None:
+        self._up()
+        if name in self.plugged:
+            raise MachineError(f"{name} is taken")
+        own = stream.dup()
+        own.setblocking(False)
+        greeting = await asyncio.get_running_loop().sock_recv(own, len(GREETING))
+        if greeting != GREETING:
+            own.close()
+            raise MachineError("a bad handshake")
+        self.plugged[name] = own
+
+    async def unplug(self, name: str) -> None:
+        self._up()
+        if name not in self.plugged:
+            raise MachineError(f"there is no disk {name}")
+        if self.clings:
+            await self.let_go.wait()
+        self.plugged.pop(name).close()
 
     async def wait(self) -> int:
         if self._gone is None:

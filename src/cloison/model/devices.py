@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from cloison.errors import BadPropertyValue, BadRequest, BadValue
 
-CLASSES = ("pci", "block")
+CLASSES = ("pci", "block")            # of the core, as `admin.deviceclass.List` has them
+ADDED = ("usb", "mic")                # of add-ons of Qubes OS: the same calls
 MODES = ("required", "auto-attach", "ask-to-attach")
 ANY = "*"
 UNKNOWN_INTERFACE = "?******"
+UNKNOWN_IDENTITY = f"0000:0000::{UNKNOWN_INTERFACE}"
 MAX_OPTIONS = 32
 _PORT = re.compile(r"[a-zA-Z0-9._-]{1,255}|\*")
 _KEY_CHARACTERS = re.compile(r"[A-Za-z0-9!#$%&()*+,\-./:;<>?@\[\\\]^_{|}~]+")

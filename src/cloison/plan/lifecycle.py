@@ -54,9 +54,6 @@ def check_start(qube: Qube) -> None:
         raise CloisonError(f"{qube.name} may not be started: {rationale}")
     if "backup-restore-in-progress" in qube.tags:
         raise QubeError(f"{qube.name} is being restored from a backup")
-    required = [rule for rule in qube.assignments.values() if rule.mode == "required"]
-    if required:
-        raise CloisonError(f"{qube.name} requires device {required[0].device}, which is not there")
     if not qube.get_or_none("kernel"):
         raise CloisonError(f"{qube.name} has no kernel to boot: set its kernel, or default_kernel")
 

@@ -70,13 +70,18 @@ class ControlServer:
         try:
             while data := await reader.read(65536):
                 for request in lines.feed(data):
-                    writer.write(encode(await self._answer(request)))
+                    self._background(self._reply(writer, request))       # each begins in its turn; one that waits holds up no other
         except (OSError, PeerError):
             pass
         finally:
             self._writers.discard(writer)
             writer.close()
             on_lost()
+
+    async def _reply(self, writer: asyncio.StreamWriter, request: dict[str, object]) -> None:
+        answer = encode(await self._answer(request))
+        if not writer.is_closing():
+            writer.write(answer)
 
     async def _answer(self, request: dict[str, object]) -> dict[str, object]:
         number = request.get("id")

@@ -34,6 +34,7 @@ from cloison.runtime.port import Port
 from cloison.runtime.vchan_dialer import Dialer
 from cloison.storage.base import MAX_SIZE
 from cloison.warden import disks
+from cloison.warden.blocks import Blocks
 from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
 from cloison.wire import agent
@@ -69,6 +70,7 @@ class Warden:
         self._dialer: Dialer | None = None
         self._qubesdb: QubesDbServer | None = None
         self._console: Console | None = None
+        self._blocks: Blocks | None = None
 
     async def run(self) -> None:
         """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
@@ -90,6 +92,7 @@ class Warden:
     async def _bring_up(self) -> None:
         launch = self._launch
         self._machine = self._make_machine(self._spec())
+        self._blocks = Blocks(self._paths, self._machine, self._control.event)
         if self._lease is not None:
             watch_hangup(self._lease, self._kill)
         faults.point("warden:spawn")
@@ -157,6 +160,8 @@ class Warden:
             self._dialer.close()
         if self._console is not None:
             self._console.close()
+        if self._blocks is not None:
+            self._blocks.close()
         if self._stream is not None:
             self._stream.close()
         if self._life is not None:
@@ -247,25 +252,21 @@ class Warden:
         launch = self._launch
         return {"state": self._state, "name": launch.name, "uuid": launch.uuid, "xid": launch.xid, "start": self._kind(),
                 "memory": launch.memory, "pid": self._machine.pid if self._machine else None,
-                "commits": {disk.role: disk.commit for disk in launch.disks if disk.commit}}
+                "commits": {disk.role: disk.commit for disk in launch.disks if disk.commit},
+                "blocks": self._blocks.listing() if self._blocks else []}
 
     async def _do(self, order: str, request: dict[str, object]) -> dict[str, object] | None:
         """One order, and what its answer has beside the status. Raises MachineError; what isn't known is one."""
         machine = self._up()
-        if order == "pause":
-            await machine.pause()
-            self._state = "paused"
-        elif order == "unpause":
-            await machine.resume()
-            self._state = "running"
-            if self._port is not None:
-                self._port.control(agent.clock(time.time_ns()))
-        elif order == "shutdown":
-            await self._shutdown(machine)
+        simple = {"pause": self._pause, "unpause": self._unpause, "shutdown": self._shutdown}.get(order)
+        if simple is not None:
+            await simple(machine)
         elif order == "kill":
             machine.kill()
         elif order == "resize":
             await self._resize(machine, request.get("role"), request.get("size"))
+        elif order in ("attach", "detach"):
+            await self._change_blocks(order, request)
         elif order == "qdb":
             self._write_qubesdb(request.get("entries"))
         elif order == "qdb-read":
@@ -276,6 +277,30 @@ class Warden:
         else:
             raise MachineError(f"a warden knows no order {order!r}")
         return None
+
+    async def _change_blocks(self, order: str, request: dict[str, object]) -> None:
+        if self._blocks is None:
+            raise MachineError(f"{self._launch.name} has no machine")
+        if order == "attach":
+            await self._blocks.attach(request.get("block"))
+        else:
+            await self._blocks.detach(str(request.get("name")))
+
+    async def _pause(self, machine: Machine) -> None:
+        """QEMU first finishes what its disks have under way."""
+        patience = self._blocks.patience() if self._blocks else None
+        try:
+            await machine.pause()
+        finally:
+            if patience is not None:
+                patience.cancel()
+        self._state = "paused"
+
+    async def _unpause(self, machine: Machine) -> None:
+        await machine.resume()
+        self._state = "running"
+        if self._port is not None:
+            self._port.control(agent.clock(time.time_ns()))
 
     async def _resize(self, machine: Machine, role: object, size: object) -> None:
         """A disk has grown. Never below what the guest was last told: it would lose what lies beyond."""

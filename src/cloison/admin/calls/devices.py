@@ -1,7 +1,7 @@
-"""Devices (reference/admin-api.md 8): what is exposed is listed, assignments are kept and served; nothing is attached yet."""
+"""Devices (reference/admin-api.md 8): what is exposed is listed, assignments are kept and served, block devices attached."""
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from cloison.admin.qubesd import Call
 from cloison.errors import (
@@ -12,7 +12,6 @@ from cloison.errors import (
     CloisonError,
     DeviceAlreadyAssigned,
     DeviceNotAssigned,
-    NotAvailable,
     NotPermitted,
     QubeError,
     QubeNotFound,
@@ -23,6 +22,13 @@ from cloison.model.exposed import matching
 
 Handler = Callable[[Call], str | None]
 AsyncHandler = Callable[[Call], Awaitable[str | None]]
+
+# Why devices of the other classes are listed and assigned only.
+_UNATTACHABLE = {
+    "pci": "a PCI device is only handed to a qube while that starts, and this host hands none out",
+    "usb": "the qube has no USB proxy (qubes-usb-proxy is not installed in it)",
+    "mic": "no audio of the host is handed to qubes",
+}
 
 
 def _device(call: Call, devclass: str) -> devices.Device:
@@ -41,18 +47,24 @@ def available(devclass: str) -> AsyncHandler:
     return handler
 
 
-def attached(devclass: str) -> Handler:
-    """None is: this version attaches no device."""
-    del devclass
-    return lambda _: ""
+def attached(devclass: str) -> AsyncHandler:
+    """Only block devices can be attached."""
+    async def handler(call: Call) -> str:
+        found = await call.qubesd.attached(call.dest) if devclass == "block" else []
+        return _lines(found, call.argument)
+
+    return handler
+
+
+def _lines(found: Iterable[devices.Assignment], place: str) -> str:
+    """`place`: BACKEND+PORT, or empty for all."""
+    return "".join(sorted(
+        devices.assignment_line(each) for each in found if place in ("", f"{each.device.backend}+{each.device.port}")))
 
 
 def assigned(devclass: str) -> Handler:
     def handler(call: Call) -> str:
-        rules = [rule for rule in call.dest.assignments.values() if rule.device.devclass == devclass]
-        if call.argument:
-            rules = [rule for rule in rules if f"{rule.device.backend}+{rule.device.port}" == call.argument]
-        return "".join(sorted(devices.assignment_line(rule) for rule in rules))
+        return _lines((rule for rule in call.dest.assignments.values() if rule.device.devclass == devclass), call.argument)
 
     return handler
 
@@ -130,15 +142,19 @@ def attach(devclass: str) -> AsyncHandler:
             raise BadRequest(f"there is no device {device}" if not found else f"{device} means {len(found)} devices")
         if rule.mode == "manual" and found[0].is_denied(_denied(call)):
             raise NotPermitted(f"{call.dest.name} may not have devices with the interfaces of {found[0].device}")
-        raise NotAvailable("devices can't be attached yet")
+        if devclass != "block":
+            raise CloisonError(f"{found[0].device} can't be attached to {call.dest.name}: {_UNATTACHABLE[devclass]}")
+        await call.qubesd.attach(call.dest, found[0], rule.options)
 
     return handler
 
 
-def detach(devclass: str) -> Handler:
-    def handler(call: Call) -> None:
+def detach(devclass: str) -> AsyncHandler:
+    async def handler(call: Call) -> None:
         device = _device(call, devclass)
-        raise DeviceNotAssigned(f"{device} is not attached to {call.dest.name}")
+        if devclass != "block":
+            raise DeviceNotAssigned(f"{device} is not attached to {call.dest.name}")
+        await call.qubesd.detach(call.dest, device)
 
     return handler
 

@@ -23,6 +23,7 @@ from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import argv
+from cloison.hypervisor.qemu.hotplug import HotPlug
 from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
@@ -41,6 +42,7 @@ class QemuMachine(Machine):
         self._process: subprocess.Popen[bytes] | None = None
         self._gone: asyncio.Future[int] | None = None
         self._qmp = QMPClient("qube")
+        self._plugged = HotPlug(self._qmp, self._execute)
         self._connecting: asyncio.Task[None] | None = None
         self._loaded: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -114,8 +116,7 @@ class QemuMachine(Machine):
         self._state = MachineState.PAUSED
 
     async def announce_size(self, role: str, size: int) -> None:
-        if self._loaded is not None:
-            await self._unless_gone(asyncio.shield(self._loaded))   # until then QEMU keeps its hands off the disks
+        await self._settled()
         await self._execute("block_resize", {"node-name": role, "size": size})
 
     async def console(self) -> bytes:
@@ -132,6 +133,14 @@ class QemuMachine(Machine):
         await self._execute("getfd", {"fdname": "console"})
         socket_backend = {"addr": {"type": "fd", "data": {"str": "console"}}, "server": False}
         await self._execute("chardev-change", {"id": "console", "backend": {"type": "socket", "data": socket_backend}})
+
+    async def plug(self, name: str, stream: socket.socket, *, read_only: bool) -> None:
+        await self._settled()
+        await self._plugged.plug(name, stream, read_only=read_only)
+
+    async def unplug(self, name: str) -> None:
+        await self._settled()
+        await self._plugged.unplug(name)
 
     async def wait(self) -> int:
         if self._gone is None:
@@ -230,6 +239,12 @@ class QemuMachine(Machine):
         if self._connecting is None:
             raise MachineError("the machine was never started")
         await self._unless_gone(asyncio.shield(self._connecting))
+
+    async def _settled(self) -> None:
+        """QEMU keeps its hands off the disks until it has read the state it starts from."""
+        await self._connected()
+        if self._loaded is not None:
+            await self._unless_gone(asyncio.shield(self._loaded))
 
     async def _execute(self, command: str, arguments: dict[str, Any] | None = None) -> object:
         await self._connected()

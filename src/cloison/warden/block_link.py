@@ -1,0 +1,90 @@
+"""The way from a qube's QEMU to a block device in another qube: a qrexec call there, whose bytes nobody here reads.
+
+QEMU speaks NBD on one end of a socket pair. The other end is joined with the call `cloison.Block` in the other qube, as any
+caller's input and output are: by a thread, since that is how `Caller` works, and it waits in `poll` only. Either end's going
+ends both. The other qube is hostile: it may say nothing, anything, or stop reading; `cut` ends it whatever it does.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+
+from cloison.client.qrexec import TERMINAL_TABLE
+from cloison.errors import MachineError, PeerError
+from cloison.qrexec.caller import Caller, Sink
+from cloison.qrexec.host import peer
+from cloison.runtime.paths import Paths
+from cloison.wire.blocks import Block
+
+SERVICE = "cloison.Block"
+READY = b"ready\n"
+READY_TIME = 60.0           # s until the other qube has opened the device: a busy one takes long to start a program
+_SAID = 4096                # bytes of it that are waited for
+_COMPLAINT = 300            # bytes of what it says instead that a person is shown
+
+
+class BlockLink:
+    """`open` it, hand `far` to the machine and close it; `over` is set when the link has ended, whoever ended it."""
+
+    def __init__(self, paths: Paths, block: Block) -> None:
+        self._path = os.path.join(paths.qubes, f"qrexec.uuid:{block.backend}")
+        self._command = f"root:QUBESRPC {SERVICE}+{block.port}+{'r' if block.read_only else 'w'} dom0"
+        self._near, self.far = socket.socketpair()
+        self._channel, self._far_channel = socket.socketpair()
+        self._carried = False                       # by the thread, which closes what it has
+        self._loop = asyncio.get_running_loop()
+        self.over = asyncio.Event()
+
+    async def open(self) -> None:
+        """Returns when the other qube has opened the device. Raises MachineError, and then it is over."""
+        try:
+            async with asyncio.timeout(READY_TIME):
+                said = await self._call()
+        except TimeoutError:
+            said = b"it does not answer"
+        except (OSError, PeerError) as error:
+            said = str(error).encode()
+        except BaseException:
+            self.cut()
+            raise
+        if said != READY:
+            self.cut()
+            words = " ".join(said.translate(TERMINAL_TABLE).decode("ascii").split())[-_COMPLAINT:]
+            raise MachineError(f"the other qube does not serve the device: {words or 'it says nothing'}")
+
+    async def _call(self) -> bytes:
+        """Start the call and the thread that carries it; the first line that the service says, or all if it ends before."""
+        with self._far_channel:
+            called = await peer.execute(self._path, 0, self._command, self._far_channel)
+        ours, errors = socket.socketpair()
+        self._carried = True
+        threading.Thread(target=self._carry, args=(called, errors), name=self._command, daemon=True).start()
+        with ours:
+            ours.setblocking(False)
+            said = b""
+            while len(said) < _SAID and said != READY and (data := await self._loop.sock_recv(ours, _SAID)):
+                said += data
+        return said
+
+    def _carry(self, called: peer.Peer, errors: socket.socket) -> None:
+        """The thread: until either end has gone."""
+        with called, errors, self._channel, self._near:
+            with contextlib.suppress(OSError):
+                near = self._near.fileno()
+                Caller(self._channel, near, Sink(near, own=True), Sink(errors.fileno(), own=True)).run()
+        with contextlib.suppress(RuntimeError):         # the loop has ended before
+            self._loop.call_soon_threadsafe(self.over.set)
+
+    def cut(self) -> None:
+        """End it now: for the machine the device is gone, for the other qube its caller. Idempotent."""
+        self.far.close()
+        self._far_channel.close()
+        for end in (self._near, self._channel):
+            if self._carried:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            else:
+                end.close()
