@@ -4,12 +4,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
-import struct
 import time
 
 from cloison.errors import HostError
 from cloison.runtime.paths import Paths
+from cloison.runtime.spawn import listener, spawn
 from cloison.runtime.unix import connect
 
 START_TIME = 30.0                        # seconds a daemon may take until it answers
@@ -32,19 +31,6 @@ def ensure(paths: Paths, name: str, at: str, command: list[str]) -> bool:
     before = os.path.getsize(log) if os.path.exists(log) else 0
     await_answer(paths, spawn(command, log), log, at, before)
     return True
-
-
-def spawn(command: list[str], log: str) -> int:
-    """Start it in a session of its own, so that no terminal ends it; its output goes to the log. The process id."""
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
-        command[0], command, os.environ, setsid=True,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-    )
 
 
 def await_answer(paths: Paths, child: int, log: str, at: str, before: int = 0) -> None:
@@ -101,13 +87,10 @@ def _tail(log: str, before: int) -> str:
 
 def end(paths: Paths, at: str) -> None:
     """End the process that listens on the socket, and wait for it. Raises HostError if it does not end."""
-    try:
-        with connect(paths.socket(at), own=True) as sock:
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            pid: int = struct.unpack("3i", credentials)[0]
-            process = os.pidfd_open(pid)
-    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, ProcessLookupError):
+    found = listener(paths.socket(at))
+    if found is None:
         return
+    pid, process = found
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
         poll = select.poll()

@@ -89,8 +89,8 @@ def _up(args: argparse.Namespace, connection: Connection) -> int:
         _up_helpers(paths)
         command = _command(bare=args.bare)
         os.execv(command[0], command)    # noqa: S606 the daemon takes this process's place
+    _up_helpers(paths)                   # before qubesd, which would start a policy daemon if there were none
     started = daemons.ensure(paths, "qubesd", "qubesd.sock", _command(bare=args.bare))
-    _up_helpers(paths)
     return _say_unless_quiet(args, "qubesd runs" if started else "qubesd runs already")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from cloison.daemon.host import RealHost, timezone
 from cloison.daemon.locks import take_locks
 from cloison.daemon.parts import Parts
+from cloison.daemon.policy_keeper import PolicyKeeper
 from cloison.daemon.run import serve
 from cloison.daemon.store import Store
 from cloison.daemon.wardens import Wardens
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         paths = begin()
         locks = take_locks(paths)
-        asyncio.run(serve(_parts(paths, options.accelerator), locks, autostart=not options.bare))
+        asyncio.run(serve(_parts(paths, options.accelerator), locks, autostart=not options.bare,
+                          beside=lambda: PolicyKeeper(paths).run()))
     except CloisonError as error:
         print(f"qubesd: {error}", file=sys.stderr)
         if error.hint:

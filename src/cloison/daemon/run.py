@@ -8,7 +8,8 @@ import asyncio
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from cloison.admin.methods import SOCKETS
 from cloison.daemon.app import App
@@ -23,8 +24,10 @@ from cloison.templates import work
 log = logging.getLogger(__name__)
 
 
-async def serve(parts: Parts, locks: Sequence[int], *, autostart: bool = True) -> None:
-    """Runs until told to end. `locks` are what `take_locks` gave. Raises StoreError, HostError."""
+async def serve(
+    parts: Parts, locks: Sequence[int], *, autostart: bool = True, beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """Runs until told to end. `locks` are what `take_locks` gave; `beside` is a task as long. Raises StoreError, HostError."""
     end = told_to_end()
     app = App(parts)
     server = Server(app, parts.paths, SOCKETS)
@@ -32,6 +35,8 @@ async def serve(parts: Parts, locks: Sequence[int], *, autostart: bool = True) -
         await bring_up(app)
         await server.listen()
         server.keep(_sweep_builds(parts.paths))
+        if beside is not None:
+            server.keep(beside())
         if autostart:
             server.keep(app.autostart())
         await end.wait()

@@ -1,0 +1,32 @@
+"""Daemons as other processes see them: starting one that outlives whoever started it, and finding the one behind a socket."""
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from cloison.runtime.unix import connect
+
+
+def spawn(command: list[str], log: str) -> int:
+    """Start it in a session of its own, so that no terminal ends it; its output goes to the log. The process id. Raises OSError."""
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        command[0], command, os.environ, setsid=True,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+
+
+def listener(path: str) -> tuple[int, int] | None:
+    """The process of this user that listens on the socket: its id, and a descriptor of it for the caller to close."""
+    try:
+        with connect(path, own=True) as sock:
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            pid: int = struct.unpack("3i", credentials)[0]
+            return pid, os.pidfd_open(pid)
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, ProcessLookupError):
+        return None
