@@ -33,7 +33,7 @@ def bin(tmp_path: Path) -> Bin:
 def script(bin: Bin, name: str, *arguments: str, data: bytes = b"") -> Result:
     """A service that is a shell script."""
     return subprocess.run(["sh", str(SERVICES / name), *arguments], input=data, capture_output=True, check=False,
-                          env=bin.environment(), timeout=60)
+                          env=bin.environment(USER="user"), timeout=60)
 
 
 # -- the scripts -----------------------------------------------------------------------------------------------------------
@@ -65,6 +65,20 @@ def test_detach_pci_device_takes_an_address_only(bin: Bin, device: bytes) -> Non
 def test_wait_for_session_takes_no_argument(bin: Bin) -> None:
     assert script(bin, "qubes.WaitForSession", data=b"user\n").returncode == 0
     assert script(bin, "qubes.WaitForSession", "x", data=b"user\n").returncode == 1
+    for odd in (b"../user\n", b".\n", b"a/b\n"):
+        assert script(bin, "qubes.WaitForSession", data=odd).returncode == 1
+
+
+def test_wait_for_session_ends_when_that_user_has_one(tmp_path: Path) -> None:
+    code = (f"import sys; sys.path.insert(0, {SOURCE!r}); from cloison.guest.rpc import wait_for_session; print('waits', flush=True); "
+            f"sys.exit(wait_for_session.main(['', 'work'], {str(tmp_path)!r}))")
+    waiting = subprocess.Popen([sys.executable, "-ISEc", code], stdout=subprocess.PIPE)
+    with waiting:
+        assert waiting.stdout is not None and waiting.stdout.readline() == b"waits\n"
+        (tmp_path / "other").touch()
+        assert waiting.poll() is None
+        (tmp_path / "work").touch()
+        assert waiting.wait(60) == 0
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from cloison.qrexec.qube.agent import ControlChannel
+from cloison.qrexec.qube.sessions import Sessions
 from cloison.runtime.vchan_dialer import file_name
 from cloison.runtime.vchan_socket import VchanSocket
 from cloison.wire import qrexec
@@ -69,12 +70,13 @@ class Stream:
 class Host:
     """The daemon, and whoever is at the other end of data channels."""
 
-    def __init__(self, folder: Path, *, fork_server: str = "") -> None:
+    def __init__(self, folder: Path, *, fork_server: str = "", sessions: Sessions | None = None) -> None:
         self.folder = folder
-        self._others = _children()
+        self._others = children_of_ours()
         self.lost: list[str] = []
         self.channels = VchanSocket(str(folder))
-        self.agent = ControlChannel(self.channels, self.lost.append, xid=XID, gives_descriptors=False, fork_server=fork_server)
+        self.agent = ControlChannel(
+            self.channels, self.lost.append, xid=XID, gives_descriptors=False, fork_server=fork_server, sessions=sessions)
         self.channels.listen(Address(XID, 0, qrexec.CONTROL_PORT), self.agent.opened)
         self.agent.triggers.serve(str(folder / "agent.sock"))
         self.streams: list[Stream] = []
@@ -126,7 +128,7 @@ class Host:
     async def close(self) -> None:
         for stream in self.streams:
             stream.close()
-        await _programs_ended(self._others)
+        await programs_ended(self._others)
         self.agent.triggers.close()
         self.channels.end()
         for stream in self.streams:
@@ -134,15 +136,15 @@ class Host:
                 await stream.writer.wait_closed()
 
 
-def _children() -> set[int]:
+def children_of_ours() -> set[int]:
     return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
 
-async def _programs_ended(others: set[int]) -> None:
+async def programs_ended(others: set[int]) -> None:
     """Until no child is left but those others: whoever started one reaps it in this loop."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(PATIENCE):
-        while children := _children() - others:
+        while children := children_of_ours() - others:
             try:
                 pidfd = os.pidfd_open(children.pop())
             except ProcessLookupError:
@@ -155,8 +157,10 @@ async def _programs_ended(others: set[int]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def host(folder: Path, version: int = qrexec.VERSION, *, fork_server: str = "") -> AsyncIterator[Host]:
-    place = Host(folder, fork_server=fork_server)
+async def host(
+    folder: Path, version: int = qrexec.VERSION, *, fork_server: str = "", sessions: Sessions | None = None,
+) -> AsyncIterator[Host]:
+    place = Host(folder, fork_server=fork_server, sessions=sessions)
     try:
         await place.connect(version)
         yield place

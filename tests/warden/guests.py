@@ -47,6 +47,9 @@ class Guest(System, News):
         self.clocks.append(now)
         self.tell()
 
+    def sessions(self) -> None:
+        """Its programs are this machine's user's."""
+
     def rehearse(self) -> None:
         self.tell()
 

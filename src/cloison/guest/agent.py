@@ -10,10 +10,15 @@ import os
 import sys
 from collections.abc import Callable
 
-from cloison.guest import background, devices, identity, qubesdb, volumes
+from cloison.guest import background, devices, identity, placement, qubesdb, volumes
 from cloison.guest.qubesdb import QubesDb
-from cloison.qrexec.qube import trigger
+from cloison.guest.rpc import wait_for_session
+from cloison.qrexec import inheritance
+from cloison.qrexec.inheritance import Session
+from cloison.qrexec.lookup import CannotStart
+from cloison.qrexec.qube import sessions, trigger
 from cloison.qrexec.qube.agent import ControlChannel
+from cloison.qrexec.qube.sessions import Sessions
 from cloison.runtime.port import Handler, Port
 from cloison.wire import agent as orders
 from cloison.wire import qdb, qrexec
@@ -37,6 +42,10 @@ class System:
 
     def set_clock(self, now: int) -> None:
         identity.set_clock(now)
+
+    def sessions(self) -> Sessions | None:
+        """Users' sessions, None where there is no such thing."""
+        return Sessions(wait_for_session.SESSIONS) if sessions.available() else None
 
     def rehearse(self) -> None:
         identity.rehearse()
@@ -70,8 +79,10 @@ class Agent:
     def __init__(self, fd: int, system: System, on_end: Callable[[str], None]) -> None:
         self._system, self._on_end = system, on_end
         self._port = Port(fd, GUEST, on_control=self._order, on_open=self._opened, on_end=self._ended)
-        self._control = ControlChannel(self._port, self._lost)
+        self._sessions = system.sessions()
+        self._control = ControlChannel(self._port, self._lost, sessions=self._sessions)
         self._qubesdb = QubesDb(self._port)
+        self._unopened: list[str] = []                   # users whose sessions the snapshot still lacks
         self._orders = {
             "become": self._become, "time": self._time, "seal": self._seal, "shutdown": self._shutdown, "ping": self._ping,
         }
@@ -101,6 +112,25 @@ class Agent:
         self._system.set_clock(int(str(fields["time"])))
 
     def _seal(self, _: dict[str, object]) -> None:
+        """The snapshot is to have the sessions that nearly every call is made in."""
+        self._unopened = list(identity.USERS) if self._sessions is not None else []
+        self._open_next()
+
+    def _open_next(self) -> None:
+        while self._unopened and self._sessions is not None:
+            try:
+                self._sessions.enter(self._unopened.pop(), self._opened_one)
+                return
+            except CannotStart as error:
+                print(error, file=sys.stderr)
+        self._sealed()
+
+    def _opened_one(self, session: Session | CannotStart) -> None:
+        if isinstance(session, CannotStart):
+            print(session, file=sys.stderr)      # a call will try again
+        self._open_next()
+
+    def _sealed(self) -> None:
         self._system.rehearse()
         self._serve_programs()
         self._port.control(orders.report("sealed"))
@@ -137,6 +167,8 @@ class Agent:
 
 
 async def main() -> None:
+    inheritance.shelter()
+    placement.share_processor_with(PORT)
     fd = os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     Agent(fd, System(), on_end=sys.exit)
     await asyncio.get_running_loop().create_future()

@@ -23,6 +23,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CLOCK_TOLERANCE = 5_000_000
 LOCALTIME = "/etc/localtime"
 NOBODY = "0" * 32
+USERS = ("root", "user")             # whom calls run programs as, as a rule
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -62,7 +63,7 @@ def rehearse() -> None:
     volumes.find_devices()
     os.makedirs("/rw", exist_ok=True)
     process.find_user("user")
-    for user in ("root", "user"):
+    for user in USERS:
         for _ in range(2):
             started = process.start(Command(user, command="true"))
             assert isinstance(started, process.Started)

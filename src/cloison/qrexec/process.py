@@ -13,7 +13,8 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cloison.qrexec import lookup, vmexec
+from cloison.qrexec import inheritance, lookup, vmexec
+from cloison.qrexec.inheritance import NO_SESSION, Session
 from cloison.qrexec.lookup import FAILED, NOT_FOUND, CannotStart, Executable, SocketService, TcpService
 from cloison.qrexec.service_config import DEFAULT, Config
 from cloison.runtime import unix
@@ -90,13 +91,16 @@ def own_user() -> User:
         raise CannotStart(FAILED, f"no user has the number {os.geteuid()}") from None
 
 
-def environment(user: User, command: Command, *, inherit: bool = False) -> dict[str, str]:
-    """What the program sees. Nothing is inherited but the locale and where services are, or all that is no word of another call."""
+def environment(user: User, command: Command, session: Session = NO_SESSION, *, inherit: bool = False) -> dict[str, str]:
+    """What the program sees: the session's variables and the call's. Nothing is inherited but the locale and where services are,
+    or all that is no word of another call.
+    """
     if inherit:
         env = {key: value for key, value in os.environ.items() if not key.startswith("QREXEC") or key == "QREXEC_SERVICE_PATH"}
     else:
         env = {key: value for key, value in os.environ.items() if key in ("LANG", "QREXEC_SERVICE_PATH") or key.startswith("LC_")}
         env["PATH"] = USER_PATH if user.uid else ROOT_PATH
+    env |= session.environment
     env |= {"HOME": user.home, "SHELL": user.shell, "USER": user.name, "LOGNAME": user.name, "QREXEC_AGENT_PID": str(os.getpid())}
     if command.service:
         env |= _service_words(command)
@@ -117,9 +121,10 @@ def _service_words(command: Command) -> dict[str, str]:
 
 
 def start(
-    command: Command, config: Config = DEFAULT, *, quiet: bool = False, inherit: bool = False, shell: str = "",
+    command: Command, config: Config = DEFAULT, session: Session = NO_SESSION, *, quiet: bool = False, inherit: bool = False,
+    shell: str = "",
 ) -> Started | Connected:
-    """Start a parsed command line, or connect to what serves it. Raises CannotStart.
+    """Start a parsed command line in its user's session, or connect to what serves it. Raises CannotStart.
 
     `quiet`: stdin and stdout are /dev/null (JUST_EXEC), and so is a command's stderr. `inherit`: the program sees our environment,
     not a clean one. `shell`: for a command line; else root uses the user's as login shell, and others /bin/sh.
@@ -129,14 +134,19 @@ def start(
         login = "-" if not shell and os.geteuid() == 0 else ""
         shell = shell or (user.shell if login else "/bin/sh")
         argv = [login + os.path.basename(shell), "-c", command.command]
-        return _spawn(shell, argv, user, environment(user, command, inherit=inherit), quiet)
+        return _spawn(shell, argv, user, environment(user, command, session, inherit=inherit), session=session, quiet=quiet)
     service = lookup.find(command.service, command.argument, lookup.service_path())
     if not isinstance(service, Executable):
         return _connect(service, command, config)
     user = _runs_as(config.force_user or command.user)
     argv = _service_argv(service.path, command.argument)
     program = argv[0] if service.path in VMEXEC else service.path
-    return _spawn(program, argv, user, environment(user, command, inherit=inherit), quiet)
+    return _spawn(program, argv, user, environment(user, command, session, inherit=inherit), session=session, quiet=quiet)
+
+
+def needs_user(command: Command) -> bool:
+    """Whether a program is to be started, as opposed to a connection made. Raises CannotStart for what isn't there."""
+    return not command.service or isinstance(lookup.find(command.service, command.argument, lookup.service_path()), Executable)
 
 
 def _runs_as(name: str) -> User:
@@ -160,7 +170,9 @@ def _service_argv(program: str, argument: str | None) -> list[str]:
 # -- programs ------------------------------------------------------------------------------------------------------------
 
 
-def _spawn(program: str, argv: Sequence[str], user: User, env: Mapping[str, str], quiet: bool) -> Started:
+def _spawn(
+    program: str, argv: Sequence[str], user: User, env: Mapping[str, str], *, session: Session, quiet: bool,
+) -> Started:
     home = user.home if os.path.isdir(user.home) else "/"
     become = os.geteuid() == 0 and (user.uid, user.gid) != (0, os.getegid())    # changing nothing lets Python use vfork
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
@@ -170,17 +182,22 @@ def _spawn(program: str, argv: Sequence[str], user: User, env: Mapping[str, str]
             stderr, child_stderr = os.pipe2(os.O_CLOEXEC)
             ours.callback(os.close, stderr)
             theirs.callback(os.close, child_stderr)
-            process = subprocess.Popen(
-                argv, executable=program, env=env, cwd=home, start_new_session=True,
-                stdin=subprocess.DEVNULL if quiet else child_stdin.fileno(),
-                stdout=subprocess.DEVNULL if quiet else child_stdout.fileno(),
-                stderr=subprocess.DEVNULL if quiet and not env.get("QREXEC_SERVICE_FULL_NAME") else child_stderr,
-                user=user.uid if become else None, group=user.gid if become else None,
-                extra_groups=user.groups if become else None,
-            )
+            with inheritance.of(session):
+                process = subprocess.Popen(
+                    argv, executable=program, env=env, cwd=home, start_new_session=True, umask=session.umask,
+                    stdin=subprocess.DEVNULL if quiet else child_stdin.fileno(),
+                    stdout=subprocess.DEVNULL if quiet else child_stdout.fileno(),
+                    stderr=subprocess.DEVNULL if quiet and not env.get("QREXEC_SERVICE_FULL_NAME") else child_stderr,
+                    user=user.uid if become else None, group=user.gid if become else None,
+                    extra_groups=user.groups if become else None,
+                )
+            inheritance.limit_time(process.pid, session)
+            inheritance.free(process.pid)
         except OSError as error:
             status = NOT_FOUND if isinstance(error, FileNotFoundError) else FAILED
             raise CannotStart(status, f"{program}: {error.strerror}") from None
+        except MemoryError:
+            raise CannotStart(FAILED, f"{program}: the session's limits leave no memory to start it") from None
         ours.pop_all()
     return Started(process, stdin, stdout, stderr)
 

@@ -42,7 +42,7 @@ Architecture: all
 Maintainer: Cloison <cloison@localhost>
 Section: admin
 Priority: optional
-Depends: python3, systemd-sysv, udev, kmod, e2fsprogs, mount, passwd
+Depends: python3, systemd-sysv, udev, kmod, e2fsprogs, mount, passwd, libpam-modules, libpam-runtime
 Description: agent that makes this system a qube of Cloison
  Runs the other end of every channel to the host: qrexec calls, the qube's
  identity, its disks and its network.

@@ -28,8 +28,8 @@ MAX_INCLUDED = 200
 OFFERS, MAX_OFFERS = "offers.json", 1 << 17
 # Small, but a shell that a person can work in. Later issues add through the agent's Depends what they need.
 BASE = (
-    "systemd-sysv", "dbus", "udev", "kmod", "python3", "iproute2", "iputils-ping", "netbase", "ca-certificates", "procps",
-    "less", "nano", "sudo", "curl", agent_package.NAME,
+    "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "kmod", "python3", "iproute2", "iputils-ping", "netbase",
+    "ca-certificates", "procps", "less", "nano", "sudo", "curl", agent_package.NAME,
 )
 _SUITE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")

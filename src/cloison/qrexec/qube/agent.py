@@ -16,8 +16,10 @@ from collections.abc import Callable
 from cloison.errors import PeerError
 from cloison.qrexec import process, service_config
 from cloison.qrexec.call import Call
+from cloison.qrexec.inheritance import NO_SESSION, Session
 from cloison.qrexec.lookup import CannotStart
 from cloison.qrexec.qube.session import Waiter
+from cloison.qrexec.qube.sessions import Sessions
 from cloison.qrexec.qube.trigger import TriggerSocket
 from cloison.qrexec.service_config import Config
 from cloison.runtime import unix
@@ -42,16 +44,20 @@ class ControlChannel:
 
     def __init__(
         self, channels: Channels, on_lost: Callable[[str], None], *, xid: int = 0, gives_descriptors: bool = True,
-        fork_server: str = FORK_SERVER, on_ready: Callable[[], None] = lambda: None,
+        fork_server: str = FORK_SERVER, on_ready: Callable[[], None] = lambda: None, sessions: Sessions | None = None,
     ) -> None:
-        """`fork_server`: its socket, `%s` being the user's name; empty for none. `on_ready`: a daemon has said hello."""
+        """`fork_server`: its socket, `%s` being the user's name; empty for none. `on_ready`: a daemon has said hello. `sessions`
+        None: programs are started without one.
+        """
         self.channels, self.xid, self.gives_descriptors = channels, xid, gives_descriptors
         self.triggers = TriggerSocket(self)
         self._on_lost, self._on_ready, self._fork_server = on_lost, on_ready, fork_server
         self._outbox: Outbox | None = None
         self._decoder = qrexec.Decoder(qrexec.FROM_DAEMON)
         self._untold: deque[tuple[int, int]] = deque(maxlen=MAX_UNTOLD)
-        self._sessions = Waiter()
+        self._sessions, self._waiter = sessions, Waiter(remember=sessions is not None)
+        if sessions is not None:
+            sessions.on_lost = self._waiter.forget
 
     # -- the daemon ----------------------------------------------------------------------------------------------------
 
@@ -134,20 +140,50 @@ class ControlChannel:
             command = qrexec.parse_command(request.command)
             config = service_config.load(command.service, command.argument) if command.service else service_config.DEFAULT
             if config.wait_for_session and not command.nogui:
-                user = config.force_user or command.user
-                self._sessions.wait(user, command.source, lambda: self._start(request, command, config))
+                self._await_session(request, command, config)
                 return
         except (PeerError, CannotStart) as error:
             self._call(request, "").refuse(error)
             return
         self._start(request, command, config)
 
+    def _await_session(self, request: qrexec.Exec, command: Command, config: Config) -> None:
+        """Start it when its user has a session and qubes.WaitForSession has nothing more to wait for. Raises CannotStart."""
+        user = config.force_user or command.user
+
+        def entered(session: Session | CannotStart) -> None:
+            try:
+                if isinstance(session, CannotStart):
+                    raise session
+                self._waiter.wait(user, command.source, lambda: self._start(request, command, config))
+            except CannotStart as error:
+                self._call(request, "").refuse(error)
+
+        if self._sessions is None:
+            entered(NO_SESSION)
+        else:
+            self._sessions.enter(user, entered)
+
     def _start(self, request: qrexec.Exec, command: Command, config: Config) -> None:
         if self._fork(request, command, config):
             return
+        try:
+            if self._sessions is not None and process.needs_user(command):
+                self._sessions.enter(
+                    config.force_user or command.user, lambda session: self._run(request, command, config, session))
+                return
+        except CannotStart as error:
+            self._call(request, "").refuse(error)
+            return
+        self._run(request, command, config, NO_SESSION)
+
+    def _run(self, request: qrexec.Exec, command: Command, config: Config, session: Session | CannotStart) -> None:
+        """From here; or say why its user has no session."""
         call = self._call(request, f"{command.full_name}-{command.source}" if command.service else "")
         try:
-            call.serve(process.start(command, config, quiet=request.kind == qrexec.JUST_EXEC))
+            if isinstance(session, CannotStart):
+                raise session
+            call.serve(process.start(command, config, session, quiet=request.kind == qrexec.JUST_EXEC))
         except CannotStart as error:
             call.refuse(error)
 

@@ -12,6 +12,7 @@ import socket
 import sys
 
 from cloison.qrexec.lookup import FAILED
+from cloison.qrexec.qube import sessions
 from cloison.qrexec.qube.agent import FORK_SERVER, ControlChannel
 from cloison.qrexec.qube.trigger import SOCKET
 from cloison.runtime.vchan_socket import VchanSocket, folder
@@ -52,7 +53,9 @@ async def _serve(agent_socket: str, fork_server: str) -> str | None:
         if not end.done():
             end.set_result(None)
 
-    control = ControlChannel(channels, lost, xid=xid, gives_descriptors=False, fork_server=fork_server, on_ready=ready)
+    control = ControlChannel(
+        channels, lost, xid=xid, gives_descriptors=False, fork_server=fork_server, on_ready=ready,
+        sessions=sessions.Sessions() if sessions.available() else None)
     channels.listen(address, control.opened)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     try:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from cloison.qrexec import lookup, process
 from cloison.qrexec.lookup import FAILED, CannotStart, Executable
@@ -16,32 +17,39 @@ MAX_WAITING = 256
 
 
 class Waiter:
-    """One run of the service serves all who wait meanwhile, whatever its status."""
+    """One run of the service for a user serves all who wait for that one meanwhile, whatever its status."""
 
-    def __init__(self) -> None:
-        self._waiting: list[Callable[[], None]] = []
-        self._running: subprocess.Popen[bytes] | None = None
+    def __init__(self, *, remember: bool = False) -> None:
+        """`remember`: where the service has once ended well it isn't asked again, until `forget`."""
+        self._remember = remember
+        self._there: set[str] = set()
+        self._waiting: dict[str, list[Callable[[], None]]] = {}      # by user, while the service runs
 
     def wait(self, user: str, source: str, then: Callable[[], None]) -> None:
         """Call `then` when that user has a session, at once if the system knows no such thing. Raises CannotStart."""
-        if self._running is None:
+        if user in self._there:
+            then()
+            return
+        if sum(map(len, self._waiting.values())) >= MAX_WAITING:
+            raise CannotStart(FAILED, "too many calls wait for a session")
+        if user not in self._waiting:
             try:
-                self._running = _start(user, source)
-            except CannotStart as error:
+                running = _start(user, source)
+                when_ended(running.pid, partial(self._ended, user, running))
+            except (CannotStart, OSError) as error:
                 print(f"no waiting for a session: {error}", file=sys.stderr)
                 then()
                 return
-            when_ended(self._running.pid, self._ended)
-        if len(self._waiting) >= MAX_WAITING:
-            raise CannotStart(FAILED, "too many calls wait for a session")
-        self._waiting.append(then)
+        self._waiting.setdefault(user, []).append(then)
 
-    def _ended(self) -> None:
-        if self._running is not None:
-            self._running.wait()
-            self._running = None
-        waiting, self._waiting = self._waiting, []
-        for then in waiting:
+    def forget(self, user: str) -> None:
+        """That user's session has ended."""
+        self._there.discard(user)
+
+    def _ended(self, user: str, running: subprocess.Popen[bytes]) -> None:
+        if running.wait() == 0 and self._remember:
+            self._there.add(user)
+        for then in self._waiting.pop(user):
             then()
 
 

@@ -1,0 +1,180 @@
+"""Users' sessions, as PAM gives them (reference/qrexec.md 9.3), without a PAM transaction in each call's way.
+
+A keeper (`session_keeper.py`) per user opens a session and holds it for as long as the agent lives; what the session gives to
+programs is put on those that the agent starts. A keeper that dies is replaced. A user without a session can't run programs:
+PAM has refused, or can't be asked.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from cloison.qrexec import process
+from cloison.qrexec.inheritance import Session
+from cloison.qrexec.lookup import FAILED, CannotStart
+from cloison.qrexec.qube import session_keeper
+from cloison.runtime.children import when_ended
+
+KEEPER = (sys.executable, "-ISE", session_keeper.__file__)
+SERVICE_FILE = f"/etc/pam.d/{session_keeper.SERVICE}"
+MAX_WAITING = 256                # calls that wait for one user's session
+MAX_LINE = 1 << 16
+LASTING = 10.0                   # s: a keeper that died sooner than that is replaced when the next call wants it, not at once
+
+Then = Callable[[Session | CannotStart], None]
+
+
+class Sessions:
+    """Every user's. `keeper`: the program, to which the user's name is added. In `folder`, if given, is a file for each session."""
+
+    def __init__(self, folder: str = "", keeper: Sequence[str] = KEEPER, lasting: float = LASTING) -> None:
+        """Raises OSError for a folder that can't be made. What a killed agent left there is removed."""
+        self._folder, self._keeper, self._lasting = folder, keeper, lasting
+        self._users: dict[str, _User] = {}
+        self.on_lost: Callable[[str], None] = lambda _user: None
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+            for name in os.listdir(folder):
+                os.unlink(f"{folder}/{name}")
+
+    def enter(self, name: str, then: Then) -> None:
+        """Call `then` with that user's session, at once if there is one; or, later, with why there is none. Raises CannotStart
+        where that is known at once, as for nobody's name. An empty name: ourselves.
+        """
+        user = process.find_user(name) if name else process.own_user()
+        if user.name not in self._users:
+            self._users[user.name] = _User([*self._keeper, user.name], self._lasting, partial(self._changed, user.name))
+        self._users[user.name].enter(then)
+
+    def _changed(self, name: str, there: bool) -> None:
+        """The session of that user is there, or is lost."""
+        if self._folder and there:
+            os.close(os.open(f"{self._folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        elif self._folder:
+            os.unlink(f"{self._folder}/{name}")
+        if not there:
+            self.on_lost(name)
+
+    def close(self) -> None:
+        """Let go of all of them: their keepers close them and end."""
+        for user in self._users.values():
+            user.close()
+
+
+class _User:
+    """One user: no keeper, one that is opening the session, or one that holds it. `changed` hears that it does, or no longer."""
+
+    def __init__(self, argv: Sequence[str], lasting: float, changed: Callable[[bool], None]) -> None:
+        self._name, self._argv, self._lasting, self._changed = argv[-1], argv, lasting, changed
+        self._loop = asyncio.get_running_loop()
+        self._stream: socket.socket | None = None        # to the keeper, while there is one
+        self._line = b""
+        self._session: Session | None = None
+        self._since = 0.0
+        self._waiting: list[Then] = []
+
+    def enter(self, then: Then) -> None:
+        """Raises CannotStart."""
+        if self._session is not None:
+            then(self._session)
+            return
+        if len(self._waiting) >= MAX_WAITING:
+            raise CannotStart(FAILED, "too many calls wait for a session")
+        if self._stream is None:
+            self._open()
+        self._waiting.append(then)
+
+    def _open(self) -> None:
+        """Start a keeper. Raises CannotStart."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                keeper = subprocess.Popen(
+                    self._argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/", start_new_session=True)
+            when_ended(keeper.pid, partial(_reap, keeper))
+        except OSError as error:
+            ours.close()
+            raise CannotStart(FAILED, f"no session for {self._name}: {error.strerror}") from None
+        ours.setblocking(False)
+        self._stream, self._line = ours, b""
+        self._loop.add_reader(ours, self._readable, ours)
+
+    def _readable(self, stream: socket.socket) -> None:
+        try:
+            data = stream.recv(MAX_LINE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._line += data
+        if not data or len(self._line) > MAX_LINE:
+            self._lost(stream)
+        elif self._session is None and self._line.endswith(b"\n"):
+            self._opened(stream)
+
+    def _opened(self, stream: socket.socket) -> None:
+        try:
+            self._session, self._since = parse(self._line), self._loop.time()
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            print(f"the keeper of {self._name}'s session speaks another language: {error}", file=sys.stderr)
+            self._lost(stream)
+            return
+        self._changed(True)
+        self._tell(self._session)
+
+    def _lost(self, stream: socket.socket) -> None:
+        """The keeper is gone: PAM has refused, or it was killed. Programs that run go on."""
+        had_one = self._session is not None
+        self._close(stream)
+        if not had_one:
+            self._tell(CannotStart(FAILED, f"{self._name} gets no session; the keeper's words are in this system's log"))
+            return
+        print(f"the session of {self._name} has ended", file=sys.stderr)
+        self._changed(False)
+        if self._loop.time() - self._since >= self._lasting:
+            with contextlib.suppress(CannotStart):
+                self._open()             # what it gives, /run/user for one, goes if nobody holds it
+
+    def _tell(self, session: Session | CannotStart) -> None:
+        waiting, self._waiting = self._waiting, []
+        for then in waiting:
+            then(session)
+
+    def _close(self, stream: socket.socket) -> None:
+        self._loop.remove_reader(stream)
+        stream.close()
+        self._stream = self._session = None
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._close(self._stream)
+
+
+def _reap(keeper: subprocess.Popen[bytes]) -> None:
+    keeper.wait()
+
+
+def parse(line: bytes) -> Session:
+    """What a keeper said (`session_keeper.describe`). Limits that are this process's already are left out.
+
+    Raises ValueError, TypeError, LookupError, AttributeError for anything else.
+    """
+    said = json.loads(line)
+    environment = {name: value for name, value in said["environment"].items() if isinstance(value, str) and "\0" not in value}
+    if len(environment) != len(said["environment"]) or not 0 <= said["umask"] <= 0o777:
+        raise ValueError("variables are text, and a umask has nine bits")
+    limits = tuple((which, soft, hard) for which, soft, hard in said["limits"] if resource.getrlimit(which) != (soft, hard))
+    return Session(environment, limits, said["umask"])
+
+
+def available() -> bool:
+    """Whether this process may open sessions, and this system says how."""
+    return os.geteuid() == 0 and os.path.exists(SERVICE_FILE)
