@@ -22,7 +22,6 @@ from cloison.errors import CloisonError, MachineError, PeerError
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
-from cloison.qdb.server import Server as QubesDbServer
 from cloison.qrexec import call_log
 from cloison.qrexec.host import host_service
 from cloison.qrexec.host.daemon import Daemon, Served
@@ -37,12 +36,12 @@ from cloison.warden import disks
 from cloison.warden.blocks import Blocks
 from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
+from cloison.warden.qubesdb import QubesDb
 from cloison.wire import agent
 from cloison.wire.mux import HOST, Address
-from cloison.wire.warden import MAX_LINE, Launch, encode
+from cloison.wire.warden import Launch
 
 NOBODY = "00000000-0000-0000-0000-000000000001"   # a warm image's uuid: its clones get their own from the agent
-WATCHED = ("/qubes-block-devices", "/qubes-usb-devices")      # a guest writes here when its devices have changed
 CONSOLE_TAIL = 600            # characters of a failed guest's console that a person is shown
 
 
@@ -68,7 +67,7 @@ class Warden:
         self._daemon: Daemon | None = None
         self._outgoing: Outgoing | None = None
         self._dialer: Dialer | None = None
-        self._qubesdb: QubesDbServer | None = None
+        self._qubesdb: QubesDb | None = None
         self._console: Console | None = None
         self._blocks: Blocks | None = None
 
@@ -106,10 +105,7 @@ class Warden:
                     await self._machine.announce_size(disk.role, disk.size)
         self._daemon = self._make_daemon(self._port)
         self._daemon.connect()
-        self._qubesdb = QubesDbServer(self._port, launch.xid, self._changed, self._violation)
-        self._qubesdb.fill(launch.identity)
-        self._qubesdb.watch(*WATCHED)
-        self._qubesdb.connect()
+        self._qubesdb = QubesDb(self._port, launch, self._control.event, self._violation)
         await self._until_reported()
         self._port.control(agent.clock(time.time_ns()))
         self._daemon.start()
@@ -158,6 +154,8 @@ class Warden:
             await self._outgoing.close()
         if self._dialer is not None:
             self._dialer.close()
+        if self._qubesdb is not None:
+            self._qubesdb.close()
         if self._console is not None:
             self._console.close()
         if self._blocks is not None:
@@ -197,6 +195,11 @@ class Warden:
             raise MachineError(f"{self._launch.name} has no machine")
         return self._machine
 
+    def _tree(self) -> QubesDb:
+        if self._qubesdb is None:
+            raise MachineError(f"{self._launch.name} has no QubesDB yet")
+        return self._qubesdb
+
     def _kind(self) -> str:
         return "warm" if self._launch.warm is not None else "cold"
 
@@ -223,9 +226,6 @@ class Warden:
             self._reported.set_exception(MachineError(f"{self._launch.name} did not start: its agent says: {report.text}"))
         elif report.word == "halting":
             self._halting()
-
-    def _changed(self, path: str) -> None:
-        self._control.event({"event": "qdb-change", "path": path})
 
     def _violation(self, reason: str) -> None:
         """The guest loses its channels; it may go on computing, and the host can still kill it."""
@@ -268,9 +268,9 @@ class Warden:
         elif order in ("attach", "detach"):
             await self._change_blocks(order, request)
         elif order == "qdb":
-            self._write_qubesdb(request.get("entries"))
+            self._tree().write(request.get("entries"))
         elif order == "qdb-read":
-            return {"entries": self._read_qubesdb(str(request.get("prefix")))}
+            return {"entries": self._tree().read(str(request.get("prefix")))}
         elif order == "console":
             self._console = self._console or Console(machine)
             return {"tty": await self._console.open()}
@@ -315,23 +315,6 @@ class Warden:
             self._port.control(agent.shutdown())
         else:
             await machine.power_button()
-
-    def _write_qubesdb(self, entries: object) -> None:
-        if self._qubesdb is None or not isinstance(entries, dict):
-            raise MachineError("no QubesDB, or no entries")
-        try:
-            self._qubesdb.write(entries)
-        except ValueError as error:
-            raise MachineError(str(error)) from error
-
-    def _read_qubesdb(self, prefix: str) -> dict[str, str]:
-        """Entries below a path, each byte as one character. Their number and size are bounded by the tree's quota."""
-        if self._qubesdb is None:
-            raise MachineError("no QubesDB")
-        found = {path: value.decode("latin-1") for path, value in self._qubesdb.tree.entries(prefix)}
-        if len(encode({"entries": found})) > MAX_LINE // 2:
-            raise MachineError(f"too much in QubesDB below {prefix}")
-        return found
 
 
 def _refuse(_channel: int, _address: Address) -> None:
