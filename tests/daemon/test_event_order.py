@@ -188,6 +188,10 @@ CASES: list[tuple[str, list[tuple[str, ...]], tuple[str, ...], Heard]] = [
         *(("work", f"property-reset:{name}", {"name": name}) for name in ("xid", "stubdom_xid", "start_time")),
         ("work", "domain-spawn", {"start_guid": "True"}), ("work", "domain-qdb-create", {}), ("work", "domain-pre-unpaused", {}),
         ("work", "domain-unpaused", {}), ("work", "domain-start", {"start_guid": "True"})]),
+    ("netvm of a running qube", [("admin.vm.Start", "work"), ("admin.vm.Start", "sys-net")], NETVM, [
+        ("work", "property-pre-set:netvm", change("netvm", "sys-net", "None")),
+        ("work", "domain-qdb-create", {}), ("sys-net", "net-domain-connect", {"vm": "work"}),
+        ("work", "property-set:netvm", change("netvm", "sys-net", "None"))]),
     ("shutdown", [("admin.vm.Start", "work")], ("admin.vm.Shutdown", "work", "wait+force"), [
         ("work", "domain-pre-shutdown", {"force": "True"}), ("work", "domain-stopped", {}),
         *(("work", f"property-reset:{name}", {"name": name}) for name in ("xid", "stubdom_xid", "start_time")),
@@ -207,6 +211,23 @@ def test_a_disposable_is_on_disk_before_it_says_whose_it_is(tmp_path: Path) -> N
         ("", "domain-add", {"vm": name}), (name, "domain-create-on-disk", {}),
         (name, "domain-tag-add:created-by-dom0", {"tag": "created-by-dom0"}),
         (name, "domain-tag-add:disp-created-by-dom0", {"tag": "disp-created-by-dom0"})]
+
+
+@pytest.mark.parametrize(("before", "begun"), [
+    (("admin.vm.feature.Set", "work", "prohibit-start", "why not"), False),
+    (("admin.vm.tag.Set", "work", "backup-restore-in-progress"), True),
+])
+def test_a_start_that_is_refused_is_told(tmp_path: Path, before: tuple[str, ...], begun: bool) -> None:
+    async def run() -> list[tuple[str, str]]:
+        app = await furnished(tmp_path)
+        await ask(app, *before)
+        heard: list[tuple[str, str]] = []
+        app.listen(app.system.dom0, None, lambda subject, name, _: heard.append((subject, name)))
+        assert (await ask(app, "admin.vm.Start", "work")).failure
+        app.parts.store.close()
+        return heard
+
+    assert asyncio.run(run()) == [("work", "domain-pre-start")] * begun + [("work", "domain-start-failed")]
 
 
 def test_default_dispvm_is_announced_to_all_that_use_it(tmp_path: Path) -> None:

@@ -110,14 +110,20 @@ class Machines:
             lifecycle.check_start(qube)
         except CloisonError as error:
             if qube.is_halted:
-                self._emit(qube, "domain-start-failed", reason=error)
+                self._refused(qube, error, begun=not qube.features.get("prohibit-start"))
             raise
+
+    def _refused(self, qube: Qube, error: CloisonError, *, begun: bool) -> None:
+        """Only a qube that may not be started at all was never about to."""
+        if begun:
+            self._emit(qube, "domain-pre-start", start_guid=True, mem_required=None)
+        self._emit(qube, "domain-start-failed", reason=error)
 
     async def _check_devices(self, qube: Qube) -> None:
         try:
             await self._attachments.check_required(qube)
         except CloisonError as error:
-            self._emit(qube, "domain-start-failed", reason=error)
+            self._refused(qube, error, begun=True)
             raise
 
     async def _run(self, qube: Qube, steps: list[lifecycle.Step], lease: socket.socket | None) -> str:

@@ -46,9 +46,10 @@ def keyboard_layout(qube: Qube, new: Value, old: Value) -> None:
 
 
 def netvm(qube: Qube, new: Value, old: Value) -> None:
-    """The new provider hears of its client. A paused qube keeps its connection until it runs on."""
+    """QubesDB is filled anew, and the new provider hears of its client. A paused qube keeps its connection until it runs on."""
     deferred.note(qube, old)
     if new != old and not qube.is_halted and isinstance(new, str):
+        qube.journal.emit(qube.name, "domain-qdb-create")
         qube.journal.emit(new, "net-domain-connect", vm=qube.name)
 
 
