@@ -1,4 +1,4 @@
-"""The live system: model, store, events, pools and machines in one place, and the making and removing of qubes.
+"""The live system: model, store, events, pools and machines in one place; the work is done by the parts.
 
 Model and store change together in `transaction()`. What a crash leaves between two transactions is mended by `recovery`.
 """
@@ -9,7 +9,6 @@ import logging
 import secrets
 import socket
 import string
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,22 +22,21 @@ from cloison.daemon.devices import Devices
 from cloison.daemon.events import EventBus, Listener
 from cloison.daemon.live import Live
 from cloison.daemon.machines import Machines
+from cloison.daemon.making import Making
 from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
 from cloison.daemon.visibility import Visibility
 from cloison.daemon.volumes import Volumes
-from cloison.errors import CloisonError, MachineError, StorageError
-from cloison.model import creation, facts
-from cloison.model.creation import Birth
+from cloison.errors import CloisonError, MachineError
+from cloison.model import facts
 from cloison.model.devices import Assignment, Device
-from cloison.model.domains import CREATING, READY, REMOVING, Qube, System
+from cloison.model.domains import Qube, System
 from cloison.model.exposed import Exposed
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
 from cloison.plan.preload import Wake
 from cloison.qrexec.policyd.policy_files import LivePolicy, folders
-from cloison.runtime import faults
 from cloison.storage.base import Pool, VolumeConfig
 
 P = ParamSpec("P")
@@ -47,7 +45,6 @@ log = logging.getLogger(__name__)
 MAX_TOKENS = 256
 LOGIN, LOGIN_TIME = "cloison.Console", 10.0        # the guest's service, and s it may take
 _TOKEN = string.ascii_letters + string.digits
-_DISPID_REST = 7 * 24 * 3600        # s until a disposable's number is given again
 
 
 class App(Qubesd):
@@ -69,10 +66,10 @@ class App(Qubesd):
         self.machines = Machines(self, parts, self.volumes, self.attachments)
         self.live = Live(self, parts.wardens, self.devices, self.attachments)
         self.preloads = Preloads(self)
+        self.making = Making(self, parts, self.volumes, self.machines, self.preloads)
         self.machines.on_qdb_change = self.live.qdb_changed
         self.devices.on_added = self.attachments.appeared
         self._locks: dict[str, asyncio.Lock] = {}
-        self._used_dispids: deque[tuple[float, int]] = deque()
 
     # -- model ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +107,7 @@ class App(Qubesd):
     def listen(self, source: Qube, subject: str | None, send: Send) -> Callable[[], None]:
         return self.events.add(Listener(subject, send, partial(self.visibility.allows_event, source)))
 
-    # -- making qubes ------------------------------------------------------------------------------------------------
+    # -- making and removing qubes ------------------------------------------------------------------------------------
 
     def choose_kernel(self) -> None:
         """The newest installed kernel is the default until somebody chooses one."""
@@ -122,24 +119,17 @@ class App(Qubesd):
 
     async def create(self, order: NewQube, source: Qube) -> Qube:
         self.choose_kernel()
-        dispid = self._free_dispid() if order.klass == "DispVM" else None
-        return await self._make(Birth(
-            order.klass, order.name, order.label, self.parts.host.new_uuid(), CREATING, template=order.template, dispid=dispid,
-            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}",),
-        ))
+        return await self.making.create(order, source)
 
     async def create_disposable(self, template: Qube, source: Qube | None) -> Qube:
-        lifecycle.check_disposable(template)
-        dispid = self._free_dispid()
-        values: dict[str, Any] = {"auto_cleanup": True}
-        bound, netvm = (False, None) if source is None else lifecycle.child_netvm(source, template)
-        if bound:
-            values["netvm"] = netvm
-        tags = () if source is None else (f"created-by-{source.name}", f"disp-created-by-{source.name}")
-        return await self._make(Birth(
-            "DispVM", f"disp{dispid}", str(template.get("label")), self.parts.host.new_uuid(), CREATING, template=template.name,
-            dispid=dispid, values=values,
-        ), late_tags=tags)
+        return await self.making.create_disposable(template, source)
+
+    async def remove(self, qube: Qube) -> None:
+        await self.making.remove(qube)
+
+    async def discard(self, qube: Qube) -> None:
+        await self.making.discard(qube)
+        self._locks.pop(qube.uuid, None)
 
     async def take_preloaded(self, template: Qube, source: Qube) -> Qube | None:
         return await self.preloads.take(template, source)
@@ -149,87 +139,6 @@ class App(Qubesd):
 
     async def drop_preloaded(self, reason: str) -> None:
         await self.preloads.drop_all(reason)
-
-    async def _make(self, birth: Birth, late_tags: tuple[str, ...] = ()) -> Qube:
-        """Store the order, make the volumes, store that it is done; late tags are for what is done."""
-        with self.transaction():
-            qube = creation.create(self.system, birth)
-            on_disk = self.volumes.kept(qube)
-            if not on_disk:
-                self._finish(qube, late_tags)
-        if on_disk:
-            faults.point("create:after-store")
-            await self._make_volumes(qube, late_tags)
-        return qube
-
-    async def _make_volumes(self, qube: Qube, late_tags: tuple[str, ...]) -> None:
-        async with self.lock(qube):
-            try:
-                await self.volumes.create(qube)
-                faults.point("create:after-volumes")
-                with self.transaction():
-                    self._finish(qube, late_tags)
-            except Exception:
-                await self.discard(qube)
-                raise
-
-    def _finish(self, qube: Qube, tags: tuple[str, ...]) -> None:
-        qube.set_state(READY)
-        if qube.kind.machine:
-            qube.journal.emit(qube.name, "domain-create-on-disk")
-        for tag in tags:
-            qube.add_tag(tag)
-
-    def _free_dispid(self) -> int:
-        """Random, of no living disposable and of none that was removed these days. Raises CloisonError if all are taken."""
-        now = self.parts.host.now()
-        while self._used_dispids and self._used_dispids[0][0] < now - _DISPID_REST:
-            self._used_dispids.popleft()
-        taken = {dispid for _, dispid in self._used_dispids}
-        taken |= {qube.dispid for qube in self.system.qubes.values() if qube.dispid is not None}
-        for _ in range(10000):
-            dispid = self.parts.host.new_dispid()
-            if dispid not in taken and f"disp{dispid}" not in self.system.qubes:
-                return dispid
-        raise CloisonError("all numbers for disposables are taken")
-
-    # -- removing them -------------------------------------------------------------------------------------------------
-
-    async def remove(self, qube: Qube) -> None:
-        lifecycle.check_remove(qube)
-        await self.preloads.drop(qube, creation.preloaded(qube))
-        async with self.lock(qube):
-            await self.machines.settled(qube)
-            if self.system.qubes.get(qube.name) is not qube:
-                return
-            lifecycle.check_remove(qube)
-            await self._remove(qube)
-
-    async def _remove(self, qube: Qube) -> None:
-        """From the first transaction on the qube is doomed: a crash only delays its end."""
-        kept = self.volumes.kept(qube)
-        if kept:
-            with self.transaction():
-                qube.set_state(REMOVING)
-            faults.point("remove:after-store")
-        await self.discard(qube)
-
-    async def discard(self, qube: Qube) -> None:
-        """Drop a qube that does not run: files first, so that what the store does not know is nowhere."""
-        if self.system.qubes.get(qube.name) is not qube:
-            return
-        try:
-            await self.volumes.remove(qube)
-        except StorageError as error:
-            log.error("files of removed qube %s may be left: %s", qube.name, error)
-        faults.point("remove:after-volumes")
-        with self.transaction():
-            creation.forget(qube)
-        self._locks.pop(qube.uuid, None)
-        self.asleep.discard(qube.uuid)
-        self.tokens = {token: place for token, place in self.tokens.items() if place[0] != qube.uuid}
-        if qube.dispid is not None:
-            self._used_dispids.append((self.parts.host.now(), qube.dispid))
 
     # -- machines ------------------------------------------------------------------------------------------------------
 
