@@ -18,7 +18,8 @@ from cloison.hypervisor.base import MachineSpec
 from cloison.hypervisor.fake import Boot, FakeMachine, silent
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
-from cloison.warden.main import Warden, console_tail
+from cloison.warden.main import Warden
+from cloison.warden.starting import console_tail
 from cloison.wire import agent, qrexec
 from cloison.wire.mux import GUEST
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, Lines, encode

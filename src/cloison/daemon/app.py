@@ -238,7 +238,7 @@ class App(Qubesd):
     async def seal_root(self, qube: Qube, path: str) -> None:
         self.choose_kernel()
         await self.volumes.seal_root(qube, path)
-        self.machines.prepare(qube)
+        self.machines.launches.prepare(qube)
 
     async def status(self) -> dict[str, Any]:
         running = [qube for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]

@@ -46,22 +46,24 @@ class Live:
                 continue
             if name in ("relayvm", "remote_name") and kind in ("property-set", "property-reset"):
                 self._relay(qube)
-            if not qube.kind.machine:
-                continue
-            if kind in ("domain-feature-set", "domain-feature-delete"):
-                self._feature(qube, name)
-            elif kind == "firewall-changed":
-                self._spawn(self._firewall(qube))
-                self.watch_expiry()
-            elif kind == "net-domain-connect":
-                self._spawn(self._clients(qube))
-            elif kind in ("domain-unpaused", "domain-start"):
-                self._deferred([qube, *self._qubesd.system.clients(qube)])
-            elif name in ("keyboard_layout", "guivm") and kind in ("property-set", "property-reset") and qube.power in _UP:
-                self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
-            elif kind == "domain-shutdown":
-                self._devices.forget(qube)
-                self._attachments.stopped(qube)
+            if qube.kind.machine:
+                self._follow(qube, kind, name)
+
+    def _follow(self, qube: Qube, kind: str, name: str) -> None:
+        if kind in ("domain-feature-set", "domain-feature-delete"):
+            self._feature(qube, name)
+        elif kind == "firewall-changed":
+            self._spawn(self._firewall(qube))
+            self.watch_expiry()
+        elif kind == "net-domain-connect":
+            self._spawn(self._clients(qube))
+        elif kind in ("domain-unpaused", "domain-start"):
+            self._deferred([qube, *self._qubesd.system.clients(qube)])
+        elif name in ("keyboard_layout", "guivm") and kind in ("property-set", "property-reset") and qube.power in _UP:
+            self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
+        elif kind == "domain-shutdown":
+            self._devices.forget(qube)
+            self._attachments.stopped(qube)
 
     def qdb_changed(self, qube: Qube, untrusted_path: str) -> None:
         """A running qube has written to a path that is watched. However often it does, it is told of once every QUIET seconds."""

@@ -6,18 +6,15 @@ waits for that first (`settled`).
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
-import os
-import secrets
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
-from cloison.daemon import launch
 from cloison.daemon.attachments import Attachments
+from cloison.daemon.launches import Launches
 from cloison.daemon.parts import Parts
 from cloison.daemon.volumes import Volumes
 from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError
@@ -27,7 +24,7 @@ from cloison.plan import lifecycle
 from cloison.plan.lifecycle import COLD, Do
 from cloison.runtime import faults
 from cloison.values import PowerState
-from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
+from cloison.wire.warden import DiskSource
 
 log = logging.getLogger(__name__)
 _COMPUTED = ("xid", "stubdom_xid", "start_time")
@@ -37,6 +34,7 @@ class Machines:
     def __init__(self, qubesd: Qubesd, parts: Parts, volumes: Volumes, attachments: Attachments) -> None:
         self._qubesd, self._parts, self._volumes, self._attachments = qubesd, parts, volumes, attachments
         self._wardens = parts.wardens
+        self.launches = Launches(parts, volumes)
         self._wardens.on_event = self.on_event
         self.on_qdb_change: Callable[[Qube, str], None] = _ignore
         self._starting: set[str] = set()                        # uuids whose start is under way
@@ -45,7 +43,6 @@ class Machines:
         self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
         self.starts: dict[str, str] = {}                        # uuid -> warm or cold, of those started since qubesd runs
         self._tasks: set[asyncio.Task[None]] = set()
-        self._preparing: set[asyncio.Task[None]] = set()        # warm images made ahead of the first start
         self._next_xid = 1
 
     def _emit(self, qube: Qube, *names: str, **pairs: object) -> None:
@@ -70,8 +67,7 @@ class Machines:
 
     async def close(self) -> None:
         """Wait for stops that are being handled; touch no machine. Warm images in the making are given up."""
-        for preparing in self._preparing:
-            preparing.cancel()
+        self.launches.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -138,7 +134,7 @@ class Machines:
                 disks = await self._volumes.start(qube)
                 faults.point("start:after-storage")
             elif step.do is Do.MAKE_WARM:
-                warm = await self._wardens.ensure_warm(await self._launch(qube, disks), lambda text: log.info("%s", text))
+                warm = await self._wardens.ensure_warm(await self.launches.build(qube, disks), lambda text: log.info("%s", text))
             else:
                 return await self._boot(qube, disks, warm, lease)
         return COLD
@@ -150,7 +146,7 @@ class Machines:
             for name in _COMPUTED:
                 qube.announce(name)
             qube.journal.emit(qube.name, "domain-spawn", start_guid=True)
-        how = await self._wardens.start(await self._launch(qube, disks, warm), lease)
+        how = await self._wardens.start(await self.launches.build(qube, disks, warm), lease)
         faults.point("start:after-machine")
         await self._attach_required(qube)
         self.starts[qube.uuid] = how
@@ -183,29 +179,6 @@ class Machines:
         xid = self._next_xid
         self._next_xid += 1
         return xid
-
-    async def _launch(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None = None) -> Launch:
-        kernel = self._parts.kernels.kernel(str(qube.get("kernel")))
-        facts = launch.Facts(
-            (*disks, _modules_disk(kernel)), kernel, await asyncio.to_thread(self._parts.accelerator),
-            base64.b64encode(secrets.token_bytes(64)).decode("ascii"), self._parts.timezone, self._parts.host.now(), warm,
-        )
-        return launch.build(qube, facts)
-
-    def prepare(self, template: Qube) -> None:
-        """In the background, make the warm image that qubes of this template will start from."""
-        task = asyncio.create_task(self._prepare(template))
-        self._preparing.add(task)
-        task.add_done_callback(self._preparing.discard)
-
-    async def _prepare(self, template: Qube) -> None:
-        """A failure is no one's yet: the first start tries again, and says so."""
-        try:
-            disks = await self._volumes.as_of_a_child(template)
-            launched = await self._launch(template, disks)
-            await self._wardens.ensure_warm(launched, lambda text: log.info("%s: %s", template.name, text))
-        except CloisonError as error:
-            log.warning("no warm image for %s yet: %s", template.name, error)
 
     # -- what wardens report ------------------------------------------------------------------------------------------
 
@@ -255,7 +228,7 @@ class Machines:
             if qube.get_or_none("auto_cleanup"):
                 await self._qubesd.discard(qube)
             elif qube.klass == "TemplateVM":
-                self.prepare(qube)
+                self.launches.prepare(qube)
         finally:
             self._stopping.pop(qube.uuid, None)
             self.starts.pop(qube.uuid, None)
@@ -345,12 +318,3 @@ class Machines:
 
 def _ignore(_qube: Qube, _path: str) -> None:
     """Until somebody listens."""
-
-
-def _modules_disk(kernel: Kernel) -> DiskSource:
-    """The kernel's modules, as a read-only disk. Raises MachineError."""
-    try:
-        size = os.stat(kernel.modules).st_size
-    except OSError as error:
-        raise MachineError(f"the modules of kernel {kernel.version} can't be read: {error.strerror}") from error
-    return DiskSource("modules", size, (Layer(kernel.modules, "raw"),), writable=False)

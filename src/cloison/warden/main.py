@@ -8,13 +8,10 @@ process, and this process's end takes the guest's QEMU along (sandbox.py). It ne
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import secrets
 import socket
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -37,12 +34,10 @@ from cloison.warden.blocks import Blocks
 from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
 from cloison.warden.qubesdb import QubesDb
+from cloison.warden.starting import NOBODY, console_tail, identity
 from cloison.wire import agent
 from cloison.wire.mux import HOST, Address
 from cloison.wire.warden import Launch
-
-NOBODY = "00000000-0000-0000-0000-000000000001"   # a warm image's uuid: its clones get their own from the agent
-CONSOLE_TAIL = 600            # characters of a failed guest's console that a person is shown
 
 
 class Warden:
@@ -98,7 +93,7 @@ class Warden:
         self._stream = await self._machine.start()
         faults.point("warden:spawned")
         self._port = Port(self._stream.fileno(), HOST, on_control=self._report, on_open=_refuse, on_end=self._port_ended)
-        self._port.control(agent.become(self._identity()))
+        self._port.control(agent.become(identity(self._launch)))
         if launch.warm is not None:
             for disk in launch.disks:
                 if warm.MADE_SIZES.get(disk.role, disk.size) != disk.size:
@@ -152,16 +147,9 @@ class Warden:
             self._daemon.close()
         if self._outgoing is not None:
             await self._outgoing.close()
-        if self._dialer is not None:
-            self._dialer.close()
-        if self._qubesdb is not None:
-            self._qubesdb.close()
-        if self._console is not None:
-            self._console.close()
-        if self._blocks is not None:
-            self._blocks.close()
-        if self._stream is not None:
-            self._stream.close()
+        for part in (self._dialer, self._qubesdb, self._console, self._blocks, self._stream):
+            if part is not None:
+                part.close()
         if self._life is not None:
             os.close(self._life)
             await asyncio.to_thread(life.end, self._paths.qubes, self._launch.uuid)   # of a sandbox killed while it was set up
@@ -179,16 +167,6 @@ class Warden:
             uuid=launch.uuid if launch.warm is None else NOBODY, memory=launch.memory, vcpus=launch.vcpus,
             accelerator=launch.accelerator, disks=opened, kernel=launch.kernel.vmlinuz, initramfs=launch.kernel.initramfs,
             kernelopts=launch.kernelopts, ram_fd=self._ram, state_fd=state_fd, life_fd=self._life)
-
-    def _identity(self) -> agent.Identity:
-        """Who the guest is to become: all its randomness and ids are drawn here, on the host, now."""
-        launch = self._launch
-        private = next((disk for disk in launch.disks if disk.role == "private"), None)
-        own_id = hashlib.sha256(b"machine-id " + launch.uuid.encode()).hexdigest()[:32]
-        return agent.Identity(
-            xid=launch.xid, time=time.time_ns(), entropy=secrets.token_hex(64), machine_id=own_id, boot_id=str(uuid.uuid4()),
-            qubesdb=agent.at_once(launch.identity), private_size=private.size if private else 0,
-            private_blank=private is not None and private.blank)
 
     def _up(self) -> Machine:
         if self._machine is None:
@@ -319,10 +297,3 @@ class Warden:
 
 def _refuse(_channel: int, _address: Address) -> None:
     """A channel that nobody told the guest to open."""
-
-
-def console_tail(untrusted: bytes) -> str:
-    """The end of a guest's console as the end of a sentence; empty if there is nothing."""
-    clean = "".join(chr(c) if 0x20 <= c < 0x7F else " " for c in untrusted)
-    text = " ".join(clean.split())[-CONSOLE_TAIL:]
-    return f"; last on its console: {text}" if text else ""

@@ -17,7 +17,7 @@ from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Port
 from cloison.warden import disks
-from cloison.warden.main import NOBODY, console_tail
+from cloison.warden.starting import NOBODY, console_tail
 from cloison.wire import agent
 from cloison.wire.mux import HOST
 from cloison.wire.warden import Launch, encode
