@@ -103,13 +103,16 @@ def floors(folder: str, size: int, runs: int, *, copying: bool) -> dict[str, Row
     def path(name: str, number: int) -> str:
         return os.path.join(folder, f"{name}{number}")
 
+    def copy_durably(number: int) -> None:
+        run("cp", "--sparse=always", path("raw", 0), path("d", number))
+        run("sync", path("d", number))
+
     written = median(3, lambda number: write(path("raw", number), size))
     create = median(runs, lambda number: run("qemu-img", "create", "-q", "-f", "qcow2", path("q", number), "10G"))
     overlay = median(runs, lambda number: run(
         "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", path("raw", 0), path("o", number)))
     copy = median(3, lambda number: run("cp", "--reflink=auto", "--sparse=always", path("raw", 0), path("c", number)))
-    durable = median(3, lambda number: (
-        run("cp", "--sparse=always", path("raw", 0), path("d", number)), run("sync", path("d", number))) if copying else None)
+    durable = median(3, copy_durably) if copying else copy
     commit = median(3, lambda number: run("qemu-img", "commit", "-q", path("o", number)))
     remove = median(3, lambda number: run("rm", path("c", number)))
     return {
