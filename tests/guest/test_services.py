@@ -70,8 +70,8 @@ def test_wait_for_session_takes_no_argument(bin: Bin) -> None:
 
 
 def test_wait_for_session_ends_when_that_user_has_one(tmp_path: Path) -> None:
-    code = (f"import sys; sys.path.insert(0, {SOURCE!r}); from cloison.guest.rpc import wait_for_session; print('waits', flush=True); "
-            f"sys.exit(wait_for_session.main(['', 'work'], {str(tmp_path)!r}))")
+    code = (f"import sys; sys.path.insert(0, {SOURCE!r}); from cloison.guest.rpc import wait_for_session as w; "
+            f"print('waits', flush=True); sys.exit(w.main(['', 'work'], {str(tmp_path)!r}))")
     waiting = subprocess.Popen([sys.executable, "-ISEc", code], stdout=subprocess.PIPE)
     with waiting:
         assert waiting.stdout is not None and waiting.stdout.readline() == b"waits\n"

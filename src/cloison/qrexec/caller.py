@@ -14,6 +14,8 @@ import select
 import stat
 import struct
 
+TYPE_CHECKING = False                    # what types need costs a start under emulation
+
 HEADER = struct.Struct("<II")
 NUMBER = struct.Struct("<I")
 STATUS = struct.Struct("<i")
@@ -38,6 +40,13 @@ class NobodyCame(Exception):
     """The service's end did not connect in time."""
 
 
+class _Listener(_socket.socket):
+    """It accepts by the built-in module's own name for that, which gives a descriptor."""
+
+    if TYPE_CHECKING:
+        def _accept(self) -> tuple[int, object]: ...
+
+
 def listen(domain: int, port: int, patience: float | None) -> _socket.socket:
     """As vchan server on a Unix socket (2.2): the one client. `patience`: seconds, None for ever. Raises NobodyCame, OSError."""
     folder = os.environ.get("VCHAN_SOCKET_DIR") or "/var/run/vchan"
@@ -45,7 +54,7 @@ def listen(domain: int, port: int, patience: float | None) -> _socket.socket:
     fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     path = f"/proc/self/fd/{fd}/vchan.{own}.{domain}.{port}.sock"
     temporary = f"{path}.{os.getpid()}"
-    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    listener = _Listener(_socket.AF_UNIX, _socket.SOCK_STREAM)
     listener.bind(temporary)
     listener.listen(1)
     os.rename(temporary, path)
@@ -54,7 +63,7 @@ def listen(domain: int, port: int, patience: float | None) -> _socket.socket:
     try:
         if not poll.poll(None if patience is None else patience * 1000):
             raise NobodyCame(f"the service's end did not connect within {patience:g} s")
-        accepted, _ = listener._accept()  # type: ignore[attr-defined]  # the built-in module's own name for it
+        accepted, _ = listener._accept()
     finally:
         os.unlink(path)
         listener.close()

@@ -37,7 +37,8 @@ DEFAULT = Config()
 
 def parse(text: str) -> Config:
     """Raises ValueError with the line's number."""
-    values: dict[str, bool | str] = {}
+    flags: dict[str, bool] = {}
+    users: list[str] = []
     if "\0" in text:
         raise ValueError("a NUL")
     for number, line in enumerate(text.split("\n"), start=1):
@@ -51,10 +52,13 @@ def parse(text: str) -> Config:
         if "_" in match[1] or key not in Config._fields:
             print(f"service configuration: unknown key {match[1]!r}", file=sys.stderr)
             continue
-        if key in values:
+        if key in flags or (key == "force_user" and users):
             raise ValueError(f"line {number}: {match[1]} again")
-        values[key] = _typed(key, value, number)
-    config = Config(**values)  # type: ignore[arg-type]  # `_typed` has seen to it
+        if key == "force_user":
+            users.append(_user(value, number))
+        else:
+            flags[key] = _flag(key, value, number)
+    config = Config(force_user="".join(users), **flags)
     if config.force_user and config.for_streams:
         raise ValueError("force-user has no meaning for a socket service")
     return config
@@ -70,15 +74,16 @@ def _value(text: str, number: int) -> bool | int | str:
     raise ValueError(f"line {number}: neither a truth value, a number nor a text in single quotes")
 
 
-def _typed(key: str, value: bool | int | str, number: int) -> bool | str:
-    if key == "force_user":
-        if isinstance(value, str) and value:
-            return value
-    elif isinstance(value, bool):
+def _user(value: bool | int | str, number: int) -> str:
+    if isinstance(value, str) and value:
         return value
-    elif key == "wait_for_session" and value in (0, 1):
+    raise ValueError(f"line {number}: not a user's name in single quotes")
+
+
+def _flag(key: str, value: bool | int | str, number: int) -> bool:
+    if isinstance(value, bool) or (key == "wait_for_session" and value in (0, 1)):
         return bool(value)
-    raise ValueError(f"line {number}: the wrong kind of value")
+    raise ValueError(f"line {number}: not a truth value")
 
 
 def load(service: str, argument: str | None) -> Config:

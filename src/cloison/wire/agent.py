@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cloison.errors import PeerError
 
@@ -74,9 +74,9 @@ def become(identity: Identity) -> bytes:
     return json.dumps({"do": "become", **identity._asdict()}, separators=(",", ":")).encode()
 
 
-def identity(fields: dict[str, object]) -> Identity:
-    """In the guest: the fields of a `become`."""
-    return Identity(**fields)  # type: ignore[arg-type]
+def identity(fields: Mapping[str, Any]) -> Identity:
+    """In the guest: the fields of a `become`, which the host made with the function above."""
+    return Identity(**fields)
 
 
 def parse_order(message: bytes) -> tuple[str, dict[str, object]]:

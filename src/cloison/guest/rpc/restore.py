@@ -1,6 +1,7 @@
 """Parts of a tar archive as a file copy stream: how a backup comes back from the qube that keeps it."""
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tarfile
@@ -39,7 +40,7 @@ def _send(sender: Sender, tar: tarfile.TarFile, member: tarfile.TarInfo, name: b
     time = max(int(member.mtime), 0) * wire.NANOSECONDS
     if member.isreg():
         content = tar.extractfile(member)
-        assert content is not None
+        assert isinstance(content, io.BufferedReader)    # as the library documents
         sender.put_file(wire.Entry(name, wire.REGULAR | member.mode & 0o777, member.size, accessed=time, modified=time), content)
     elif member.isdir():
         sender.put(wire.Entry(name, wire.FOLDER | member.mode & 0o777, accessed=time, modified=time).encode())

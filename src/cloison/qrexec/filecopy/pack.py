@@ -15,7 +15,12 @@ from cloison.wire import filecopy as wire
 TYPE_CHECKING = False                    # what types need costs a start under emulation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import IO
+    from typing import Protocol
+
+    class Content(Protocol):
+        """What a file's bytes are read from."""
+
+        def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 BUFFER = 1 << 20
 _SMALL = 1 << 16                         # shorter pieces are gathered
@@ -195,12 +200,12 @@ class Sender:
                 raise CopyFailed(f"{quote(path)} was replaced while it was copied")
             self.put_file(entry, file)
 
-    def put_file(self, entry: wire.Entry, content: IO[bytes]) -> None:
+    def put_file(self, entry: wire.Entry, content: Content) -> None:
         """A file with its content, of which `entry.size` bytes are read. Raises CopyFailed, also if there are fewer."""
         self.put(entry.encode())
         left = entry.size
         while left:
-            length = content.readinto(self._buffer[:left])  # type: ignore[attr-defined]
+            length = content.readinto(self._buffer[:left])
             if not length:
                 raise CopyFailed(f"{quote(entry.path)} became shorter while it was copied")
             self.put(self._buffer[:length])
