@@ -62,7 +62,7 @@ def test_what_was_written_is_not_in_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "image").stat().st_blocks * 512 > MIB, "it was written somewhere"
 
 
-@pytest.mark.parametrize("wrong", [b"0" * 64, b"", luks.new_secret()])
+@pytest.mark.parametrize("wrong", [b"0" * 64, b"", luks.new_secret()], ids=["zeros", "empty", "another"])
 def test_no_other_secret_opens_it(tmp_path: Path, wrong: bytes) -> None:
     image(tmp_path / "image")
     done = qemu_io(tmp_path / "image", wrong, "read 0 512")
