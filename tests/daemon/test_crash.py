@@ -238,3 +238,21 @@ def test_lesson_39_a_disposable_leaves_nothing_when_qubesd_dies(tmp_path: Path) 
         assert qubes(tmp_path) == {"old": "Halted"}
         assert inventory(tmp_path) == before
         assert call(tmp_path, "admin.vm.Remove", "old") == ""
+
+
+def test_lesson_38_a_change_of_many_rows_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A provider of network is a property and a feature; the daemon dies when the first of them is written."""
+    def state() -> tuple[object, bool]:
+        feature = call(tmp_path, "admin.vm.feature.Get+servicevm", "old")
+        return call(tmp_path, "admin.vm.property.Get+provides_network", "old"), not isinstance(feature, Failure)
+
+    with daemon(tmp_path):
+        for step in SETUP:
+            assert call(tmp_path, *step) == ""
+    with daemon(tmp_path, "store:row") as process:
+        assert call(tmp_path, "admin.vm.property.Set+provides_network", "old", "True") is None
+        assert process.wait(30) == -9
+    with daemon(tmp_path):
+        assert state() == ("default=True type=bool False", False)
+        assert call(tmp_path, "admin.vm.property.Set+provides_network", "old", "True") == ""
+        assert state() == ("default=False type=bool True", True)

@@ -19,7 +19,7 @@ from cloison.model.journal import Row
 from cloison.model.labels import Label
 from cloison.model.properties import Holder, Value
 from cloison.model.volumes import Pool, Volume
-from cloison.runtime import files
+from cloison.runtime import faults, files
 
 VERSION = 1
 APPLICATION = 0x436C6F69        # "Cloi"
@@ -91,6 +91,7 @@ class Store:
             try:
                 for row in rows:
                     self._write_row(row)
+                    faults.point("store:row")
                 self._database.execute("COMMIT")
             except BaseException:
                 if self._database.in_transaction:
