@@ -84,6 +84,16 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.vm.volume.Set.rw", "work", "kernel", "False"), "StoragePoolException"),
     (("admin.vm.volume.CloneFrom", "work", "volatile"), ""),
     (("admin.vm.volume.CloneTo", "work", "private", "\u00e9"), "ProtocolError"),
+    (("admin.vm.volume.Revert", "work", "root", "a b"), "ProtocolError"),
+    # Devices: what is asked for is named as it is listed, by qubes that are there; the mode is looked at first.
+    (("admin.vm.device.block.Assigned", "work", "sda"), "ProtocolError"),
+    (("admin.vm.device.block.Attached", "work", "nope+sda"), "QubesVMNotFoundError"),
+    (("admin.vm.device.pci.Assigned", "work", "dom0+00_1f.2"), ""),
+    (("admin.vm.device.block.Set.assignment", "work", "nope+sda+_", "x"), "QubesUnrecognizedDeviceAssignmentMode"),
+    (("admin.vm.device.block.Unassign", "rem", "work+sda+_"), "QubesException"),
+    (("admin.vm.device.block.Detach", "rem", "work+sda+_"), "QubesException"),
+    (("admin.vm.device.block.Attach", "rem", "work+sda+_"), "QubesException"),
+    (("admin.vm.device.denied.Add", "work", "", "\u00e9"), "ProtocolError"),
     # A qube elsewhere has no notes here, and its features mean nothing to the core.
     (("admin.vm.notes.Get", "rem"), "QubesVMError"),
     (("admin.vm.notes.Set", "rem", "", "x"), "QubesVMError"),

@@ -96,7 +96,7 @@ def appvm_default_bootmode(template: Qube, new: Value, old: Value) -> None:
 
 def dispvm_template(qube: Qube, new: Value, old: Value) -> None:
     template(qube, new, old)
-    if qube.is_default("default_dispvm"):
+    if new != old and qube.is_default("default_dispvm"):
         qube.announce("default_dispvm")
 
 

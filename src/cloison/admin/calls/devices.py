@@ -38,6 +38,20 @@ def _device(call: Call, devclass: str) -> devices.Device:
     return device
 
 
+def _check_can_have_devices(call: Call) -> None:
+    """Raises CloisonError for a qube elsewhere. dom0 can have some: which ones is asked later."""
+    if call.dest.klass == "RemoteVM":
+        raise CloisonError(f"{call.dest.name} is a RemoteVM: it can have no devices here")
+
+
+def _place(call: Call, devclass: str) -> str:
+    """BACKEND+PORT as the argument names it; empty for all. Raises BadRequest, QubeNotFound."""
+    if not call.argument:
+        return ""
+    device = _device(call, devclass)
+    return f"{device.backend}+{device.port}"
+
+
 def available(devclass: str) -> AsyncHandler:
     async def handler(call: Call) -> str:
         exposed = await call.qubesd.exposed(call.dest, devclass)
@@ -50,8 +64,9 @@ def available(devclass: str) -> AsyncHandler:
 def attached(devclass: str) -> AsyncHandler:
     """Only block devices can be attached."""
     async def handler(call: Call) -> str:
+        place = _place(call, devclass)
         found = await call.qubesd.attached(call.dest) if devclass == "block" else []
-        return _lines(found, call.argument)
+        return _lines(found, place)
 
     return handler
 
@@ -64,13 +79,15 @@ def _lines(found: Iterable[devices.Assignment], place: str) -> str:
 
 def assigned(devclass: str) -> Handler:
     def handler(call: Call) -> str:
-        return _lines((rule for rule in call.dest.assignments.values() if rule.device.devclass == devclass), call.argument)
+        place = _place(call, devclass)
+        return _lines((rule for rule in call.dest.assignments.values() if rule.device.devclass == devclass), place)
 
     return handler
 
 
 def assign(devclass: str) -> Handler:
     def handler(call: Call) -> None:
+        _check_can_have_devices(call)
         device = _device(call, devclass)
         rule = devices.parse_assignment(device, call.payload, call.dest.name)
         if rule.mode not in (*devices.MODES, "manual"):
@@ -100,6 +117,7 @@ def _emit(call: Call, event: str, rule: devices.Assignment, *, options: bool = F
 
 def unassign(devclass: str) -> Handler:
     def handler(call: Call) -> None:
+        _check_can_have_devices(call)
         device = _device(call, devclass)
         rule = call.dest.assignments.get(device.key)
         if rule is None:
@@ -113,10 +131,10 @@ def unassign(devclass: str) -> Handler:
 
 def set_assignment(devclass: str) -> Handler:
     def handler(call: Call) -> None:
-        device = _device(call, devclass)
         mode = call.payload.decode("ascii", "replace")
         if mode not in devices.MODES:
             raise BadAssignmentMode(f"{mode[:30]!r} is not a mode of assignment: use {', '.join(devices.MODES)}")
+        device = _device(call, devclass)
         rule = call.dest.assignments.get(device.key)
         if rule is None:
             raise BadValue(f"{device} is not assigned to {call.dest.name}")
@@ -132,6 +150,7 @@ def set_assignment(devclass: str) -> Handler:
 
 def attach(devclass: str) -> AsyncHandler:
     async def handler(call: Call) -> None:
+        _check_can_have_devices(call)
         device = _device(call, devclass)
         rule = devices.parse_assignment(device, call.payload, call.dest.name)
         if call.dest.is_halted or not call.dest.kind.machine:
@@ -151,6 +170,7 @@ def attach(devclass: str) -> AsyncHandler:
 
 def detach(devclass: str) -> AsyncHandler:
     async def handler(call: Call) -> None:
+        _check_can_have_devices(call)
         device = _device(call, devclass)
         if devclass != "block":
             raise DeviceNotAssigned(f"{device} is not attached to {call.dest.name}")
@@ -169,7 +189,9 @@ def _denied(call: Call) -> list[str]:
 
 
 def _patterns(call: Call) -> list[str]:
-    patterns = devices.split_interfaces(call.payload.decode("ascii", "replace"))
+    if not call.payload.isascii():
+        raise BadRequest("interfaces of devices are ASCII text")
+    patterns = devices.split_interfaces(call.payload.decode("ascii"))
     if len(set(patterns)) != len(patterns):
         raise BadRequest("an interface is there twice")
     return patterns
@@ -181,9 +203,8 @@ def denied_list(call: Call) -> str:
 
 def denied_add(call: Call) -> None:
     present, new = _denied(call), _patterns(call)
-    if not set(new) <= set(present):
-        with call.qubesd.transaction():
-            call.dest.set("devices_denied", "".join([*present, *new]))
+    with call.qubesd.transaction():
+        call.dest.set("devices_denied", "".join([*present, *new]))
 
 
 def denied_remove(call: Call) -> None:

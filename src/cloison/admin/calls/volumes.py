@@ -133,10 +133,11 @@ async def snapshots(call: Call) -> str:
 
 
 async def revert(call: Call) -> None:
-    volume = _saved(call)
+    _volume(call)
     revision = call.payload.decode("ascii", "replace").strip()
     if not _REVISION.issuperset(revision):
         raise BadRequest(f"{revision[:60]!r} is not the id of a revision")
+    volume = _saved(call)
     rules.check_halted(call.dest)
     if revision not in await _revisions(call, volume):
         raise StorageError(f"volume {volume.name} of {call.dest.name} has no revision {revision[:60]!r}")
