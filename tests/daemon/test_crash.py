@@ -85,7 +85,8 @@ TPL = {"vm-templates/tpl/root", "vm-templates/tpl/private"}
 OLD, WORK = {"appvms/old/private"}, {"appvms/work/private"}
 
 # fault point, calls before it, the call that dies, what the qubes are afterwards, files that go with it
-CASES = (
+Step = tuple[str, str, str]
+CASES: tuple[tuple[str, tuple[Step, ...], Step, dict[str, str], set[str]], ...] = (
     ("create:after-store", (), ("admin.vm.Create.AppVM", "dom0", "name=work label=blue"), {"old": "Halted"}, OLD),
     ("create:after-volumes", (), ("admin.vm.Create.AppVM", "dom0", "name=work label=blue"), {"old": "Halted"}, OLD),
     ("start:after-storage", (), ("admin.vm.Start", "old", ""), {"old": "Halted"}, OLD),
@@ -106,7 +107,7 @@ def qubes(root: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_lesson_38_killed_at_each_step(
-    tmp_path: Path, case: tuple[str, tuple[tuple[str, str, str], ...], tuple[str, str, str], dict[str, str], set[str]]
+    tmp_path: Path, case: tuple[str, tuple[Step, ...], Step, dict[str, str], set[str]]
 ) -> None:
     fault, before, dying, states, files = case
     with daemon(tmp_path):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import socket
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def test_a_thousand_listeners_and_fifty_writers_lose_nothing(tmp_path: Path) -> 
 
 def test_ten_thousand_idle_connections(tmp_path: Path) -> None:
     """Most of them to a daemon of its own process; an honest caller is answered before, among and after them."""
-    with many_descriptors() as most, daemon(tmp_path):
+    with many_descriptors() as most, daemon(tmp_path) as process:
         idle = []
         for number in range(min(10_000, most - 500)):
             client = socket.socket(socket.AF_UNIX)
@@ -89,6 +90,8 @@ def test_ten_thousand_idle_connections(tmp_path: Path) -> None:
             if number % 2500 == 0:
                 assert call(tmp_path, "admin.label.Index+red", "dom0") == "1"
         assert call(tmp_path, "admin.label.Index+red", "dom0") == "1"
+        held = len(os.listdir(f"/proc/{process.pid}/fd"))
+        assert server_module.MAX_UNFINISHED // 2 < held < server_module.MAX_UNFINISHED + 100, "as many as may be, and no more"
         for client in idle:
             client.close()
         assert call(tmp_path, "admin.label.Index+red", "dom0") == "1"
@@ -199,6 +202,46 @@ HEADERS = st.one_of(
               st.sampled_from([name for name in SOCKETS["qubesd.sock"] if name not in ("admin.Events", "admin.vm.Stats")]),
               st.binary(max_size=64), st.sampled_from([b"dom0", b"tpl", b"rem", b"x" * 32]), st.binary(max_size=256)),
 )
+
+
+GOOD = b"admin.vm.feature.Set+key dom0 name tpl\0value"
+
+
+async def one_reply(path: str, data: bytes) -> bytes:
+    """What the request gets: a whole reply of the protocol, and no failure of ours."""
+    reply = await request(path, data)
+    answer = parse_reply(reply) if data else b""
+    assert not (isinstance(answer, Failure) and "its log says why" in answer.message), (data, answer)
+    return reply
+
+
+def test_every_byte_in_every_place_of_a_request(tmp_path: Path) -> None:
+    async def scenario(_: App, path: str) -> None:
+        await request(path, b"admin.vm.Create.TemplateVM+ dom0 name dom0\0name=tpl label=red")
+        good = 0
+        for place in range(len(GOOD)):
+            for byte in range(256):
+                good += await one_reply(path, GOOD[:place] + bytes([byte]) + GOOD[place + 1:]) == b"0\0"
+        # What may be another: the key's three letters of 65, the value's five bytes of 95, and else what is there already.
+        assert good == len(GOOD) - 8 + 3 * 65 + 5 * 95, good
+        assert await request(path, HONEST) == b"0\x001"
+
+    served(tmp_path, scenario)
+
+
+def test_every_length_of_a_request(tmp_path: Path) -> None:
+    """Each beginning of a good one, and each length around the limit."""
+    async def scenario(_: App, path: str) -> None:
+        await request(path, b"admin.vm.Create.TemplateVM+ dom0 name dom0\0name=tpl label=red")
+        for length in range(len(GOOD) + 1):
+            reply = await one_reply(path, GOOD[:length])
+            assert reply == b"0\0" if length > GOOD.index(b"\0") else reply[:1] != b"0"
+        for length in range(65530, 65540):
+            reply = await one_reply(path, GOOD + b"x" * (length - len(GOOD)))
+            assert reply == b"0\0" if length <= 65536 else reply.startswith(b"2\0ProtocolError\0")
+        assert await request(path, HONEST) == b"0\x001"
+
+    served(tmp_path, scenario)
 
 
 def test_any_bytes_get_an_answer_or_a_refusal(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A netvm that is changed while its qube is paused: it waits, and is announced when the qube runs on (reference/admin-api.md 15)."""
+"""A netvm that is changed while its qube is paused waits, and is announced when the qube runs on (reference/admin-api.md 15)."""
 from __future__ import annotations
 
 import asyncio
