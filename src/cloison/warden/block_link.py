@@ -71,10 +71,10 @@ class BlockLink:
 
     def _carry(self, called: peer.Peer, errors: socket.socket) -> None:
         """The thread: until either end has gone."""
-        with called, errors, self._channel, self._near:
+        with called, errors, self._channel, self._near, self._near.dup() as output:      # each end is polled by a number of its own
             with contextlib.suppress(OSError):
-                near = self._near.fileno()
-                Caller(self._channel, near, Sink(near, own=True), Sink(errors.fileno(), own=True)).run()
+                sinks = Sink(output.fileno(), own=True), Sink(errors.fileno(), own=True)
+                Caller(self._channel, self._near.fileno(), *sinks).run()
         with contextlib.suppress(RuntimeError):         # the loop has ended before
             self._loop.call_soon_threadsafe(self.over.set)
 
