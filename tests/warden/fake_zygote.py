@@ -22,4 +22,4 @@ def machine(spec: MachineSpec) -> FakeMachine:
 
 
 if __name__ == "__main__":
-    zygote.main(machine, quiet=0)
+    zygote.main(machine)

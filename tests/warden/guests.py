@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.runtime.ports import News
@@ -49,6 +50,12 @@ class Guest(System, News):
 
     def sessions(self) -> None:
         """Its programs are this machine's user's."""
+
+    def when_booted(self, then: Callable[[], None]) -> None:
+        then()
+
+    def when_quiet(self, then: Callable[[], None]) -> None:
+        then()
 
     def rehearse(self) -> None:
         self.tell()

@@ -27,7 +27,9 @@ from cloison.wire.mux import GUEST, Address
 
 PORT = "/dev/virtio-ports/org.cloison.mux"
 SYSTEMCTL = "/usr/bin/systemctl"
+BOOT = ("/usr/bin/timeout", "120", SYSTEMCTL, "is-system-running", "--wait", "--quiet")     # ends with it, or after so many s
 SETTLE_SECONDS = 1.0
+QUIET_SECONDS = 5.0          # until programs that have nothing more to do have ended: udev's workers after 3
 
 
 class System:
@@ -46,6 +48,18 @@ class System:
     def sessions(self) -> Sessions | None:
         """Users' sessions, None where there is no such thing."""
         return Sessions(wait_for_session.SESSIONS) if sessions.available() else None
+
+    def when_booted(self, then: Callable[[], None]) -> None:
+        """Call `then` when the boot has nothing left to do. One that does not end is given up."""
+        try:
+            background.spawn(BOOT, then)
+        except OSError as error:
+            print(f"the boot's end is not waited for: {error}", file=sys.stderr)
+            then()
+
+    def when_quiet(self, then: Callable[[], None]) -> None:
+        """Call `then` when what the boot has left over is gone. No event tells that: it ends by timers of its own."""
+        asyncio.get_running_loop().call_later(QUIET_SECONDS, then)
 
     def rehearse(self) -> None:
         identity.rehearse()
@@ -112,6 +126,10 @@ class Agent:
         self._system.set_clock(int(str(fields["time"])))
 
     def _seal(self, _: dict[str, object]) -> None:
+        """What the boot still does would be done by every clone again."""
+        self._system.when_booted(self._open_sessions)
+
+    def _open_sessions(self) -> None:
         """The snapshot is to have the sessions that nearly every call is made in."""
         self._unopened = list(identity.USERS) if self._sessions is not None else []
         self._open_next()
@@ -123,7 +141,7 @@ class Agent:
                 return
             except CannotStart as error:
                 print(error, file=sys.stderr)
-        self._sealed()
+        self._system.when_quiet(self._sealed)
 
     def _opened_one(self, session: Session | CannotStart) -> None:
         if isinstance(session, CannotStart):

@@ -22,12 +22,9 @@ from cloison.wire import agent
 from cloison.wire.mux import HOST
 from cloison.wire.warden import Launch, encode
 
-QUIET_SECONDS = 5.0           # for what the boot still does after the agent is up; the image is better for it
-
 
 async def make(
-    paths: Paths, launch: Launch, control: socket.socket, make_machine: Callable[[MachineSpec], Machine] = QemuMachine, *,
-    quiet: float = QUIET_SECONDS,
+    paths: Paths, launch: Launch, control: socket.socket, make_machine: Callable[[MachineSpec], Machine] = QemuMachine,
 ) -> None:
     """Answers on `control` with {"made": folder} or {"error": text}, and progress as {"progress": text} before."""
     def tell(**message: object) -> None:
@@ -42,7 +39,7 @@ async def make(
         work = os.path.join(paths.warm, name)
         try:
             os.mkdir(work, 0o700)
-            made = await _Maker(paths, launch, work, lambda text: tell(progress=text)).run(life_fd, make_machine, quiet)
+            made = await _Maker(paths, launch, work, lambda text: tell(progress=text)).run(life_fd, make_machine)
         finally:
             os.close(life_fd)
             await asyncio.to_thread(life.end, paths.qubes, name)   # of a sandbox killed while it was set up
@@ -63,14 +60,14 @@ class _Maker:
     def __init__(self, paths: Paths, launch: Launch, work: str, say: Callable[[str], None]) -> None:
         self._paths, self._launch, self._work, self._say = paths, launch, work, say
 
-    async def run(self, life_fd: int, make_machine: Callable[[MachineSpec], Machine], quiet: float) -> str:
+    async def run(self, life_fd: int, make_machine: Callable[[MachineSpec], Machine]) -> str:
         """The finished image's folder. Raises MachineError, OSError."""
         machine = make_machine(self._spec(life_fd))
         self._say("booting")
         faults.point("warm:boot")
         stream = await machine.start()
         try:
-            await self._until_saved(machine, _Guest(stream), quiet)
+            await self._until_saved(machine, _Guest(stream))
         finally:
             machine.kill()
             await machine.wait()
@@ -90,11 +87,10 @@ class _Maker:
     def _new_file(self, name: str) -> int:
         return os.open(os.path.join(self._work, name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
-    async def _until_saved(self, machine: Machine, guest: _Guest, quiet: float) -> None:
+    async def _until_saved(self, machine: Machine, guest: _Guest) -> None:
         timeout = self._launch.start_timeout
         await guest.ask(agent.ping(), "pong", machine, timeout)
-        self._say("settling")
-        await asyncio.sleep(quiet)
+        self._say("settling")            # the agent waits for the boot's end
         await guest.ask(agent.seal(), "sealed", machine, timeout)
         self._say("saving")
         state = self._new_file(warm.STATE)

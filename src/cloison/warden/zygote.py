@@ -32,7 +32,7 @@ from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
 from cloison.warden import disks
 from cloison.warden.main import Warden
-from cloison.warden.maker import QUIET_SECONDS, make
+from cloison.warden.maker import make
 from cloison.wire.warden import Launch, encode, launch_from_json
 
 MAX_PACKET = 1 << 18
@@ -41,13 +41,10 @@ _PR_SET_NAME = 15
 
 
 class Zygote:
-    """`requests`: a SOCK_SEQPACKET socket from qubesd. `make_machine` and `quiet`: what the wardens' and makers' machines are,
-    and for how long (seconds) a maker lets its guest settle."""
+    """`requests`: a SOCK_SEQPACKET socket from qubesd. `make_machine`: what the wardens' and makers' machines are."""
 
-    def __init__(
-        self, requests: socket.socket, paths: Paths, make_machine: Callable[[MachineSpec], Machine], quiet: float,
-    ) -> None:
-        self._requests, self._paths, self._make_machine, self._quiet = requests, paths, make_machine, quiet
+    def __init__(self, requests: socket.socket, paths: Paths, make_machine: Callable[[MachineSpec], Machine]) -> None:
+        self._requests, self._paths, self._make_machine = requests, paths, make_machine
         self._rams: dict[str, int] = {}
 
     def serve(self) -> None:
@@ -72,7 +69,7 @@ class Zygote:
         try:
             launch = launch_from_json(request["launch"])
             if request["do"] == "make":
-                self._fork(lambda: make(self._paths, launch, control, self._make_machine, quiet=self._quiet), "maker")
+                self._fork(lambda: make(self._paths, launch, control, self._make_machine), "maker")
             else:
                 disks.prepare(launch)
                 ram = self._ram(launch.warm) if launch.warm is not None else None
@@ -115,7 +112,7 @@ class Zygote:
             os._exit(status)
 
 
-def main(make_machine: Callable[[MachineSpec], Machine] = QemuMachine, quiet: float = QUIET_SECONDS) -> None:
+def main(make_machine: Callable[[MachineSpec], Machine] = QemuMachine) -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     paths = Paths.from_environment()
     os.umask(0o077)
@@ -126,7 +123,7 @@ def main(make_machine: Callable[[MachineSpec], Machine] = QemuMachine, quiet: fl
     sandbox.libraries(os.path.realpath(find(QEMU)))           # once here, not in every warden
     gc.collect()
     gc.freeze()                                     # so that a child's collections don't copy our pages
-    Zygote(requests, paths, make_machine, quiet).serve()
+    Zygote(requests, paths, make_machine).serve()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 To the guest: one JSON object with `do`. From the guest, which is hostile: one word of a fixed list and a bounded text, no JSON.
 
-    seal      -> sealed          nothing personal is mounted, no generator keeps state: take the snapshot
+    seal      -> sealed          the boot is over, nothing personal is mounted, no generator keeps state: take the snapshot
     become    -> running         be this qube: entropy, clock, names, volumes, QubesDB (`Identity`)
                  failed TEXT     it can't
     time                         what time it is now: after a restore, and after a pause; no answer
