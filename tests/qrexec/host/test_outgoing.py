@@ -16,7 +16,7 @@ from tests.qrexec.served_qube import USER, Qube, Result
 from tests.runtime.ports import PATIENCE, News, Recorder
 
 from cloison.qrexec.call_log import CallLog
-from cloison.qrexec.host.outgoing import MAX_PENDING, Host, Outgoing
+from cloison.qrexec.host.outgoing import AT_ONCE, MAX_ASKING, MAX_PENDING, Host, Outgoing
 from cloison.runtime.port import Handler
 from cloison.wire import admin, qrexec
 from cloison.wire.mux import Address
@@ -82,6 +82,14 @@ class Place:
 
     async def _judge(self, _request: bytes) -> bytes:
         return self.policy.encode()
+
+    def deny_after(self, decided: asyncio.Event) -> None:
+        """Every query waits for that."""
+        async def later(_request: bytes) -> bytes:
+            await decided.wait()
+            return b"result=deny"
+
+        self.server = FakeServer(self.folder / "policy.sock", later, end=b"\n\n")
 
     async def _refuse(self, _request: bytes) -> bytes:
         return admin.exception("QubesException", "no")
@@ -183,10 +191,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     yield Place(tmp_path)
 
 
-def with_caller(place: Place, work: Callable[[Caller], Awaitable[None]], *, policy: bool = True) -> None:
+def with_caller(
+    place: Place, work: Callable[[Caller], Awaitable[None]], *, policy: bool = True, at_once: float = AT_ONCE,
+) -> None:
     async def run() -> None:
         with Qube(place.folder, "work", A, scripted=True) as qube:
-            outgoing = Outgoing(qube.daemon, place.host)
+            outgoing = Outgoing(qube.daemon, place.host, at_once=at_once)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
@@ -240,11 +250,7 @@ def test_policy_is_asked_with_the_names_as_they_were_sanitised(place: Place) -> 
 def test_one_request_more_than_may_wait_is_refused(place: Place) -> None:
     decided = asyncio.Event()
 
-    async def later(_request: bytes) -> bytes:
-        await decided.wait()
-        return b"result=deny"
-
-    place.server = FakeServer(place.folder / "policy.sock", later, end=b"\n\n")
+    place.deny_after(decided)
 
     async def work(caller: Caller) -> None:
         for number in range(MAX_PENDING + 1):
@@ -253,10 +259,30 @@ def test_one_request_more_than_may_wait_is_refused(place: Place) -> None:
         caller.ask("test.Cat", ident="SOCKET0")
         assert await caller.answer() == qrexec.ServiceRefused(qrexec.request_id("SOCKET0"))
         decided.set()
-        refused = {(await caller.answer()).request_id for _ in range(MAX_PENDING)}   # type: ignore[union-attr]
-        assert refused == {qrexec.request_id(f"SOCKET{number}") for number in range(MAX_PENDING)}
+        refused = {await caller.answer() for _ in range(MAX_PENDING)}
+        assert refused == {qrexec.ServiceRefused(qrexec.request_id(f"SOCKET{number}")) for number in range(MAX_PENDING)}
 
     with_caller(place, work)
+
+
+def test_qsb_085_a_qube_that_asks_without_end_leaves_the_policy_daemon_to_others(place: Place) -> None:
+    """Lesson 19: all qubes share it, so each has only a few queries there, however many calls it makes."""
+    decided = asyncio.Event()
+    place.deny_after(decided)
+
+    async def work(caller: Caller) -> None:
+        for number in range(3 * MAX_ASKING):
+            caller.ask("test.Cat", ident=f"SOCKET{number}")
+        await place.server.until(lambda: len(place.server.heard) == MAX_ASKING)
+        caller.ask("+", ident="SOCKET1000")          # refused by the daemon itself, after it has dealt with all the others
+        assert await caller.answer() == qrexec.ServiceRefused(qrexec.request_id("SOCKET1000"))
+        assert len(place.server.heard) == MAX_ASKING
+        decided.set()
+        for _ in range(3 * MAX_ASKING):
+            assert isinstance(await caller.answer(), qrexec.ServiceRefused)
+        assert len(place.server.heard) == 3 * MAX_ASKING
+
+    with_caller(place, work, at_once=PATIENCE)
 
 
 def test_a_hundred_that_wait_do_not_stop_the_next_call(place: Place) -> None:
@@ -521,11 +547,7 @@ def test_somebody_else_may_answer_a_request_once(place: Place) -> None:
 def test_an_agent_that_comes_back_is_not_answered_for_what_the_former_asked(place: Place) -> None:
     decided = asyncio.Event()
 
-    async def later(_request: bytes) -> bytes:
-        await decided.wait()
-        return b"result=deny"
-
-    place.server = FakeServer(place.folder / "policy.sock", later, end=b"\n\n")
+    place.deny_after(decided)
 
     async def work(caller: Caller) -> None:
         caller.ask("test.Cat")

@@ -24,6 +24,8 @@ from cloison.wire.policy import Query
 
 MAX_PENDING = 256                        # requests that wait for their answer
 MAX_CALLS = 512                          # with those that are under way
+MAX_ASKING = 4                           # queries of one qube that the policy daemon has at once: all qubes share it
+AT_ONCE = 0.05                           # s after which a query counts no longer: it is taken for one that a person answers
 _HOST = ("dom0", "@adminvm", "uuid:00000000-0000-0000-0000-000000000000")
 _DISPOSABLE = "@dispvm:"
 # What may go wrong with one call: it is refused then, and the daemon goes on.
@@ -41,12 +43,13 @@ class Host:
 
 
 class Outgoing:
-    """Hears what the daemon's qube asks for from now on."""
+    """Hears what the daemon's qube asks for from now on. `at_once`: seconds within which a verdict without a person comes."""
 
-    def __init__(self, daemon: Daemon, host: Host) -> None:
-        self._daemon, self._host = daemon, host
+    def __init__(self, daemon: Daemon, host: Host, *, at_once: float = AT_ONCE) -> None:
+        self._daemon, self._host, self._at_once = daemon, host, at_once
         self._pending: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(MAX_ASKING)
         self._loop = asyncio.get_running_loop()
         daemon.asked = self._asked
         daemon.answerable = self._take
@@ -86,7 +89,7 @@ class Outgoing:
         target, outcome = trigger.target, "ended"
         try:
             query = Query(self._daemon.qube.name, trigger.target, trigger.service, trigger.source)
-            verdict = await policy_client.ask(self._host.policy, self._host.policy_program, query)
+            verdict = await self._verdict(query)
             target = verdict.target_uuid or verdict.target
             await self._allowed(trigger, verdict, target)
         except Denied as error:
@@ -99,6 +102,17 @@ class Outgoing:
         self._host.log.write(
             event="end", source=self._daemon.qube.name, service=trigger.service, requested_target=trigger.target, target=target,
             outcome=outcome, seconds=round(self._loop.time() - started, 3))
+
+    async def _verdict(self, query: Query) -> Verdict:
+        """One after the other, nearly: however many calls a qube makes, others find a short queue. Raises Denied."""
+        async with self._turns:
+            asking = self._loop.create_task(policy_client.ask(self._host.policy, self._host.policy_program, query))
+            try:
+                await asyncio.wait([asking], timeout=self._at_once)
+            except asyncio.CancelledError:
+                asking.cancel()
+                raise
+        return await asking
 
     async def _allowed(self, trigger: qrexec.Trigger, verdict: Verdict, target: str) -> None:
         """From the verdict to the call's end. Raises one of _FAILURES."""
