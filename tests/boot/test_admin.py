@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.boot.place import DVM, TEMPLATE, Place
+from tests.boot.place import DVM, Place
 
 from cloison.qrexec.host import host_service
 

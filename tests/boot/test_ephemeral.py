@@ -1,4 +1,4 @@
-"""What a qube with an ephemeral volatile disk writes, and throws away, can be read by nobody: not in its files, not after its end."""
+"""What a qube with an ephemeral volatile disk writes can be read by nobody: not in its files, not after its end."""
 from __future__ import annotations
 
 import os
@@ -22,7 +22,8 @@ with open('/proc/swaps') as swaps:
         swaps.seek(0)
 " && swapoff /dev/vdc"""
 # The words are put together in the guest, so that they are in no file but as what it wrote.
-WRITE = "yes attack-at-dawn | tr a-z A-Z | head -c 4M > /dev/vdc && yes retreat-at-dawn | tr a-z A-Z | head -c 4M > /var/tmp/file && sync"
+WRITE = ("yes attack-at-dawn | tr a-z A-Z | head -c 4M > /dev/vdc && "
+         "yes retreat-at-dawn | tr a-z A-Z | head -c 4M > /var/tmp/file && sync")
 WRITTEN = (b"ATTACK-AT-DAWN", b"RETREAT-AT-DAWN")
 
 

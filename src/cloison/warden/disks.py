@@ -76,7 +76,7 @@ def _nameless(source: DiskSource, tmp: str, opened: list[int]) -> DiskFile:
     if not source.ephemeral:
         create_overlay_fd(fd, source.size)
         return DiskFile(fd, "qcow2", read_only=False)
-    from cloison.storage import luks        # with the first disk that needs it: the cipher's library takes 30 ms and 9 MB
+    from cloison.storage import luks  # with the first disk that needs it: the cipher's library takes 30 ms and 9 MB
 
     secret = luks.new_secret()
     create_overlay_fd(fd, source.size, Encryption(luks.new_header(secret), luks.LENGTH))

@@ -32,8 +32,8 @@ class DiskSource:
 
     `layers`: bottom first, all read-only commits, possibly none. `top`: the writable file (a volume that is saved at
     stop), or None: then, if `writable`, the warden makes a temporary overlay of `size` bytes without a name, gone with its
-    process; if not `writable`, the uppermost layer is the disk, read-only. `ephemeral`: what is written to that overlay is encrypted
-    with a key that nobody keeps.
+    process; if not `writable`, the uppermost layer is the disk, read-only. `ephemeral`: what is written to that overlay is
+    encrypted with a key that nobody keeps.
     """
 
     role: str                       # root, private, volatile, modules
