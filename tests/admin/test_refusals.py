@@ -145,3 +145,14 @@ def test_notes_hold_what_may_be_shown(tmp_path: Path) -> None:
         return notes.content
 
     assert asyncio.run(run()) == "a\tb\n\u00e9___"
+
+
+def test_updates_of_a_qube_elsewhere_are_not_known_here(tmp_path: Path) -> None:
+    async def run() -> Answer:
+        app = await fake_app(str(tmp_path))
+        await ask(app, "admin.vm.Create.RemoteVM", "dom0", "", "name=rem label=gray")
+        answer = await ask(app, "qubes.NotifyUpdates", "dom0", "", "2", source="rem", socket="qubesd.misc.sock")
+        app.parts.store.close()
+        return answer
+
+    assert asyncio.run(run()).failure == "QubesVMError"

@@ -278,3 +278,102 @@ def _state(both: Both, name: str) -> list[str]:
     texts.append(connection.call(name, "admin.vm.device.block.Assigned").decode())
     lines = "\n".join(texts).replace(name, "NAME").splitlines()
     return [line for line in lines if line.split(" ", 1)[0] not in ITS_OWN]
+
+
+# What is the system's own: their client goes there and back, then ours does; each step must print and leave the same.
+THERE_AND_BACK = """
+qvm-prefs net1 netvm none
+qubes-prefs
+qubes-prefs default_netvm net2
+qubes-prefs default_netvm net1
+qubes-prefs --get default_netvm
+qubes-prefs default_netvm
+qubes-prefs --hide-default
+qubes-prefs default_netvm none
+qubes-prefs --default default_netvm
+qubes-prefs default_dispvm app1
+qubes-prefs default_dispvm app2
+qvm-ls --fields name,netvm,default_dispvm
+qubes-prefs -D default_dispvm
+qubes-prefs stats_interval many
+qubes-prefs --set stats_interval 5
+qubes-prefs --default stats_interval
+qubes-prefs check_updates_vm off
+qubes-prefs -D check_updates_vm
+qubes-prefs clockvm net1
+qvm-features net1
+qubes-prefs clockvm none
+qubes-prefs --default clockvm
+qubes-prefs updatevm net2
+qubes-prefs --default updatevm
+qubes-prefs default_kernel nosuch
+qubes-prefs default_pool nosuch
+qubes-prefs maxmem 5
+qubes-prefs nosuch
+qubes-prefs nosuch value
+qubes-prefs --default nosuch
+qubes-prefs --help-properties
+qvm-prefs --default net1 netvm
+qvm-pool add -o dir_path={dir} second qcow2
+qvm-pool add -o dir_path={dir} second qcow2
+qvm-pool info second
+qvm-pool set -o revisions_to_keep=2 second
+qvm-pool set -o ephemeral_volatile=yes second
+qvm-pool set -o nosuch=1 second
+qvm-pool info second
+qvm-create --label red --template tpl -P second other
+qvm-volume list -p second
+qvm-volume info other:private revisions_to_keep
+qvm-volume info other:volatile ephemeral
+qvm-volume config other:volatile ephemeral no
+qvm-volume config other:private rw no
+qvm-volume info other:private rw
+qvm-pool remove second
+qvm-device block assign other dom0:sda
+qvm-device block assign --required other dom0:sda
+qvm-device block list --assignments other
+qvm-block unassign other
+qvm-device block deny other
+qvm-prefs other devices_denied u03****b******
+qvm-prefs other devices_denied nosuch
+qvm-prefs other keyboard_layout de+nodeadkeys+
+qvm-prefs other keyboard_layout de
+qvm-prefs other template_for_dispvms yes
+qvm-prefs app1 default_dispvm other
+qvm-prefs --default other template_for_dispvms
+qvm-remove --force other
+qvm-prefs --default app1 default_dispvm
+qvm-prefs --default other template_for_dispvms
+qvm-check --quiet other
+qvm-remove --force other
+qvm-pool remove second
+qvm-pool remove second
+qvm-pool info second
+"""
+SYSTEM_STATE = ("qubes-prefs", "qvm-ls --raw-data --fields name,class,netvm,default_dispvm,pool", "qvm-pool list")
+# Differ by themselves: free space.
+_OWN = ("usage", "size", "dir_path")
+
+
+def _whole(both: Both) -> str:
+    return "".join(both.ours(*shlex.split(line)).stdout for line in SYSTEM_STATE)
+
+
+def _comparable(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.split(" ", 1)[0] not in _OWN]
+
+
+def test_the_systems_own_settings(qubes: Both, tmp_path_factory: pytest.TempPathFactory) -> None:
+    before = _whole(qubes)
+    told: list[list[tuple[str, int, bool, list[str], str]]] = []
+    for run in (qubes.theirs, qubes.ours):
+        folder = str(tmp_path_factory.mktemp("pool"))
+        told.append([])
+        for line in THERE_AND_BACK.strip().splitlines():
+            done = run(*shlex.split(line.replace("{dir}", folder)), text="")
+            told[-1].append((line, done.returncode, "Traceback" in done.stderr, _comparable(done.stdout), _whole(qubes)))
+        assert _whole(qubes) == before
+    for (line, status, broken, printed, state), ours in zip(*told, strict=True):
+        assert (printed, state) == ours[3:], line
+        assert not ours[2], line
+        assert status == ours[1] or (broken and ours[1]), line

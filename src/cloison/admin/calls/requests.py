@@ -4,7 +4,7 @@ from __future__ import annotations
 import time
 
 from cloison.admin.qubesd import Call
-from cloison.errors import BadRequest, QubeNotRunning
+from cloison.errors import BadRequest, QubeError, QubeNotRunning
 from cloison.model import requests
 from cloison.model.domains import Qube
 
@@ -52,6 +52,8 @@ def notify_updates(call: Call) -> None:
     if not text.isdecimal() or not text.isascii() or len(text) > MAX_DIGITS:
         raise BadRequest("the payload must be the number of updates")
     count, qube = int(text), call.source
+    if qube.klass == "RemoteVM":
+        raise QubeError(f"{qube.name} is a RemoteVM: its updates are not known here")
     if qube.get_or_none("updateable"):
         return _note_updates(call, qube, count)
     template = next((each for each in qube.templates() if each.get("updateable")), None)
