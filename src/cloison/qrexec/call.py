@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable
 
 from cloison.errors import PeerError
-from cloison.qrexec import stderr_log
+from cloison.qrexec import one_socket, stderr_log
+from cloison.qrexec.connecting import Connecting
+from cloison.qrexec.feed import Feed
 from cloison.qrexec.lookup import FAILED, CannotStart
 from cloison.qrexec.process import Connected, Started
 from cloison.runtime.children import when_ended
@@ -24,37 +25,11 @@ from cloison.runtime.port import Channels
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 
-BUSY_AGAIN = 0.02                        # s until a socket service with a full queue is tried again
 _CANDIDATE = 0                           # no message's kind: a program's stdin, watched for output (reference/qrexec.md 7.4)
 
 # What a service writes is read here, behind its header, and leaves from here: one thread, and no callback waits.
 _frame = bytearray(qrexec.HEADER.size + qrexec.MAX_CHUNK)
 _view = memoryview(_frame)
-
-# Programs that may signal that their stdin serves both directions. One process, one signal: which program sent it can't be told
-# for sure (it may have ended, signals merge), so each that is running is then watched for bytes on its stdin, which else has none.
-_programs: set[Call] = set()
-_signalled: list[int] = []
-_hearing: list[asyncio.AbstractEventLoop] = []
-
-
-def _hear_signals(loop: asyncio.AbstractEventLoop) -> None:
-    if _hearing == [loop]:
-        return
-    _hearing[:] = [loop]
-    _programs.clear()
-    loop.add_signal_handler(signal.SIGUSR1, _one_socket)
-    signal.signal(signal.SIGUSR1, _mark)         # runs before the next callback; `_one_socket` is such a callback
-
-
-def _mark(number: int, _frame: object) -> None:
-    _signalled[:] = [number]
-
-
-def _one_socket() -> None:
-    for call in _programs:
-        call.may_use_one_socket()
-
 
 class Call:
     """It opens the data channel as vchan client and says hello; then either `serve` or `refuse`, now or later.
@@ -74,15 +49,12 @@ class Call:
         self._decoder = qrexec.Decoder(qrexec.FROM_CALLER)
         self._unsent: deque[bytes | memoryview] = deque()
         self._unconsumed = 0
-        self._to_service: deque[memoryview] = deque()
-        self._input: socket.socket | None = None     # towards the service
-        self._input_ended = False                    # the caller has sent the end of its input
-        self._writing_input = False
+        self._feed = Feed(self._input_drained, self._input_over)
         self._sources: dict[int, int] = {}           # descriptor of an output -> message kind
         self._reading = False
-        self._ready = False                          # the service takes input
         self._started: Started | None = None
         self._connected: Connected | None = None
+        self._connecting: Connecting | None = None
         self._stream: socket.socket | None = None    # to a socket service
         self._unwatch: Callable[[], None] | None = None      # set while its end is waited for
         self._status: int | None = None              # of the service
@@ -122,59 +94,36 @@ class Call:
         if self._quiet or self._over:
             started.stdout.close()
             started.stdin.close()
-            self._follow_errors(started.stderr)
+            stderr_log.follow(started.stderr, self._log)
             self._exit(0)
             return
-        self._input, self._ready = started.stdin, True
-        _hear_signals(self._loop)
-        _programs.add(self)
+        self._feed.attach(started.stdin)
+        one_socket.begin(self)
         self._sources = {started.stdout.fileno(): qrexec.STDOUT, started.stderr: qrexec.STDERR}
         if not self._send_stderr:
             self._send(qrexec.end_of_stream(qrexec.STDERR))
         self._read_sources(True)
-        self._write_input()
+        self._feed.write()
 
     def _serve_stream(self, connected: Connected) -> None:
         self._connected = connected
         if connected.greeting:
-            self._to_service.appendleft(memoryview(connected.greeting))
+            self._feed.put_first(connected.greeting)
         if not self._quiet:
             self._send(qrexec.end_of_stream(qrexec.STDERR))
-        if connected.stream is None:
-            self._loop.call_later(BUSY_AGAIN, self._connect_again, connected)
-        else:
-            self._await_connection(connected.stream)
-
-    def _connect_again(self, connected: Connected) -> None:
-        if self._over:
-            return
-        try:
-            self._await_connection(connected.connect())
-        except BlockingIOError:
-            self._loop.call_later(BUSY_AGAIN, self._connect_again, connected)
-        except OSError as error:
-            self._not_connected(error.errno or 0)
-
-    def _await_connection(self, stream: socket.socket) -> None:
-        self._stream = self._input = stream
-        self._loop.add_writer(stream, self._connection_made, stream)
+        self._connecting = Connecting(connected, self._connection_made, self._not_connected)
 
     def _connection_made(self, stream: socket.socket) -> None:
-        self._loop.remove_writer(stream)
-        failure = stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failure:
-            self._not_connected(failure)
-            return
+        self._stream = stream
         if self._quiet:
             with contextlib.suppress(OSError):
-                stream.send(b"".join(self._to_service))      # some hundred bytes into an empty buffer
-            self._to_service.clear()
+                stream.send(self._feed.take())       # some hundred bytes into an empty buffer
             self._exit(0)
             return
-        self._ready = True
+        self._feed.attach(stream)
         self._sources = {stream.fileno(): qrexec.STDOUT}
         self._read_sources(True)
-        self._write_input()
+        self._feed.write()
 
     def _not_connected(self, number: int) -> None:
         print(f"call refused: the service's socket: {os.strerror(number)}", file=sys.stderr)
@@ -231,14 +180,9 @@ class Call:
             self._log.write(b"")
         if kind == qrexec.STDOUT or self._send_stderr:
             self._send(qrexec.end_of_stream(kind))
-        if self._stream is not None and not self._input_ended:
-            self._unwatch = watch_hangup(self._stream, self._hung_up)
-        self._maybe_exit()
-
-    def _hung_up(self) -> None:
-        """The socket service reads no more either: nothing of its caller's input is waited for."""
-        self._input_ended = True
-        self._close_input()
+        if self._stream is not None and not self._feed.ended:
+            # If it reads no more either, nothing of its caller's input is waited for.
+            self._unwatch = watch_hangup(self._stream, self._feed.end)
         self._maybe_exit()
 
     def _exited(self) -> None:
@@ -246,25 +190,8 @@ class Call:
         code = self._started.process.wait()
         self._status = code if code >= 0 else 128 - code
         if not self._over and not self._exit_sent:
-            self._close_input()
+            self._feed.close()
             self._maybe_exit()
-
-    def _follow_errors(self, fd: int) -> None:
-        """A program that nobody listens to: what it complains of still goes to the log, or nowhere."""
-        if self._log is None:
-            os.close(fd)
-            return
-        log = self._log
-
-        def complaint() -> None:
-            with contextlib.suppress(BlockingIOError):
-                data = os.read(fd, 4096)
-                log.write(data)
-                if not data:
-                    self._loop.remove_reader(fd)
-                    os.close(fd)
-
-        self._loop.add_reader(fd, complaint)
 
     # -- one socket for both directions --------------------------------------------------------------------------------
 
@@ -292,7 +219,7 @@ class Call:
 
     def _one_socket_after(self, stdout: int) -> bool:
         """Its stdout has ended: does it go on on its stdin? The signal may have come in this very turn of the loop."""
-        if _signalled:
+        if one_socket.signalled():
             self.may_use_one_socket()
         fd = next((each for each, kind in self._sources.items() if kind == _CANDIDATE), None)
         if fd is None or not self._has_written_to_stdin():
@@ -322,9 +249,9 @@ class Call:
         if self._connected is not None:
             config = self._connected.config
             ended = not self._sources
-            if not ended and self._input_ended and not self._to_service and config.exit_on_client_eof:
+            if not ended and self._feed.ended and self._feed.empty and config.exit_on_client_eof:
                 self._send(qrexec.end_of_stream(qrexec.STDOUT))
-            elif not ended or not (self._input_ended or config.exit_on_service_eof):
+            elif not ended or not (self._feed.ended or config.exit_on_service_eof):
                 return
             self._exit(0)
         elif self._status is not None and not any(self._sources.values()):
@@ -345,18 +272,19 @@ class Call:
     def _end(self) -> None:
         """The channel is used no longer."""
         self._over = True
-        _programs.discard(self)
+        one_socket.end(self)
         self._unsent.clear()
-        self._to_service.clear()
+        self._feed.take()
         self._read_sources(False)
         self._sources.clear()
-        self._close_input()
+        self._feed.close()
+        if self._connecting is not None:
+            self._connecting.stop()
         if self._started is not None and not self._quiet:
             self._started.close()
         if self._unwatch is not None:
             self._unwatch()
         if self._stream is not None:
-            self._loop.remove_writer(self._stream)
             self._stream.close()
         if self._log is not None and not self._quiet:
             self._log.write(b"")
@@ -400,69 +328,23 @@ class Call:
         try:
             while (message := self._decoder.next_message()) is not None:
                 if isinstance(message, qrexec.Data) and message.kind == qrexec.STDIN:
-                    self._to_service.append(memoryview(message.payload))
+                    self._feed.put(message.payload)
         except PeerError as error:
             print(f"call dropped: {error}", file=sys.stderr)
             self._channels.close(self._handle)
             self._end()
             return
-        if self._ready:
-            self._write_input()
+        self._feed.write()
         self._finish_when_sent()
 
-    def _write_input(self) -> None:
-        while self._to_service:
-            chunk = self._to_service[0]
-            if not len(chunk):
-                self._to_service.popleft()
-                self._input_ended = True
-                self._close_input()
-                self._maybe_exit()
-                continue
-            if self._input is not None and not self._put(self._input, chunk):
-                return
-            if self._input is None:
-                self._to_service.popleft()
+    def _input_drained(self) -> None:
         if not self._over:
             self._channels.consumed(self._handle, self._unconsumed)
             self._unconsumed = 0
 
-    def _put(self, stream: socket.socket, chunk: memoryview) -> bool:
-        """False: the service takes no more now."""
-        try:
-            sent = stream.send(chunk)
-        except BlockingIOError:
-            if not self._writing_input:
-                self._writing_input = True
-                self._loop.add_writer(stream, self._input_writable)
-            return False
-        except OSError:
-            self._input_ended = True
-            self._close_input()
+    def _input_over(self) -> None:
+        if not self._over:
             self._maybe_exit()
-            return True
-        if sent < len(chunk):
-            self._to_service[0] = chunk[sent:]
-        else:
-            self._to_service.popleft()
-        return True
-
-    def _input_writable(self) -> None:
-        assert self._input is not None
-        self._loop.remove_writer(self._input)
-        self._writing_input = False
-        self._write_input()
-
-    def _close_input(self) -> None:
-        """The service sees the end; what still comes is read and dropped."""
-        if self._input is None:
-            return
-        if self._writing_input:
-            self._loop.remove_writer(self._input)
-            self._writing_input = False
-        with contextlib.suppress(OSError):
-            self._input.shutdown(socket.SHUT_WR)
-        self._input = None
 
     def closed(self) -> None:
         """The caller is gone: the service sees the end of its input and a closed output, and goes on as it likes."""

@@ -5,7 +5,9 @@ caller's doing in part, so here is the one place where it is made harmless: prin
 """
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import socket
 
 SOCKET = "/dev/log"
@@ -41,3 +43,21 @@ class Log:
             self._stream = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         with contextlib.suppress(OSError):
             self._stream.sendto(record, self._path)
+
+
+def follow(fd: int, log: Log | None) -> None:
+    """Of a program that nobody listens to: what it complains of still goes to the log, or nowhere. The descriptor is taken over."""
+    if log is None:
+        os.close(fd)
+        return
+    loop, lines = asyncio.get_running_loop(), log
+
+    def complaint() -> None:
+        with contextlib.suppress(BlockingIOError):
+            untrusted = os.read(fd, 4096)
+            lines.write(untrusted)
+            if not untrusted:
+                loop.remove_reader(fd)
+                os.close(fd)
+
+    loop.add_reader(fd, complaint)

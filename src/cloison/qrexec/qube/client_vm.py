@@ -5,7 +5,7 @@ with the data channel's address, and in a qube of ours with its descriptor; wher
 """
 from __future__ import annotations
 
-import _signal                           # the part of `signal` that costs nothing to import
+import _signal  # the part of `signal` that costs nothing to import
 import _socket
 import os
 import sys

@@ -1,0 +1,51 @@
+"""Programs that use their stdin for both directions, and say so by SIGUSR1 to whom QREXEC_AGENT_PID names (reference/qrexec.md 7.4).
+
+One process, one signal: which program sent it can't be told for sure (it may have ended, signals merge), so each that is running
+is then watched for bytes on its stdin, which else has none.
+"""
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Protocol
+
+
+class Program(Protocol):
+    """A call that a program serves."""
+
+    def may_use_one_socket(self) -> None: ...
+
+
+_programs: set[Program] = set()
+_signalled: list[int] = []
+_hearing: list[asyncio.AbstractEventLoop] = []
+
+
+def begin(program: Program) -> None:
+    """It runs: tell it of signals, which come to the loop that is running now."""
+    loop = asyncio.get_running_loop()
+    if _hearing != [loop]:
+        _hearing[:] = [loop]
+        _programs.clear()
+        loop.add_signal_handler(signal.SIGUSR1, _tell)
+        signal.signal(signal.SIGUSR1, _mark)         # runs before the next callback; `_tell` is such a callback
+    _programs.add(program)
+
+
+def end(program: Program) -> None:
+    """Idempotent."""
+    _programs.discard(program)
+
+
+def signalled() -> bool:
+    """Whether any program has ever signalled, perhaps in this very turn of the loop."""
+    return bool(_signalled)
+
+
+def _mark(number: int, _frame: object) -> None:
+    _signalled[:] = [number]
+
+
+def _tell() -> None:
+    for program in list(_programs):
+        program.may_use_one_socket()
