@@ -7,8 +7,9 @@ from pathlib import Path
 from cloison.daemon import launch
 from cloison.daemon.fake import FakeHost
 from cloison.model import labels
+from cloison.model.catalogue import SYSTEM
 from cloison.model.creation import Birth, create
-from cloison.model.domains import READY, SYSTEM, System
+from cloison.model.domains import READY, System
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Pool
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, launch_from_json, launch_to_json

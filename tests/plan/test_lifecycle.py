@@ -5,8 +5,9 @@ import pytest
 from cloison.daemon.fake import FakeHost
 from cloison.errors import CloisonError, QubeError, QubeNotHalted
 from cloison.model import labels
+from cloison.model.catalogue import SYSTEM
 from cloison.model.creation import Birth, create
-from cloison.model.domains import READY, SYSTEM, System
+from cloison.model.domains import READY, System
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Pool
 from cloison.plan import lifecycle

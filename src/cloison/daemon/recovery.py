@@ -12,7 +12,8 @@ from cloison.daemon import qubes_xml, rpc_links
 from cloison.daemon.app import App
 from cloison.errors import CloisonError, HostError, StorageError, StoreError
 from cloison.model import deferred, labels
-from cloison.model.domains import IMPORTING, READY, SYSTEM, Qube, System
+from cloison.model.catalogue import SYSTEM
+from cloison.model.domains import IMPORTING, READY, Qube, System
 from cloison.model.journal import Row
 from cloison.model.volumes import Pool
 from cloison.qrexec.policyd.policy_files import folders, make_folders

@@ -13,8 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 from cloison.errors import StoreError
+from cloison.model.catalogue import SYSTEM
 from cloison.model.devices import Assignment, Device
-from cloison.model.domains import SYSTEM, Qube, System
+from cloison.model.domains import Qube, System
 from cloison.model.journal import Row
 from cloison.model.labels import Label
 from cloison.model.properties import Holder, Value

@@ -10,25 +10,22 @@ from dataclasses import dataclass, replace
 
 from cloison.errors import (
     BadValue,
-    CloisonError,
     FeatureNotFound,
-    PoolInUse,
     QubeExists,
-    QubeInUse,
     QubeNotFound,
     TagNotFound,
 )
-from cloison.model import features, labels
+from cloison.model import features
+from cloison.model.catalogue import Catalogue
 from cloison.model.devices import Assignment
 from cloison.model.host import Host
-from cloison.model.journal import Journal, Row
+from cloison.model.journal import Row
 from cloison.model.properties import Holder, Property, Value
-from cloison.model.volumes import Pool, Volume
+from cloison.model.volumes import Volume
 from cloison.values import PowerState
 
 DOM0 = "dom0"
 DOM0_UUID = "00000000-0000-0000-0000-000000000000"
-SYSTEM = -1
 MAX_QID = 9999
 READY, CREATING, IMPORTING, REMOVING = "ready", "creating", "importing", "removing"
 
@@ -287,26 +284,20 @@ def _in_order(qubes: Iterable[Qube]) -> list[Qube]:
     return sorted(qubes, key=lambda qube: (qube.name != DOM0, qube.name))
 
 
-class System(Holder):
+class System(Catalogue):
     """The global object, and everything there is."""
 
     table = "globals"
 
     def __init__(self, properties: Mapping[str, Property], kinds: Mapping[str, Kind], host: Host) -> None:
-        super().__init__(properties, Journal(), subject="", owner=SYSTEM)
+        super().__init__(properties)
         self.kinds, self.host = kinds, host
-        self.labels: dict[str, labels.Label] = {}
-        self.pools: dict[str, Pool] = {}
         self.qubes: dict[str, Qube] = {}
         self.dom0 = Qube(self, kinds["AdminVM"], DOM0, DOM0_UUID, 0)
         self.qubes[DOM0] = self.dom0
 
     def resolve_qube(self, name: str) -> bool:
         return name in self.qubes and self.qubes[name].klass != "RemoteVM"
-
-    def resolve_label(self, text: str) -> str | None:
-        label = labels.find(self.labels, text) or labels.find(self.labels, text.removeprefix("label-"))
-        return label.name if label else None
 
     def announce_inherited(self, prop: Property) -> None:
         """Global values are announced by the effects of their properties."""
@@ -369,60 +360,3 @@ class System(Holder):
     def remove(self, qube: Qube) -> None:
         """Forget the qube; the store forgets all that belongs to it with its row."""
         self.journal.drop("qubes", qube.qid, self.qubes, qube.name)
-
-    def referrers(self, qube: Qube) -> list[tuple[Holder, str]]:
-        """Who points here: qubes by an explicitly set property, the system by any."""
-        found: list[tuple[Holder, str]] = []
-        for holder in (other for other in self.qubes.values() if other is not qube and not other.is_preload):
-            found += [(holder, name) for name, value in holder.values.items()
-                      if value == qube.name and holder.properties[name].type == "vm"]
-        found += [(self, name) for name, prop in self.properties.items()
-                  if prop.type == "vm" and self.get_or_none(name) == qube.name]
-        return found
-
-    def check_removable(self, qube: Qube) -> None:
-        """Raises QubeInUse."""
-        if qube is self.dom0:
-            raise QubeInUse("dom0 can't be removed")
-        if qube.get_or_none("installed_by_rpm"):
-            raise QubeInUse(f"{qube.name} was installed by the package manager; remove its package")
-        for holder, prop in self.referrers(qube):
-            raise QubeInUse(f"{qube.name} is needed: it is the {prop} of {holder.subject or 'the system'}")
-        for other in self.qubes.values():
-            if other is not qube and any(rule.device.backend == qube.name for rule in other.assignments.values()):
-                raise QubeInUse(f"{qube.name} is needed: {other.name} is assigned a device of it")
-
-    # -- labels and pools --------------------------------------------------------------------------------------------
-
-    def add_label(self, name: str, colour: str) -> None:
-        index = max([labels.BUILT_IN, *(label.index for label in self.labels.values())]) + 1
-        self.journal.put("labels", SYSTEM, self.labels, name, labels.Label(index, colour, name))
-
-    def drop_label(self, name: str) -> None:
-        self.journal.drop("labels", SYSTEM, self.labels, name)
-
-    def pool(self, name: str) -> Pool:
-        """Raises CloisonError."""
-        try:
-            return self.pools[name]
-        except KeyError:
-            raise CloisonError(f"there is no pool {name[:60]!r}") from None
-
-    def put_pool(self, pool: Pool) -> None:
-        self.journal.put("pools", SYSTEM, self.pools, pool.name, pool)
-
-    def configure_pool(self, name: str, **config: str) -> None:
-        pool = self.pool(name)
-        self.put_pool(replace(pool, config={**pool.config, **config}))
-
-    def check_pool_removable(self, name: str) -> None:
-        """Raises PoolInUse."""
-        for prop in self.properties:
-            if prop.startswith("default_pool") and self.get_or_none(prop) == name:
-                raise PoolInUse(f"pool {name} is the system's {prop}")
-        for qube in self.qubes.values():
-            if any(volume.pool == name for volume in qube.volumes.values()):
-                raise PoolInUse(f"pool {name} holds volumes of {qube.name}")
-
-    def drop_pool(self, name: str) -> None:
-        self.journal.drop("pools", SYSTEM, self.pools, name)

@@ -11,8 +11,9 @@ from xml.etree.ElementTree import Element
 
 from cloison.errors import CloisonError
 from cloison.model import devices, features, labels, volumes
+from cloison.model.catalogue import SYSTEM
 from cloison.model.devices import Assignment, Device
-from cloison.model.domains import MAX_QID, SYSTEM, Qube, System
+from cloison.model.domains import MAX_QID, Qube, System
 from cloison.model.labels import Label
 from cloison.model.properties import NO_DEFAULT, Holder, Property, Value
 from cloison.model.qubesxml_elements import BadQubesXml, attribute, children, elements, named_texts, parse_flag, parse_number

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cloison.errors import BadPropertyValue, BadValue, QubeInUse, QubeNotHalted, QubeNotStarted
+from cloison.model import removal
 from cloison.model.devices import parse_interfaces
 from cloison.model.domains import Qube, System
 from cloison.model.properties import Holder
@@ -172,7 +173,7 @@ def for_disposables(qube: Qube, value: bool) -> bool:
     children = [child for child in system.children(qube) if not child.is_preload]
     if children:
         raise QubeInUse(f"{qube.name} is the template of disposable {children[0].name}")
-    for holder, prop in system.referrers(qube):
+    for holder, prop in removal.referrers(system, qube):
         if prop in ("default_dispvm", "management_dispvm"):
             raise QubeInUse(f"{qube.name} is the {prop} of {holder.subject or 'the system'}")
     return value

@@ -13,6 +13,7 @@ from cloison.errors import (
     QubeNotRunning,
     QubeNotStarted,
 )
+from cloison.model import removal
 from cloison.model.domains import READY, REMOVING, Qube, System
 from cloison.values import PowerState
 
@@ -128,10 +129,10 @@ def check_suspend(qube: Qube) -> None:
 def check_remove(qube: Qube) -> None:
     """Raises QubeInUse, QubeNotHalted."""
     if qube is qube.system.dom0 or qube.get_or_none("installed_by_rpm"):
-        qube.system.check_removable(qube)
+        removal.check_removable(qube.system, qube)
     if qube.kind.machine and not qube.is_halted:
         raise QubeNotHalted(f"{qube.name} is {qube.power}: shut it down before removing it")
-    qube.system.check_removable(qube)
+    removal.check_removable(qube.system, qube)
 
 
 def check_disposable(template: Qube) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cloison.admin.calls.volumes import flag, number
 from cloison.admin.qubesd import Call, Driver
 from cloison.errors import BadRequest, CloisonError, NotPermitted, PoolInUse, StorageError
+from cloison.model import removal
 from cloison.model.volumes import Pool
 from cloison.plan import volumes as rules
 
@@ -135,7 +136,7 @@ def _config(driver: Driver, options: dict[str, str]) -> dict[str, str]:
 async def remove(call: Call) -> None:
     async with call.qubesd.changing_pools:
         pool = _pool(call)
-        call.system.check_pool_removable(pool.name)
+        removal.check_pool_removable(call.system, pool.name)
         with call.qubesd.transaction():
             call.system.journal.emit("", "pool-pre-delete", pool=pool.name)
             call.system.drop_pool(pool.name)
