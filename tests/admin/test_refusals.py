@@ -68,6 +68,7 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.label.Remove", "dom0", "a/b"), "QubesInvalidLabelError"),
     (("admin.label.Get", "dom0", "1"), ""),
     (("admin.vm.property.Set", "work", "label", "label-1"), ""),
+    (("admin.vm.property.Set", "work", "label", "red\0blue"), "QubesValueError"),
     # The words of a creation are checked for dom0's class, too.
     (("admin.vm.Create.AdminVM", "dom0", "tpl", "name=x label=red"), "ProtocolError"),
     (("admin.vm.Create.AdminVM", "dom0", "", "name=x"), "ProtocolError"),

@@ -76,7 +76,8 @@ def test_volumes_of_pools_that_are_not_here_find_a_place(tmp_path: Path) -> None
         assert answer.content.splitlines() == [
             "pool vm-pool of driver lvm_thin is not taken over: 6 volumes are made in varlibqubes",
             "property default_pool is unset now: pool vm-pool is not taken over",
-            "the disks of 2 qubes are made empty: restore a backup to fill them"]
+            "the disks of 2 qubes are made empty: restore a backup to fill them",
+            "firewall rules and notes are not in a qubes.xml: each qube may connect to all until its rules are set"]
         info = (await ask(app, "admin.vm.volume.Info", "work", "root")).content
         assert "pool=varlibqubes\nvid=appvms/work/root\nsize=20000000000\n" in info
         assert "source=vm-templates/tpl/root\n" in info

@@ -147,13 +147,13 @@ class Holder(abc.ABC):
             return parse_int(untrusted_text)
         if prop.type == "vm":
             return self._parse_qube(prop, untrusted_text)
+        if len(untrusted_text) > MAX_TEXT or not _PRINTABLE.issuperset(untrusted_text):
+            raise BadValue(f"property {prop.name} takes printable ASCII text only")
         if prop.type == "label":
             label = self.resolve_label(untrusted_text)
             if label is None:
                 raise LabelNotFound(f"no label {untrusted_text[:60]!r}")
             return label
-        if len(untrusted_text) > MAX_TEXT or not _PRINTABLE.issuperset(untrusted_text):
-            raise BadValue(f"property {prop.name} takes printable ASCII text only")
         return untrusted_text
 
     def _parse_qube(self, prop: Property, untrusted_text: str) -> str | None:
