@@ -157,3 +157,27 @@ def test_updates_of_a_qube_elsewhere_are_not_known_here(tmp_path: Path) -> None:
         return answer
 
     assert asyncio.run(run()).failure == "QubesVMError"
+
+
+@pytest.mark.parametrize(("call", "failure"), [
+    (("admin.vm.property.Set", "work", "maxmem", "700"), "QubesVMNotHaltedError"),
+    (("admin.vm.property.Set", "work", "maxmem", "0"), ""),            # as it is
+    (("admin.vm.feature.Set", "work", "service.meminfo-writer", ""), ""),
+    (("admin.vm.property.Set", "work", "template", "tpl"), "QubesVMNotHaltedError"),
+    (("admin.vm.property.Set", "dvm", "template", "tpl"), ""),
+    (("admin.vm.property.Set", "dvm", "template", "other"), "QubesVMInUseError"),
+])
+def test_what_a_running_qube_holds_fast(tmp_path: Path, call: tuple[str, ...], failure: str) -> None:
+    """`work` runs, and a disposable of `dvm`."""
+    async def run() -> Answer:
+        app = await fake_app(str(tmp_path))
+        for step in (*SYSTEM, ("admin.vm.Create.TemplateVM", "dom0", "", "name=other label=black"),
+                     ("admin.vm.Create.DispVM", "dom0", "dvm", "name=disposable label=red"),
+                     ("admin.vm.Start", "work"), ("admin.vm.Start", "disposable")):
+            made = await ask(app, *step)
+            assert not made.failure, (step, made)
+        answer = await ask(app, *call)
+        app.parts.store.close()
+        return answer
+
+    assert asyncio.run(run()).failure == failure

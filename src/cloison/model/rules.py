@@ -90,7 +90,7 @@ def virtualization(qube: Qube, value: str) -> str:
 def maximum_memory(qube: Qube, value: int) -> int:
     if value < 0:
         raise BadPropertyValue(f"property maxmem must be at least 0, not {value}")
-    if not qube.is_halted:
+    if value != qube.get("maxmem") and not qube.is_halted:
         raise QubeNotHalted(f"{qube.name} runs: its maxmem can't be changed now")
     return value
 
@@ -161,8 +161,8 @@ def template(qube: Qube, value: str | None) -> str:
     if not qube.is_halted:
         raise QubeNotHalted(f"{qube.name} runs: its template can't be changed now")
     running = [child.name for child in qube.system.children(qube) if not child.is_halted and not child.is_preload]
-    if running:
-        raise QubeNotHalted(f"{running[0]} runs and is based on {qube.name}: its template can't be changed now")
+    if running and value != qube.get("template"):
+        raise QubeInUse(f"{running[0]} runs and is based on {qube.name}: its template can't be changed now")
     return value
 
 
