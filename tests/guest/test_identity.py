@@ -44,10 +44,11 @@ def test_markers_of_kind_persistence_and_services() -> None:
     assert inside("""
 for folder in ("/run/qubes", "/run/qubes-service"):      # as _get_ready leaves them
     os.makedirs(folder, exist_ok=True)
-identity._markers({'/name': 'work', '/qubes-vm-type': 'TemplateVM', '/qubes-service/cups': '1', '/qubes-service/off': '0',
+identity._markers({'/name': 'work', '/qubes-vm-type': 'TemplateVM', '/qubes-service/cups': '1', '/qubes-service/tracker': '0',
                    '/qubes-service/deep/er': '1', '/other/crond': '1'}, 'full')
-result = [sorted(os.listdir('/run/qubes')), os.listdir('/run/qubes-service')]
-""") == [["persistent-full", "this-is-templatevm"], ["cups"]]
+result = [sorted(os.listdir('/run/qubes')), sorted(os.listdir('/run/qubes-service'))]
+""") == [["persistent-full", "this-is-templatevm"],
+         ["cups", "evolution-data-server", "meminfo-writer", "qubes-update-check", "software-rendering", "updates-proxy-setup"]]
 
 
 def test_clock_is_left_alone_when_it_is_right() -> None:

@@ -24,6 +24,14 @@ CLOCK_TOLERANCE = 5_000_000
 LOCALTIME = "/etc/localtime"
 NOBODY = "0" * 32
 USERS = ("root", "user")             # whom calls run programs as, as a rule
+# Services that are on unless the host says otherwise, by the kind of qube.
+_APP = ("qubes-update-check", "meminfo-writer", "tracker", "evolution-data-server", "software-rendering")
+SERVICES = {
+    "NetVM": ("network-manager", "qubes-network", "qubes-update-check", "qubes-updates-proxy", "meminfo-writer", "qubes-firewall",
+              "software-rendering"),
+    "ProxyVM": ("qubes-network", "qubes-firewall", "qubes-update-check", "meminfo-writer", "software-rendering"),
+    "AppVM": _APP, "DispVM": _APP, "TemplateVM": (*_APP, "updates-proxy-setup"),
+}
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -151,10 +159,14 @@ def _timezone(zone: str) -> None:
 
 def _markers(qubesdb: dict[str, str], persistence: str) -> None:
     """Files that scripts look at: what kind of qube this is, which services are on."""
-    kind = qubesdb.get("/qubes-vm-type", "AppVM").lower()
-    for name in (f"/run/qubes/this-is-{kind}", f"/run/qubes/persistent-{persistence}"):
+    kind = qubesdb.get("/qubes-vm-type", "AppVM")
+    for name in (f"/run/qubes/this-is-{kind.lower()}", f"/run/qubes/persistent-{persistence}"):
         _write(name, "")
+    on = dict.fromkeys(SERVICES.get(kind, ()), "1")
     for path, value in qubesdb.items():
         head, _, service = path.rpartition("/")
-        if head == "/qubes-service" and value == "1":
+        if head == "/qubes-service":
+            on[service] = value
+    for service, value in on.items():
+        if value == "1":
             _write(f"/run/qubes-service/{service}", "")

@@ -34,6 +34,9 @@ LINKS = {
     "usr/bin/qvm-move-to-vm": "qvm-copy",
     "usr/bin/qvm-open-in-dvm": "qvm-open-in-vm",
     "usr/lib/qubes/qrexec-client-vm": "../../bin/qrexec-client-vm",
+    "usr/lib/systemd/system/paths.target.wants/qubes-updates-proxy-forwarder.path": "../qubes-updates-proxy-forwarder.path",
+    "usr/lib/systemd/system/timers.target.wants/qubes-sync-time.timer": "../qubes-sync-time.timer",
+    "usr/lib/systemd/system/timers.target.wants/qubes-update-check.timer": "../qubes-update-check.timer",
 }
 _CONTROL = """\
 Package: {name}
@@ -81,6 +84,7 @@ def _stage(source: str, stage: str) -> None:
     with open(os.path.join(stage, "DEBIAN", "control"), "w", encoding="utf-8") as control:
         control.write(_control())
     for link, link_target in LINKS.items():
+        os.makedirs(os.path.dirname(os.path.join(stage, link)), exist_ok=True)
         os.symlink(link_target, os.path.join(stage, link))
     files = _set_modes(stage)
     with open(os.path.join(stage, "DEBIAN", "conffiles"), "w", encoding="utf-8") as conffiles:
