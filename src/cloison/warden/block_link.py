@@ -11,17 +11,20 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from cloison.client.qrexec import TERMINAL_TABLE
 from cloison.errors import MachineError, PeerError
 from cloison.qrexec.caller import Caller, Sink
 from cloison.qrexec.host import peer
+from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
 from cloison.wire.blocks import Block
 
 SERVICE = "cloison.Block"
 READY = b"ready\n"
 READY_TIME = 60.0           # s until the other qube has opened the device: a busy one takes long to start a program
+END_TIME = 5.0              # s that the other qube has to write out what it was sent
 _SAID = 4096                # bytes of it that are waited for
 _COMPLAINT = 300            # bytes of what it says instead that a person is shown
 
@@ -36,6 +39,7 @@ class BlockLink:
         self._channel, self._far_channel = socket.socketpair()
         self._carried = False                       # by the thread, which closes what it has
         self._loop = asyncio.get_running_loop()
+        self._unwatch: Callable[[], None] = lambda: None
         self.over = asyncio.Event()
 
     async def open(self) -> None:
@@ -61,6 +65,7 @@ class BlockLink:
             called = await peer.execute(self._path, 0, self._command, self._far_channel)
         ours, errors = socket.socketpair()
         self._carried = True
+        self._unwatch = watch_hangup(self._near, self._machine_left)
         threading.Thread(target=self._carry, args=(called, errors), name=self._command, daemon=True).start()
         with ours:
             ours.setblocking(False)
@@ -76,7 +81,15 @@ class BlockLink:
                 sinks = Sink(output.fileno(), own=True), Sink(errors.fileno(), own=True)
                 Caller(self._channel, self._near.fileno(), *sinks).run()
         with contextlib.suppress(RuntimeError):         # the loop has ended before
-            self._loop.call_soon_threadsafe(self.over.set)
+            self._loop.call_soon_threadsafe(self._ended)
+
+    def _machine_left(self) -> None:
+        """It has the disk no longer, or has thrown its server out: what is under way may end, and then the call does."""
+        self._loop.call_later(END_TIME, self.cut)
+
+    def _ended(self) -> None:
+        self._unwatch()
+        self.over.set()
 
     def cut(self) -> None:
         """End it now: for the machine the device is gone, for the other qube its caller. Idempotent."""

@@ -1,0 +1,263 @@
+"""Attached devices with a made-up qube at the other end: one that serves, and ones that say nothing, anything, or stop."""
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.contracts.machine import tiny
+
+from cloison.errors import MachineError
+from cloison.hypervisor.fake import GREETING, FakeMachine
+from cloison.runtime import unix
+from cloison.runtime.paths import Paths
+from cloison.warden import block_link, blocks
+from cloison.warden.blocks import Blocks
+from cloison.wire import qrexec
+from cloison.wire.blocks import Block, to_json
+
+BLOCK = Block("xvdi", "00000000-0000-4000-8000-00000000000b", "sda1", read_only=True)
+SERVED = [(qrexec.STDERR, b"ready\n"), (qrexec.STDOUT, GREETING)]
+GREAT = 1 << 20
+
+
+class Backend:
+    """The qrexec daemon of the other qube, and the service it starts: says `script`, then waits for its caller to go."""
+
+    def __init__(self, paths: Paths, script: list[tuple[int, bytes]], *, version: int = qrexec.VERSION) -> None:
+        self._listener = unix.listen(f"{paths.qubes}/qrexec.uuid:{BLOCK.backend}", 8)
+        self._script, self._version = script, version
+        self.command = ""
+        self.stream: socket.socket | None = None        # the data channel
+        self.refuse = False
+        self.left = asyncio.Event()                     # the caller has gone
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            control, _ = await loop.sock_accept(self._listener)
+            with control:
+                control.setblocking(False)
+                decoder, fds = qrexec.Decoder(qrexec.FROM_CLIENT), list[int]()
+                while not self.command:
+                    readable = asyncio.Event()
+                    loop.add_reader(control, readable.set)
+                    await readable.wait()
+                    loop.remove_reader(control)
+                    data, more, _, _ = socket.recv_fds(control, 4096, 4)
+                    fds += more
+                    decoder.feed(data)
+                    while (message := decoder.next_message()) is not None:
+                        if isinstance(message, qrexec.Exec):
+                            self.command = message.command
+                self.stream = socket.socket(fileno=fds[0])
+                if not self.refuse:
+                    await self._call(control, self.stream)
+                self.stream.close()
+
+    async def _call(self, control: socket.socket, stream: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        allocated = qrexec.allocated(qrexec.EXEC_CMDLINE, 7, 513)
+        await loop.sock_sendall(control, qrexec.hello(qrexec.SOCKET_VERSION) + allocated)
+        stream.setblocking(False)
+        await loop.sock_sendall(stream, qrexec.hello(self._version))
+        for kind, data in self._script:
+            for piece in qrexec.data(kind, data) if data else [qrexec.end_of_stream(kind)]:
+                await loop.sock_sendall(stream, piece)
+        try:
+            while await loop.sock_recv(stream, 65536):
+                pass
+        except ConnectionResetError:
+            pass
+        self.left.set()
+
+    def end(self) -> None:
+        """The qube is killed."""
+        self._task.cancel()
+        self._listener.close()
+        if self.stream is not None:
+            self.stream.close()
+
+
+class Scene:
+    def __init__(self, paths: Paths, machine: FakeMachine, script: list[tuple[int, bytes]]) -> None:
+        self.events: list[dict[str, object]] = []
+        self._news = asyncio.Event()
+        self.machine, self.backend = machine, Backend(paths, script)
+        self.blocks = Blocks(paths, machine, self._event)
+
+    def _event(self, message: dict[str, object]) -> None:
+        self.events.append(message)
+        self._news.set()
+
+    async def event(self, name: str) -> dict[str, object]:
+        while True:
+            for message in self.events:
+                if message["event"] == name:
+                    return message
+            self._news.clear()
+            await self._news.wait()
+
+    async def attach(self) -> None:
+        await self.blocks.attach(to_json(BLOCK))
+
+    async def fails(self, why: str) -> None:
+        """To attach; and nothing is left of it."""
+        with pytest.raises(MachineError, match=why):
+            await self.attach()
+        assert self.blocks.listing() == [] and self.machine.plugged == {} and self.events == []
+
+
+def play(tmp_path: Path, scenario: Callable[[Scene], Awaitable[None]], script: list[tuple[int, bytes]] = SERVED) -> None:
+    async def run() -> None:
+        paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path)})
+        paths.ensure()
+        machine = FakeMachine(tiny(tmp_path))
+        async with asyncio.timeout(60):
+            with await machine.start():
+                scene = Scene(paths, machine, script)
+                try:
+                    await scenario(scene)
+                finally:
+                    scene.blocks.close()
+                    scene.backend.end()
+                    machine.kill()
+                    await machine.wait()
+
+    asyncio.run(run())
+
+
+def test_attached_and_detached(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.attach()
+        assert scene.backend.command == "root:QUBESRPC cloison.Block+sda1+r dom0"
+        assert scene.blocks.listing() == [to_json(BLOCK)] == [(await scene.event("block-attached"))["block"]]
+        with pytest.raises(MachineError, match="taken"):
+            await scene.attach()
+        await scene.blocks.detach("xvdi")
+        await scene.backend.left.wait()
+        assert scene.blocks.listing() == [] and scene.machine.plugged == {}
+        with pytest.raises(MachineError, match="not attached"):
+            await scene.blocks.detach("xvdi")
+        assert [event["event"] for event in scene.events] == ["block-attached"]
+
+    play(tmp_path, scenario)
+
+
+def test_bytes_go_both_ways_while_one_side_is_slow(tmp_path: Path) -> None:
+    """More than any buffer holds, towards a machine that reads late: the link waits for it, and then goes on."""
+    async def scenario(scene: Scene) -> None:
+        await scene.attach()
+        stream, loop, got = scene.machine.plugged["xvdi"], asyncio.get_running_loop(), 0
+        sending = asyncio.ensure_future(loop.sock_sendall(stream, b"x" * GREAT))
+        while got < GREAT:
+            got += len(await loop.sock_recv(stream, 1 << 16))
+        assert got == GREAT
+        await sending
+
+    play(tmp_path, scenario, [*SERVED, (qrexec.STDOUT, b"y" * GREAT)])
+
+
+def test_a_backend_that_goes_takes_the_disk_along(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.attach()
+        scene.backend.end()
+        assert (await scene.event("block-lost"))["name"] == "xvdi"
+        assert scene.blocks.listing() == []
+        with pytest.raises(MachineError, match="not attached"):
+            await scene.blocks.detach("xvdi")
+
+    play(tmp_path, scenario)
+
+
+def test_a_guest_that_lets_go_of_nothing_loses_it_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "UNPLUG_TIME", 0.0)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.attach()
+        scene.machine.clings = True
+        await scene.blocks.detach("xvdi")
+        await scene.backend.left.wait()
+        assert scene.blocks.listing() == []
+        with pytest.raises(MachineError, match="taken"):       # its slot is not free yet
+            await scene.attach()
+        scene.machine.let_go.set()
+
+    play(tmp_path, scenario)
+
+
+def test_a_machine_that_waits_for_others_waits_not_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "STUCK_TIME", 0.0)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.attach()
+        scene.blocks.patience()
+        await scene.event("block-lost")
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("script", "why"), [
+    ([(qrexec.STDERR, b"sda1 can't be opened: it is in use\x1b[31m\n"), (qrexec.STDERR, b""), (qrexec.STDOUT, b"")],
+     r"in use_\[31m"),
+    ([(qrexec.STDERR, b"x" * 100_000)], "x" * 300), ([(qrexec.STDERR, b"")], "it says nothing"),
+    ([(qrexec.STDERR, b"ready\n"), (qrexec.STDOUT, b"NOTMAGIC")], "bad handshake"),
+    ([(qrexec.STDERR, b"ready\n"), (qrexec.STDOUT, b"")], "bad handshake"),
+])
+def test_lesson_44_a_backend_that_does_not_serve(tmp_path: Path, script: list[tuple[int, bytes]], why: str) -> None:
+    play(tmp_path, lambda scene: scene.fails(why), script)
+
+
+def test_lesson_44_a_backend_that_leaves_the_protocol(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.backend._version = 1
+        await scene.fails("it says nothing")
+
+    play(tmp_path, scenario)
+
+
+def test_a_refused_call_and_a_qube_that_does_not_run(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.backend.refuse = True
+        await scene.fails("refused")
+        scene.backend.end()
+        await scene.fails("does not serve")
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("limit", "script", "why"), [
+    ((block_link, "READY_TIME"), [], "does not answer"), ((blocks, "PLUG_TIME"), SERVED[:1], "bad handshake"),
+])
+def test_lesson_44_a_backend_that_keeps_us_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: tuple[object, str], script: list[tuple[int, bytes]], why: str,
+) -> None:
+    monkeypatch.setattr(*limit, 0.2)
+    play(tmp_path, lambda scene: scene.fails(why), script)
+
+
+@pytest.mark.parametrize("bad", [None, {}, {**to_json(BLOCK), "name": "vda"}, {**to_json(BLOCK), "port": "a b"}])
+def test_an_order_that_makes_no_sense(tmp_path: Path, bad: object) -> None:
+    async def scenario(scene: Scene) -> None:
+        with pytest.raises(MachineError, match="not a block device"):
+            await scene.blocks.attach(bad)
+
+    play(tmp_path, scenario)
+
+
+def test_a_machine_that_throws_its_server_out_has_the_device_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As QEMU does when what it is told is no NBD."""
+    monkeypatch.setattr(block_link, "END_TIME", 0.0)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.attach()
+        scene.machine.plugged["xvdi"].close()
+        await scene.event("block-lost")
+        await scene.backend.left.wait()
+
+    play(tmp_path, scenario)
+
+
