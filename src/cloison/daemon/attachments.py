@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _UP = (PowerState.RUNNING, PowerState.PAUSED)
 ASK = "ask-to-attach"
 ANSWER_TIME = 10.0          # s that one warden may hold up the daemon's start
+MAX_SETTLING = 32           # devices of one qube that are being given away by rule, or asked about
 
 
 class Attachments:
@@ -46,6 +48,7 @@ class Attachments:
         self._qubesd, self._wardens, self._devices, self._paths = qubesd, wardens, devices, paths
         self._blocks: dict[str, dict[str, Block]] = {}      # uuid of the frontend -> by name there
         self._coming: set[Block] = set()                    # of these: not there yet
+        self._settling: set[Device] = set()                 # ports whose device has come, and is being given away by rule
         self._gone: set[tuple[str, str]] | None = set()     # lost before `adopt` was told of them; None when that is done
         self._tasks: set[asyncio.Task[None]] = set()
         devices.user_of = self.user_of
@@ -236,9 +239,9 @@ class Attachments:
         """The qube has started: what else it is to have that is there. What can't be had is left."""
         for claim in await self._claims(qube, "auto-attach", ASK):
             if claim.rule.mode == ASK:
-                self._spawn(self._settle([claim]))
+                self._spawn(self._give([claim]))
             else:
-                await self._settle([claim])
+                await self._give([claim])
 
     async def _claims(self, qube: Qube, *modes: str) -> list[plan.Claim]:
         patterns = plan.rules(qube, "block", *modes)
@@ -248,13 +251,25 @@ class Attachments:
         return [claim for claim in plan.wanted(qube, there, *modes) if self.user_of(claim.device.device) is None]
 
     def appeared(self, device: Exposed) -> None:
-        """A qube has a device that it did not have before: perhaps others have a rule for it."""
+        """A qube has a device that it did not have before: perhaps others have a rule for it.
+
+        A qube whose devices come and go without end keeps neither us nor the person busy: once a port at a time, so many ports.
+        """
         running = [qube for qube in self._qubesd.system.sorted_qubes() if qube.kind.machine and qube.power in _UP]
         claims = plan.claims(device, running)
-        if claims and self.user_of(device.device) is None:
-            self._spawn(self._settle(claims))
+        port = replace(device.device, identity=ANY)
+        full = sum(each.backend == port.backend for each in self._settling) >= MAX_SETTLING
+        if claims and self.user_of(device.device) is None and port not in self._settling and not full:
+            self._settling.add(port)
+            self._spawn(self._settle(port, claims))
 
-    async def _settle(self, claims: list[plan.Claim]) -> None:
+    async def _settle(self, port: Device, claims: list[plan.Claim]) -> None:
+        try:
+            await self._give(claims)
+        finally:
+            self._settling.discard(port)
+
+    async def _give(self, claims: list[plan.Claim]) -> None:
         """One claim that need not be asked about is granted; else the person says whose it is."""
         claim = claims[0]
         if len(claims) > 1 or claim.rule.mode == ASK:
