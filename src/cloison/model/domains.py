@@ -153,7 +153,9 @@ class Qube(Holder):
         """Raises BadValue where the core demands something of it."""
         if self.klass != "RemoteVM":
             features.check_meaning(name, value)
-        if name == "preload-dispvm-max" and self.kind.machine:
+        if "template_for_dispvms" in self.properties or self.name == DOM0:
+            features.check_preload(name, value)
+        if name == "preload-dispvm-max" and "template_for_dispvms" in self.properties:
             self._check_can_preload()
         pairs = {"feature": name, "value": value}
         if name == "service.meminfo-writer" and "maxmem" in self.properties:

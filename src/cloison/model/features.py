@@ -40,21 +40,20 @@ def check_tag(untrusted: str) -> str:
 def check_meaning(name: str, value: str) -> None:
     """What the core demands of the features it acts on. Raises BadValue."""
     prefix, dot, rest = name.partition(".")
-    if not dot:
-        _check_preload(name, value)
-    elif prefix == "service":
+    if dot and prefix == "service":
         if not rest or rest in (".", "..") or (len(rest) > 48 and not rest.startswith("app-dispvm.")):
             raise BadValue(f"service name {rest[:60]!r} must have 1 to 48 characters and be no folder")
-    elif prefix == "vm-config":
+    elif dot and prefix == "vm-config":
         if not rest[:1].isalpha() or len(rest) > 52:
             raise BadValue(f"vm-config name {rest[:60]!r} must begin with a letter and have at most 52 characters")
-    elif prefix == "custom-persist":
+    elif dot and prefix == "custom-persist":
         if not 1 <= len(rest) <= 54 or not _PERSIST.fullmatch(value):
             raise BadValue("custom-persist takes a name of 1 to 54 characters and an absolute path, or "
                            "file|dir:<owner>:<group>:<mode>:<path>")
 
 
-def _check_preload(name: str, value: str) -> None:
+def check_preload(name: str, value: str) -> None:
+    """What is demanded of qubes that can have disposables, and of dom0. Raises BadValue."""
     if name in ("preload-dispvm-max", "preload-dispvm-threshold") and value and not (value.isdecimal() and len(value) < 8):
         raise BadValue(f"feature {name} takes a number")
     if name == "preload-dispvm-delay" and value:

@@ -44,12 +44,11 @@ def _check_can_have_devices(call: Call) -> None:
         raise CloisonError(f"{call.dest.name} is a RemoteVM: it can have no devices here")
 
 
-def _place(call: Call, devclass: str) -> str:
-    """BACKEND+PORT as the argument names it; empty for all. Raises BadRequest, QubeNotFound."""
-    if not call.argument:
-        return ""
-    device = _device(call, devclass)
-    return f"{device.backend}+{device.port}"
+def _place(call: Call) -> str:
+    """BACKEND+PORT, or empty for all. Raises BadRequest."""
+    if call.argument and "+" not in call.argument:
+        raise BadRequest("a place of devices is named <backend>+<port>")
+    return call.argument
 
 
 def available(devclass: str) -> AsyncHandler:
@@ -64,7 +63,7 @@ def available(devclass: str) -> AsyncHandler:
 def attached(devclass: str) -> AsyncHandler:
     """Only block devices can be attached."""
     async def handler(call: Call) -> str:
-        place = _place(call, devclass)
+        place = _place(call)
         found = await call.qubesd.attached(call.dest) if devclass == "block" else []
         return _lines(found, place)
 
@@ -79,7 +78,7 @@ def _lines(found: Iterable[devices.Assignment], place: str) -> str:
 
 def assigned(devclass: str) -> Handler:
     def handler(call: Call) -> str:
-        place = _place(call, devclass)
+        place = _place(call)
         return _lines((rule for rule in call.dest.assignments.values() if rule.device.devclass == devclass), place)
 
     return handler

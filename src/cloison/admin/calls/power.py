@@ -19,7 +19,7 @@ async def start(call: Call) -> None:
 
 async def shutdown(call: Call) -> None:
     words = call.argument.split("+") if call.argument else []
-    if len(set(words)) != len(words) or not set(words) <= {"force", "wait"}:
+    if not set(words) <= {"force", "wait"}:
         raise BadRequest("the argument can hold force and wait, joined by '+'")
     await call.qubesd.shutdown(call.dest, force="force" in words, wait="wait" in words)
 

@@ -207,12 +207,18 @@ def _change(call: Call, volume: Volume) -> None:
         call.dest.put_volume(volume)
 
 
+def _check_changeable(volume: Volume) -> None:
+    """Raises BadValue."""
+    if volume.name == "kernel":
+        raise BadValue("the modules of a kernel are the same for all qubes, and never change")
+
+
 def set_revisions(call: Call) -> None:
     volume = _volume(call)
     keep = number(call.payload, signed=True)
     rules.check_revisions(keep)
-    if volume.name == "kernel" and keep != 0:
-        raise BadValue(f"volume {volume.name} of {call.dest.name} never changes: it keeps 0 revisions")
+    if keep != 0:
+        _check_changeable(volume)
     if (keep == -1) != (revisions_to_keep(call, volume) == -1):
         rules.check_halted(call.dest)
     _change(call, replace(volume, revisions_to_keep=keep))
@@ -221,8 +227,7 @@ def set_revisions(call: Call) -> None:
 def set_rw(call: Call) -> None:
     volume = _volume(call)
     rw = flag(call.payload)
-    if volume.name == "kernel":
-        raise StorageError("kernel modules can't be written")
+    _check_changeable(volume)
     rules.check_halted(call.dest)
     _change(call, replace(volume, rw=rw))
 
@@ -230,6 +235,7 @@ def set_rw(call: Call) -> None:
 def set_ephemeral(call: Call) -> None:
     volume = _volume(call)
     ephemeral = flag(call.payload)
+    _check_changeable(volume)
     if ephemeral:
         rules.check_ephemeral(volume)
     _change(call, replace(volume, ephemeral=ephemeral))
