@@ -324,6 +324,33 @@ def test_qube_that_lives_already(place: Place) -> None:
         os.close(fd)
 
 
+def test_callers_are_hung_up_on_when_the_agent_ends(place: Place) -> None:
+    machines: list[FakeMachine] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        machines.append(machine)
+        side = Side(port, GUEST)
+        side.record_all({})
+        side.port.control(agent.report("running"))
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(caller, os.path.join(place.paths.qubes, "qrexec.work"))
+            assert await loop.sock_recv(caller, 4096) == qrexec.hello(qrexec.SOCKET_VERSION)
+            machines[0].left.set()
+            while await loop.sock_recv(caller, 4096):
+                pass
+        assert "agent" in (await qubesd.heard("channels-lost"))["reason"]
+        assert not os.path.lexists(os.path.join(place.paths.qubes, "qrexec.work"))
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(boot, work)
+
+
 # -- a hostile guest -------------------------------------------------------------------------------------------------------------
 
 

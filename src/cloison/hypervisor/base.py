@@ -108,6 +108,10 @@ class Machine(abc.ABC):
         """Take a disk away; returns when the guest has let go of it, which may be never. Cancelled, the request stands."""
 
     @abc.abstractmethod
+    async def agent_left(self) -> None:
+        """Returns when the guest has closed its agent port, next time it does: its agent has ended. Maybe never."""
+
+    @abc.abstractmethod
     async def wait(self) -> int:
         """Exit status of the machine's process, once it is gone."""
 

@@ -40,6 +40,7 @@ class FakeMachine(Machine):
         self.plugged: dict[str, socket.socket] = {}           # disks, by name, with the stream of each
         self.clings = False                                   # the guest lets go of no disk
         self.let_go = asyncio.Event()                         # set it to have the guest let go after all
+        self.left = asyncio.Event()                           # set it to have the guest's agent be gone
         self._error = ""
 
     # -- for the guest ---------------------------------------------------------------------------------------------------
@@ -143,6 +144,9 @@ class FakeMachine(Machine):
         if self.clings:
             await self.let_go.wait()
         self.plugged.pop(name).close()
+
+    async def agent_left(self) -> None:
+        await self.left.wait()
 
     async def wait(self) -> int:
         if self._gone is None:

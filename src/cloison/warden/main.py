@@ -65,6 +65,7 @@ class Warden:
         self._qubesdb: QubesDb | None = None
         self._console: Console | None = None
         self._blocks: Blocks | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
@@ -107,6 +108,13 @@ class Warden:
         self._control.listen()
         self._state = "running"
         self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid})
+        self._watching = self._loop.create_task(self._watch_agent(self._machine))
+
+    async def _watch_agent(self, machine: Machine) -> None:
+        """What it had under way is lost with it, and nobody shall wait for that: callers are hung up on."""
+        await machine.agent_left()
+        if self._state != "halting":
+            self._violation("the agent in the qube has ended")
 
     def _make_daemon(self, port: Port) -> Daemon:
         """The qrexec daemon, with what serves the qube's own calls."""
@@ -137,6 +145,8 @@ class Warden:
         raise MachineError(f"{self._launch.name} did not start: {said}{tail}")
 
     async def _clear(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         self._kill()
         machine = self._machine
         if machine is not None and machine.state is not MachineState.MADE:

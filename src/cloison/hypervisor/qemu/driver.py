@@ -142,6 +142,13 @@ class QemuMachine(Machine):
         await self._settled()
         await self._plugged.unplug(name)
 
+    async def agent_left(self) -> None:
+        with self._qmp.listener("VSERPORT_CHANGE") as events:
+            await self._connected()
+            async for event in events:
+                if not cast("dict[str, object]", event["data"])["open"]:
+                    return
+
     async def wait(self) -> int:
         if self._gone is None:
             raise MachineError("the machine was never started")
