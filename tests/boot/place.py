@@ -28,7 +28,8 @@ from cloison.templates.build import Built
 from cloison.wire.admin import Event
 
 TEMPLATE, DVM = "debian-12", "dvm"
-LIMIT = 60.0           # seconds after which anything at all counts as hung; the machine may be very busy
+LIMIT = 180.0          # seconds after which anything at all counts as hung; the machine may be very busy
+BUILD_LIMIT = 900.0    # the same of a template, whose packages come from a mirror
 _TOOL = "import sys; from cloison.cli.{} import main; sys.exit(main())"
 _COMMIT = re.compile(r"\.\d+\.(raw|qcow2)$")
 _ROOT_IMAGE = re.compile(r"root\.(\d+)\.raw")
@@ -56,9 +57,9 @@ class Place:
         pipe = subprocess.PIPE
         return subprocess.Popen(tool(words), env=self.environment(extra), stdin=pipe, stdout=pipe, stderr=pipe)
 
-    def run(self, words: Sequence[str], data: bytes = b"", extra: Mapping[str, str] | None = None) -> Result:
+    def run(self, words: Sequence[str], data: bytes = b"", extra: Mapping[str, str] | None = None, limit: float = LIMIT) -> Result:
         """A tool's whole life; `data` is its input."""
-        return subprocess.run(tool(words), env=self.environment(extra), input=data, capture_output=True, check=False, timeout=LIMIT)
+        return subprocess.run(tool(words), env=self.environment(extra), input=data, capture_output=True, check=False, timeout=limit)
 
     def ok(self, words: Sequence[str], data: bytes = b"") -> bytes:
         """Its output; it must have succeeded."""
@@ -301,7 +302,8 @@ def copy_parts(place: Place, source: Path) -> Built:
 def furnish(place: Place, built: Built | None) -> None:
     """A template (built now if None is given) and the default disposable template on it."""
     if built is None:
-        place.ok(["cloison", "template", "build", TEMPLATE, "--size", "4G"])
+        result = place.run(["cloison", "template", "build", TEMPLATE, "--size", "4G"], limit=BUILD_LIMIT)
+        assert result.returncode == 0, result.stderr.decode(errors="replace")
     else:
         register(place.connection, TEMPLATE, built, exists=False)
     place.create(DVM, "--template", TEMPLATE, "--property", "template_for_dispvms=True")
