@@ -5,18 +5,22 @@ Nothing here needs a guest: the machines have no kernel, and are driven from out
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from cloison.errors import MachineError
+from cloison.guest.rpc import block
 from cloison.hypervisor.base import Disk, DiskFile, Machine, MachineSpec, MachineState
 from cloison.runtime import life
 from cloison.storage import luks
 from cloison.storage.qcow2_image import Encryption, create_overlay_fd
+from cloison.wire import nbd
 
 UUID = "00000000-0000-4000-8000-000000000001"
 SIZE = 1 << 20
@@ -59,6 +63,24 @@ def started(machine: Machine, work: Callable[[socket.socket], Awaitable[None]]) 
                     await machine.wait()
 
     asyncio.run(run())
+
+
+class NbdServer:
+    """One disk, served by a thread at the other end of `far`."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._fd, SIZE)
+        self._near, self.far = socket.socketpair()
+        self.ended = threading.Event()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with self._near:
+            with contextlib.suppress(OSError):
+                block.serve(self._fd, nbd.Server(SIZE, read_only=False), self._near.fileno(), self._near.fileno())
+        os.close(self._fd)
+        self.ended.set()
 
 
 class MachineContract:
@@ -218,6 +240,42 @@ class MachineContract:
                 machine.kill()
                 await machine.wait()
                 await ended(ours)
+
+        started(machine, work)
+
+    def test_a_disk_more_with_its_server_at_the_other_end_of_a_stream(self, make: Make, tmp_path: Path) -> None:
+        machine = make(tiny(tmp_path))
+
+        async def work(_stream: socket.socket) -> None:
+            server = NbdServer(tmp_path / "disk")
+            with server.far:
+                await machine.plug("xvdi", server.far, read_only=False)
+                with pytest.raises(MachineError):
+                    await machine.plug("xvdi", server.far, read_only=False)
+            with pytest.raises(MachineError):
+                await machine.unplug("xvdj")
+            machine.kill()
+            await machine.wait()
+            assert await asyncio.to_thread(server.ended.wait, 60)
+            with pytest.raises(MachineError):
+                await machine.unplug("xvdi")
+
+        started(machine, work)
+
+    def test_lesson_44_a_bad_handshake_leaves_nothing_behind(self, make: Make, tmp_path: Path) -> None:
+        machine = make(tiny(tmp_path))
+
+        async def work(_stream: socket.socket) -> None:
+            for said in (b"", b"NBDMAGI", b"\xff" * 4096):
+                ours, theirs = socket.socketpair()
+                with ours, theirs:
+                    ours.sendall(said)
+                    ours.shutdown(socket.SHUT_WR)
+                    with pytest.raises(MachineError):
+                        await machine.plug("xvdi", theirs, read_only=True)
+            server = NbdServer(tmp_path / "disk")
+            with server.far:
+                await machine.plug("xvdi", server.far, read_only=False)
 
         started(machine, work)
 
