@@ -46,7 +46,7 @@ def whole_place() -> Iterator[Place]:
 def left_behind(place: Place) -> set[str]:
     """Files that an installation without running qubes does not have."""
     allowed = {"run/qubes", "run/qubesd.lock", "run/policyd.lock", "run/policy.d", "run/qubes-rpc", "run/qubes-rpc-admin",
-               "run/vchan"}
+               "run/qubes-service", "run/vchan"}
     return {path for path in place.files() if path.startswith(("run/", "data/tmp/")) and path not in allowed
             and not path.startswith("run/qubes-rpc-admin/") and not path.endswith(".template-lock")}
 

@@ -60,7 +60,7 @@ sock.connect("/var/run/qubesd.sock")
 sock.sendall(b"admin.vm.List+ dom0 name dom0\\0")
 sock.shutdown(socket.SHUT_WR)
 print(sock.makefile("rb").read().decode().replace("\\0", "|"))
-for path in ("/run/qubes", "/etc/qubes", "/var/lib/qubes"):
+for path in ("/run/qubes", "/run/qubes-service", "/var/run/qubes-service", "/etc/qubes", "/var/lib/qubes"):
     assert os.path.isdir(path), path
 for name in ("admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"):
     assert os.access("/etc/qubes-rpc/" + name, os.X_OK)

@@ -99,6 +99,7 @@ def layout(paths: Paths, program: Callable[[str], str | None]) -> dict[str, File
     entries: dict[str, File | Link] = {f"/run/{name}": Link(paths.socket(name)) for name in SOCKETS}
     entries |= {
         "/run/qubes": Link(paths.qubes),
+        "/run/qubes-service": Link(paths.services),
         "/etc/qubes": Link(paths.config),
         "/var/lib/qubes": Link(paths.data),
         "/etc/qubes-release": File(RELEASE.encode()),

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import cloison
 from cloison.admin.qubesd import NewQube, Qubesd, Send
-from cloison.daemon import qubes_xml
+from cloison.daemon import host_services, qubes_xml
 from cloison.daemon.attachments import Attachments
 from cloison.daemon.devices import Devices
 from cloison.daemon.events import EventBus, Listener
@@ -43,6 +43,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_TOKENS = 256
+_SERVICE_EVENTS = ("domain-feature-set:service.", "domain-feature-delete:service.")
 LOGIN, LOGIN_TIME = "cloison.Console", 10.0        # the guest's service, and s it may take
 _TOKEN = string.ascii_letters + string.digits
 
@@ -73,6 +74,13 @@ class App(Qubesd):
 
     # -- model ----------------------------------------------------------------------------------------------------
 
+    def sync_services(self) -> None:
+        """Failing harms nobody but who looks for one: it is logged."""
+        try:
+            host_services.sync(self.parts.paths.services, self.system.dom0.features)
+        except OSError as error:
+            log.error("services of the host: %s", error)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Changes made inside are stored and announced, or never were. Never awaits inside."""
@@ -89,6 +97,8 @@ class App(Qubesd):
         if any(map(facts.changes_facts, events)):
             self.cache.clear()
         self.events.publish(events)
+        if any(event.subject == self.system.dom0.name and event.name.startswith(_SERVICE_EVENTS) for event in events):
+            self.sync_services()
         self.live.follow(events)
         self.preloads.follow(events)
 

@@ -46,6 +46,7 @@ async def bring_up(app: App) -> None:
     for qube in list(system.qubes.values()):
         if qube.kind.machine and qube.is_halted:
             await _mend(app, qube)
+    app.sync_services()
     await app.preloads.recover(fill=False)
     app.live.watch_expiry()
     app.choose_kernel()

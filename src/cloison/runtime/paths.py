@@ -50,7 +50,7 @@ class Paths:
         status = os.lstat(self.run)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise UnsafeRunDirectory(f"{self.run} is not a folder of this user alone")
-        for folder in (self.data, self.config, self.qubes, self.vchans, self.tmp, self.warm, self.log):
+        for folder in (self.data, self.config, self.qubes, self.services, self.vchans, self.tmp, self.warm, self.log):
             _make(folder)
 
     def socket(self, name: str) -> str:
@@ -60,6 +60,11 @@ class Paths:
     @property
     def qubes(self) -> str:
         return os.path.join(self.run, "qubes")
+
+    @property
+    def services(self) -> str:
+        """Services of the host: a file for each that is on."""
+        return os.path.join(self.run, "qubes-service")
 
     @property
     def vchans(self) -> str:
