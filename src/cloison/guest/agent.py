@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -19,9 +20,9 @@ from cloison.qrexec.lookup import CannotStart
 from cloison.qrexec.qube import sessions, trigger
 from cloison.qrexec.qube.agent import ControlChannel
 from cloison.qrexec.qube.sessions import Sessions
-from cloison.runtime.port import Handler, Port
+from cloison.runtime.port import READ, Handler, Port
 from cloison.wire import agent as orders
-from cloison.wire import qdb, qrexec
+from cloison.wire import qdb, qrexec, rejoin
 from cloison.wire.agent import Identity
 from cloison.wire.mux import GUEST, Address
 
@@ -29,6 +30,8 @@ PORT = "/dev/virtio-ports/org.cloison.mux"
 SYSTEMCTL = "/usr/bin/systemctl"
 BOOT = ("/usr/bin/timeout", "120", SYSTEMCTL, "is-system-running", "--wait", "--quiet")     # ends with it, or after so many s
 SETTLE_SECONDS = 1.0
+ANNOUNCE_AGAIN = 5.0                     # s: the host may have taken the last one for bytes of the former agent's
+BEEN_HERE = "/run/cloison-agent"         # made by the first agent of a boot
 QUIET_SECONDS = 5.0          # until programs that have nothing more to do have ended: udev's workers after 3
 
 
@@ -77,6 +80,8 @@ class System:
         except OSError as error:
             print(f"no /rw or no swap: {error}", file=sys.stderr)
         identity.link_journal(who.machine_id)
+        if who.qubesdb.get("/qubes-service/user-manager") == "1":
+            background.spawn([SYSTEMCTL, "--no-block", "start", f"user@{identity.DEFAULT_UID}.service"])
         volumes.run_rc_local()
 
     def follow_devices(self, publish: devices.Publish) -> None:
@@ -98,7 +103,8 @@ class Agent:
         self._qubesdb = QubesDb(self._port)
         self._unopened: list[str] = []                   # users whose sessions the snapshot still lacks
         self._orders = {
-            "become": self._become, "time": self._time, "seal": self._seal, "shutdown": self._shutdown, "ping": self._ping,
+            "become": self._become, "rejoin": self._rejoin, "time": self._time, "seal": self._seal,
+            "shutdown": self._shutdown, "ping": self._ping,
         }
 
     def _order(self, message: bytes) -> None:
@@ -117,6 +123,15 @@ class Agent:
         self._serve_programs()
         self._port.control(orders.report("running"))
         asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, who)
+
+    def _rejoin(self, fields: dict[str, object]) -> None:
+        """An agent before this one has become that qube; programs it started still run."""
+        who = orders.identity(fields)
+        self._control.xid = who.xid
+        self._qubesdb.fill(who.qubesdb)
+        self._serve_programs()
+        self._port.control(orders.report("running"))
+        self._system.follow_devices(self._qubesdb.change)
 
     def _settle(self, who: Identity) -> None:
         self._system.settle(who)
@@ -184,9 +199,24 @@ class Agent:
         return None
 
 
+def _find_host(fd: int) -> None:
+    """After an agent that ended in the middle of anything: skip what was meant for it (wire/rejoin.py)."""
+    os.set_blocking(fd, True)
+    side, last = rejoin.AgentSide(os.urandom(rejoin.NONCE)), b""
+    while not last:
+        os.write(fd, side.announcement)
+        while not last and select.select([fd], [], [], ANNOUNCE_AGAIN)[0]:
+            last = side.feed(os.read(fd, READ))
+    os.write(fd, last)
+    os.set_blocking(fd, False)
+
+
 async def main() -> None:
     inheritance.shelter()
     placement.share_processor_with(PORT)
     fd = os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    if os.path.exists(BEEN_HERE):
+        _find_host(fd)
+    os.close(os.open(BEEN_HERE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     Agent(fd, System(), on_end=sys.exit)
     await asyncio.get_running_loop().create_future()

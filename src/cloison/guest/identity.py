@@ -32,6 +32,7 @@ SERVICES = {
     "ProxyVM": ("qubes-network", "qubes-firewall", "qubes-update-check", "meminfo-writer", "software-rendering"),
     "AppVM": _APP, "DispVM": _APP, "TemplateVM": (*_APP, "updates-proxy-setup"),
 }
+DEFAULT_UID = 1000                   # of `user`
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 

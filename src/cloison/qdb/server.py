@@ -34,6 +34,12 @@ class Server:
     def connect(self) -> None:
         self._outbox = Outbox(self._port, self._port.open(Address(self._xid, 0, qdb.PORT), self))
 
+    def reconnect(self, port: Port) -> None:
+        """To a new agent in the qube; what is in the tree stays."""
+        self._port = port
+        self._decoder = qdb.Decoder(qdb.VCHAN)
+        self.connect()
+
     def write(self, entries: Mapping[str, str | None]) -> None:
         """The host's own changes; None removes. Raises ValueError for what can't be stored."""
         for path, value in entries.items():

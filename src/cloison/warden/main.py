@@ -29,7 +29,7 @@ from cloison.runtime.paths import Paths
 from cloison.runtime.port import Port
 from cloison.runtime.vchan_dialer import Dialer
 from cloison.storage.base import MAX_SIZE
-from cloison.warden import disks
+from cloison.warden import disks, rejoin
 from cloison.warden.blocks import Blocks
 from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
@@ -66,6 +66,7 @@ class Warden:
         self._console: Console | None = None
         self._blocks: Blocks | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._returning: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
@@ -93,7 +94,7 @@ class Warden:
         faults.point("warden:spawn")
         self._stream = await self._machine.start()
         faults.point("warden:spawned")
-        self._port = Port(self._stream.fileno(), HOST, on_control=self._report, on_open=_refuse, on_end=self._port_ended)
+        self._port = self._open_port(self._stream)
         self._port.control(agent.become(identity(self._launch)))
         if launch.warm is not None:
             for disk in launch.disks:
@@ -115,6 +116,31 @@ class Warden:
         await machine.agent_left()
         if self._state != "halting":
             self._violation("the agent in the qube has ended")
+
+    def _open_port(self, stream: socket.socket) -> Port:
+        return Port(stream.fileno(), HOST, on_control=self._report, on_open=_refuse, on_end=self._port_ended)
+
+    async def _agent_returns(self, machine: Machine, stream: socket.socket) -> None:
+        """A new agent takes the qube up; calls that the former one had are over, and new ones go on (reference/qrexec.md 4.5)."""
+        try:
+            await rejoin.agent_back(stream)
+        except PeerError:
+            return                       # the machine is about to end
+        if self._outgoing is not None:
+            await self._outgoing.close()
+        if self._dialer is not None:
+            self._dialer.close()
+        port = self._port = self._open_port(stream)
+        port.control(agent.rejoin(identity(self._launch)))
+        self._daemon = self._make_daemon(port)
+        self._daemon.connect()
+        self._tree().reconnect(port)
+        port.control(agent.clock(time.time_ns()))
+        self._daemon.start()
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = self._loop.create_task(self._watch_agent(machine))
+        self._control.event({"event": "channels-back"})
 
     def _make_daemon(self, port: Port) -> Daemon:
         """The qrexec daemon, with what serves the qube's own calls."""
@@ -145,8 +171,9 @@ class Warden:
         raise MachineError(f"{self._launch.name} did not start: {said}{tail}")
 
     async def _clear(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._returning):
+            if task is not None:
+                task.cancel()
         self._kill()
         machine = self._machine
         if machine is not None and machine.state is not MachineState.MADE:
@@ -228,6 +255,9 @@ class Warden:
             self._lost = reason
             self._kill()                 # `_until_reported` says why, together with what QEMU had to say
         self._control.event({"event": "channels-lost", "reason": reason})
+        machine, stream = self._machine, self._stream
+        if self._state in ("running", "paused") and machine and machine.state is not MachineState.GONE and stream:
+            self._returning = self._loop.create_task(self._agent_returns(machine, stream))
 
     def _halting(self) -> None:
         if self._state == "running":

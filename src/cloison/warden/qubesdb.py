@@ -28,6 +28,10 @@ class QubesDb:
         self._server.watch(*WATCHED)
         self._server.connect()
 
+    def reconnect(self, port: Port) -> None:
+        """To a new agent in the qube."""
+        self._server.reconnect(port)
+
     def close(self) -> None:
         """Tell no more. Idempotent."""
         for timer in self._quiet.values():

@@ -5,6 +5,7 @@ To the guest: one JSON object with `do`. From the guest, which is hostile: one w
     seal      -> sealed          the boot is over, nothing personal is mounted, no generator keeps state: take the snapshot
     become    -> running         be this qube: entropy, clock, names, volumes, QubesDB (`Identity`)
                  failed TEXT     it can't
+    rejoin    -> running         be again the qube that this guest is already: a new agent in the place of one that ended
     time                         what time it is now: after a restore, and after a pause; no answer
     shutdown  -> halting         power off in order
     ping      -> pong
@@ -74,8 +75,13 @@ def become(identity: Identity) -> bytes:
     return json.dumps({"do": "become", **identity._asdict()}, separators=(",", ":")).encode()
 
 
+def rejoin(identity: Identity) -> bytes:
+    """To a new agent in a guest that is this qube; entropy is not drawn again."""
+    return json.dumps({"do": "rejoin", **identity._asdict()}, separators=(",", ":")).encode()
+
+
 def identity(fields: Mapping[str, Any]) -> Identity:
-    """In the guest: the fields of a `become`, which the host made with the function above."""
+    """In the guest: the fields of a `become` or `rejoin`, which the host made with the function above."""
     return Identity(**fields)
 
 
