@@ -10,6 +10,7 @@ import pytest
 
 from cloison.daemon.wardens import Wardens
 from cloison.errors import MachineError
+from cloison.wire.blocks import Block
 from cloison.wire.warden import Launch
 
 
@@ -136,6 +137,23 @@ class WardensContract:
             for call in (wardens.qdb_read(launch.uuid, "/"), wardens.console(launch.uuid)):
                 with pytest.raises(MachineError):
                     await call
+            await wardens.close()
+
+        asyncio.run(run())
+
+    def test_a_device_that_no_qube_serves_is_not_attached(self, wardens: Wardens, launch: Launch) -> None:
+        async def run() -> None:
+            heard = Heard(wardens)
+            await wardens.start(launch)
+            nobody = Block("xvdi", "00000000-0000-4000-8000-0000000000ff", "sda", read_only=True)
+            for refused in (wardens.attach(launch.uuid, nobody), wardens.detach(launch.uuid, "xvdi")):
+                with pytest.raises(MachineError):
+                    await refused
+            await wardens.kill(launch.uuid)
+            for refused in (wardens.attach(launch.uuid, nobody), wardens.detach(launch.uuid, "xvdi")):
+                with pytest.raises(MachineError):
+                    await refused
+            assert not [event for _, event in heard.events if event.startswith("block-")]
             await wardens.close()
 
         asyncio.run(run())

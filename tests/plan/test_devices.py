@@ -1,0 +1,85 @@
+"""Names, options and rules of devices, as tables."""
+from __future__ import annotations
+
+import pytest
+from tests.plan.test_lifecycle import system
+
+from cloison.errors import BadValue, CloisonError
+from cloison.model.devices import Assignment, Device
+from cloison.model.exposed import Exposed
+from cloison.plan import devices as plan
+
+STICK = Device("block", "net", "sda", "0951:1666")
+
+
+def exposed(device: Device = STICK, *, writable: bool = True) -> Exposed:
+    return Exposed(device, "b******", {}, writable)
+
+
+@pytest.mark.parametrize(("options", "writable", "expected"), [
+    ({}, True, (None, False)), ({}, False, (None, True)), ({"read-only": "TRUE"}, True, (None, True)),
+    ({"read-only": "off"}, True, (None, False)), ({"read-only": "1"}, False, (None, True)),
+    ({"frontend-dev": "xvdl", "devtype": "disk"}, True, ("xvdl", False)), ({"frontend-dev": "sdc"}, True, ("sdc", False)),
+])
+def test_options(options: dict[str, str], writable: bool, expected: tuple[str | None, bool]) -> None:
+    assert plan.block_options(options, exposed(writable=writable)) == expected
+
+
+@pytest.mark.parametrize(("options", "writable"), [
+    ({"read-only": "no"}, False), ({"read-only": "maybe"}, True), ({"frontend-dev": "hda"}, True), ({"frontend-dev": "xvd"}, True),
+    ({"frontend-dev": "xvdi;x"}, True), ({"frontend-dev": "xvdb"}, True), ({"devtype": "cdrom"}, True), ({"color": "red"}, True),
+])
+def test_options_that_can_not_be_had(options: dict[str, str], writable: bool) -> None:
+    with pytest.raises(BadValue):
+        plan.block_options(options, exposed(writable=writable))
+
+
+@pytest.mark.parametrize(("taken", "wanted", "name"), [
+    ((), None, "xvdi"), (("xvdi", "xvdk"), None, "xvdj"), (("xvdi",), "xvdz", "xvdz"),
+    ([f"xvd{letter}" for letter in "ijklmnopqrstuvwxyz"], None, "xvdaa"),
+])
+def test_names(taken: tuple[str, ...], wanted: str | None, name: str) -> None:
+    assert plan.frontend_name(taken, wanted) == name
+
+
+def test_no_name_is_left() -> None:
+    every: list[str] = []
+    while len(every) < 18 + 26 * 26 + 4:
+        every.append(plan.frontend_name(every, None))
+    assert every[-1] == "xvdh" and not {"xvda", "xvdb", "xvdc", "xvdd"} & set(every)
+    with pytest.raises(CloisonError, match="taken"):
+        plan.frontend_name(every, None)
+    with pytest.raises(CloisonError, match="xvdi is taken"):
+        plan.frontend_name(["xvdi"], "xvdi")
+
+
+PATTERNS = [Device("block", "net", port, identity) for port in ("sda", "*") for identity in ("0951:1666", "*")]
+
+
+@pytest.mark.parametrize(("pattern", "matches"), [
+    *((pattern, True) for pattern in PATTERNS), (Device("block", "*", "*", "*"), True), (Device("block", "fw", "sda"), False),
+    (Device("block", "net", "sdb"), False), (Device("block", "net", "*", "1:2"), False), (Device("usb", "net", "sda"), False),
+])
+def test_matching(pattern: Device, matches: bool) -> None:
+    assert plan.matches(pattern, STICK) is matches
+
+
+def test_the_most_specific_rule_counts() -> None:
+    assert [plan.specificity(pattern) for pattern in PATTERNS] == [3, 2, 1, 0]
+    made = system()
+    for pattern, mode in zip(reversed(PATTERNS), ("ask-to-attach", "auto-attach", "required", "auto-attach"), strict=True):
+        made.qube("work").put_assignment(Assignment(pattern, mode))
+    covering = plan.covering(made.qube("work"), STICK)
+    assert covering is not None and covering.device == PATTERNS[0]
+    assert [rule.device for rule in plan.rules(made.qube("work"), "block", "auto-attach", "ask-to-attach")] == [
+        PATTERNS[0], PATTERNS[2], PATTERNS[3]]
+    found = plan.wanted(made.qube("work"), [exposed(), exposed(Device("block", "net", "sdb", "x"))], "auto-attach", "ask-to-attach")
+    assert [(claim.device.device.port, claim.rule.mode) for claim in found] == [("sda", "auto-attach"), ("sdb", "ask-to-attach")]
+    assert plan.covering(made.qube("fw"), STICK) is None
+
+
+def test_who_claims_a_device() -> None:
+    made = system()
+    for name in ("work", "fw", "net"):
+        made.qube(name).put_assignment(Assignment(PATTERNS[3], "auto-attach"))
+    assert [claim.qube.name for claim in plan.claims(exposed(), made.sorted_qubes())] == ["fw", "work"]
