@@ -97,6 +97,12 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.vm.device.block.Detach", "rem", "work+sda+_"), "QubesException"),
     (("admin.vm.device.block.Attach", "rem", "work+sda+_"), "QubesException"),
     (("admin.vm.device.denied.Add", "work", "", "\u00e9"), "ProtocolError"),
+    # A pool of kernels has no such settings, and need not be told so.
+    (("admin.pool.Set.revisions_to_keep", "dom0", "linux-kernel", "x"), "ProtocolError"),
+    (("admin.pool.Set.revisions_to_keep", "dom0", "linux-kernel", "1"), "QubesValueError"),
+    (("admin.pool.Set.revisions_to_keep", "dom0", "linux-kernel", "0"), ""),
+    (("admin.pool.Set.ephemeral_volatile", "dom0", "linux-kernel", "maybe"), "ProtocolError"),
+    (("admin.pool.Set.ephemeral_volatile", "dom0", "linux-kernel", "no"), ""),
     # Words of a shutdown may come twice; they are looked at before the qube is.
     (("admin.vm.Shutdown", "work", "force+force"), "QubesVMNotStartedError"),
     (("admin.vm.Shutdown", "work", "force+now"), "ProtocolError"),

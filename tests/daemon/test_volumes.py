@@ -494,7 +494,7 @@ def test_a_pools_life(tmp_path: Path) -> None:
         await disks.ok("admin.pool.Set.revisions_to_keep", argument="inner", payload="4")
         assert "revisions_to_keep=4\n" in await disks.ok("admin.pool.Info", argument="inner")
         assert await disks.fails("admin.pool.Set.revisions_to_keep", argument="inner", payload="-2") == "ProtocolError"
-        assert await disks.fails("admin.pool.Set.revisions_to_keep", argument="linux-kernel", payload="1") == "StoragePoolException"
+        assert await disks.fails("admin.pool.Set.revisions_to_keep", argument="linux-kernel", payload="1") == "QubesValueError"
         await disks.ok("admin.vm.CreateInPool.AppVM", payload="name=guest label=red pool:private=inner")
         assert await disks.ok("admin.pool.volume.List", argument="inner") == "appvms/guest/private\n"
         assert await disks.fails("admin.pool.Remove", argument="inner") == "QubesPoolInUseError"

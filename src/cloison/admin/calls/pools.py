@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cloison.admin.calls.volumes import flag, number
 from cloison.admin.qubesd import Call, Driver
-from cloison.errors import BadRequest, CloisonError, NotPermitted, PoolInUse, StorageError
+from cloison.errors import BadRequest, BadValue, CloisonError, NotPermitted, PoolInUse, StorageError
 from cloison.model import removal
 from cloison.model.volumes import Pool
 from cloison.plan import volumes as rules
@@ -146,23 +146,30 @@ async def remove(call: Call) -> None:
 
 def set_revisions(call: Call) -> None:
     pool = _pool(call)
-    _check_option(call, pool, "revisions_to_keep")
     keep = number(call.payload, signed=True)
     if keep < -1:
         raise BadRequest("revisions_to_keep must be -1 (no snapshots) or more")
     rules.check_revisions(keep)
+    if not _takes(call, pool, "revisions_to_keep", change=keep != 0):
+        return
     with call.qubesd.transaction():
         call.system.configure_pool(pool.name, revisions_to_keep=str(keep))
 
 
 def set_ephemeral(call: Call) -> None:
     pool = _pool(call)
-    _check_option(call, pool, "ephemeral_volatile")
+    ephemeral = flag(call.payload)
+    if not _takes(call, pool, "ephemeral_volatile", change=ephemeral):
+        return
     with call.qubesd.transaction():
-        call.system.configure_pool(pool.name, ephemeral_volatile=str(flag(call.payload)))
+        call.system.configure_pool(pool.name, ephemeral_volatile=str(ephemeral))
 
 
-def _check_option(call: Call, pool: Pool, option: str) -> None:
+def _takes(call: Call, pool: Pool, option: str, *, change: bool) -> bool:
+    """Whether the driver has the option. Raises BadValue if it has not and would have to be told something else than nothing."""
     driver = call.qubesd.drivers.get(pool.driver)
-    if driver is not None and option not in driver.options:
-        raise StorageError(f"pool {pool.name} has no setting {option}: its driver {pool.driver} takes none")
+    if driver is None or option in driver.options:
+        return True
+    if change:
+        raise BadValue(f"pool {pool.name} has no setting {option}: its driver {pool.driver} takes none")
+    return False
