@@ -136,12 +136,6 @@ class NoSuchProperty(CloisonError):
     wire = "QubesNoSuchPropertyError"
 
 
-class NotAvailable(CloisonError):
-    """Something this version can not do."""
-
-    wire = "QubesNotImplementedError"
-
-
 class FeatureNotFound(CloisonError):
     """The feature is not set."""
 

@@ -103,6 +103,10 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.pool.Set.revisions_to_keep", "dom0", "linux-kernel", "0"), ""),
     (("admin.pool.Set.ephemeral_volatile", "dom0", "linux-kernel", "maybe"), "ProtocolError"),
     (("admin.pool.Set.ephemeral_volatile", "dom0", "linux-kernel", "no"), ""),
+    # No backups yet: so no profile is there, and none is being used.
+    (("admin.backup.Info", "dom0", "weekly"), "QubesBackupProfileNotFoundError"),
+    (("admin.backup.Execute", "dom0", "a/b"), "ProtocolError"),
+    (("admin.backup.Cancel", "dom0", "weekly"), "QubesException"),
     # Words of a shutdown may come twice; they are looked at before the qube is.
     (("admin.vm.Shutdown", "work", "force+force"), "QubesVMNotStartedError"),
     (("admin.vm.Shutdown", "work", "force+now"), "ProtocolError"),

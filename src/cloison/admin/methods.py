@@ -146,7 +146,7 @@ ADMIN = _table(
     Method("admin.vm.firewall.Reload", "V--", "lx", firewall.reload),
     Method("admin.backup.Info", "0R-", "lr", internal.backup),
     Method("admin.backup.Execute", "0R-", "gx", internal.backup),
-    Method("admin.backup.Cancel", "0R-", "gx", internal.backup),
+    Method("admin.backup.Cancel", "0R-", "gx", internal.cancel_backup),
     Method("cloison.Disposable", "*-o", "gx", internal.disposable, stream=True),
 )
 

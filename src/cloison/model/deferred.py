@@ -29,6 +29,7 @@ def apply(qube: Qube) -> None:
     change = {"name": "netvm", "newvalue": netvm and netvm.name, "oldvalue": old if old in qube.system.qubes else None}
     qube.journal.emit(qube.name, "property-pre-set:netvm", **change)
     if netvm is not None:
+        qube.journal.emit(qube.name, "domain-qdb-create")
         qube.journal.emit(netvm.name, "net-domain-connect", vm=qube.name)
         qube.journal.emit(qube.name, "property-set:netvm", **change)
     qube.remove_feature(FEATURE)

@@ -6,15 +6,28 @@ import json
 from cloison.admin.calls.create import disposable_template
 from cloison.admin.calls.power import tell
 from cloison.admin.qubesd import Call
-from cloison.errors import BadRequest, CloisonError, NotAvailable, QubeError
+from cloison.errors import BackupProfileNotFound, BadRequest, CloisonError, QubeError
 from cloison.plan import lifecycle, preload
 from cloison.values import PowerState
 
 MAX_PATH = 4096
 
 
-def backup(_: Call) -> None:
-    raise NotAvailable("backups are not available yet")
+def _check_profile(call: Call) -> None:
+    """Raises BadRequest."""
+    if "/" in call.argument:
+        raise BadRequest("the name of a backup profile holds no '/'")
+
+
+def backup(call: Call) -> None:
+    """There are no profiles: this version makes no backups."""
+    _check_profile(call)
+    raise BackupProfileNotFound(f"there is no backup profile {call.argument[:60]!r}: backups are not available yet")
+
+
+def cancel_backup(call: Call) -> None:
+    _check_profile(call)
+    raise CloisonError(f"no backup with profile {call.argument[:60]!r} is under way")
 
 
 async def suspend_pre(call: Call) -> None:
