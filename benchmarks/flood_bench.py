@@ -158,13 +158,6 @@ def _kept(stack: contextlib.ExitStack, command: list[str], environ: dict[str, st
     return process
 
 
-def _await(path: Path) -> None:
-    with contextlib.closing(inotify.Watch(str(path.parent), inotify.CREATE | inotify.MOVED_TO)) as news:
-        while not path.exists():
-            os.set_blocking(news.fileno(), True)
-            os.read(news.fileno(), 4096)
-
-
 @contextlib.contextmanager
 def peers(root: Path) -> Iterator[tuple[str, Callable[[], subprocess.Popen[bytes]]]]:
     """A qubesd, a policy daemon, a quiet agent with its daemon: the agent's socket, and what begins the flood."""
@@ -187,8 +180,9 @@ def peers(root: Path) -> Iterator[tuple[str, Callable[[], subprocess.Popen[bytes
 
         def daemon(xid: int, name: str) -> None:
             words = ["-D", f"--socket-dir={paths.run}", f"--uuid={known[name].uuid}", str(xid), name]
-            _module(stack, "host.daemon_main", words, environ)
-            _await(Path(paths.run, f"qrexec.{xid}"))
+            process = _module(stack, "host.daemon_main", words, environ)
+            if not inotify.wait_for(os.path.join(paths.run, f"qrexec.{xid}"), os.pidfd_open(process.pid)):
+                raise SystemExit("a daemon did not start")
 
         agent = str(root / "agent")
         _module(stack, "qube.agent_main", [f"--agent-socket={agent}", "-S"], {**environ, "VCHAN_DOMAIN": str(QUIET)})

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cloison.qrexec import caller
 from cloison.qrexec.host import client_main
+from cloison.runtime import inotify
 from cloison.wire import qrexec
 
 XID = 7
@@ -51,10 +52,8 @@ def programs(folder: Path) -> Iterator[str]:
     daemon = _start("host.daemon_main", daemon_words, environ)
     path = folder / f"qrexec.{XID}"
     try:
-        while not path.exists():
-            if daemon.poll() is not None or agent.poll() is not None:
-                raise SystemExit("the daemon or the agent did not start")
-            time.sleep(0.01)
+        if not inotify.wait_for(str(path), *(os.pidfd_open(process.pid) for process in (daemon, agent))):
+            raise SystemExit("the daemon or the agent did not start")
         yield str(path)
     finally:
         for process in (daemon, agent):

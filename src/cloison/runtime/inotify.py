@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 
 CREATE, MOVED_TO, MOVED_FROM, DELETE, CLOSE_WRITE = 0x100, 0x80, 0x40, 0x200, 0x8
 ATTRIB, DELETE_SELF, MOVE_SELF = 0x4, 0x400, 0x800
@@ -50,3 +51,21 @@ def _checked(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def wait_for(path: str, *ends: int) -> bool:
+    """Wait, blocking, until something of that name is in its folder; False when one of `ends` is readable before (a process's
+    descriptor: it has ended).
+    """
+    watch = Watch(os.path.dirname(path), CREATE | MOVED_TO)
+    try:
+        poll = select.poll()
+        for fd in (watch.fileno(), *ends):
+            poll.register(fd, select.POLLIN)
+        while not os.path.lexists(path):
+            if any(fd in ends for fd, _ in poll.poll()):
+                return False
+            watch.clear()
+        return True
+    finally:
+        watch.close()
