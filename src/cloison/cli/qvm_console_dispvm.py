@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import sys
 from collections.abc import Sequence
 
 from cloison.cli import progress, tool
@@ -25,7 +26,8 @@ NO_SERVICE = 127                         # exit status of a call to a service th
 class NoManagement(CloisonError):
     """There is no disposable that may show the console."""
 
-    hint = "Name a disposable template: qvm-prefs VMNAME management_dispvm, or qubes-prefs management_dispvm."
+    hint = ("Name a disposable template: qvm-prefs VMNAME management_dispvm, or qubes-prefs management_dispvm; "
+            "--here shows the console in this terminal.")
 
 
 class ConsoleInUse(CloisonError):
@@ -37,14 +39,16 @@ class ConsoleInUse(CloisonError):
 class NoTerminal(CloisonError):
     """The disposable has no terminal to show."""
 
-    hint = "The management disposable's template needs windows and a terminal program."
+    hint = "The management disposable's template needs windows and a terminal program; --here shows the console in this terminal."
 
 
 def parser() -> tool.Parser:
     result = tool.Parser(prog=PROG, qubes="1", description="Show a qube's console in a disposable.", examples=[
         ("qvm-console-dispvm work", "log in where nothing else works any more"),
         ("qvm-console-dispvm --autostart work", "start it first, and see what it says"),
+        ("qvm-console-dispvm --here work", "in this terminal, as plain text; Ctrl-] leaves"),
     ])
+    result.add_argument("--here", action="store_true", help="in this terminal instead, as plain text without colours or cursor")
     result.add_argument("--autostart", action="store_true", help="start the qube if it does not run")
     return result
 
@@ -58,6 +62,8 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
         call = connection.begin(name, "admin.vm.Start")
         progress.wait(call, f"starting {name}", quiet=quiet)
         call.result()
+    if args.here:
+        return _here(connection, name, quiet=quiet)
     base = get_property(connection, name, "management_dispvm").value
     if not base:
         raise NoManagement(f"{name} has no management disposable to show its console in")
@@ -67,6 +73,19 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
             return _show(connection, disposable.name, console)
     finally:
         os.close(console)
+
+
+def _here(connection: Connection, name: str, *, quiet: bool) -> int:
+    from cloison.cli import console_here  # it loads what the others do without
+
+    console = _open(name, connection.call(name, "admin.vm.Console").decode())
+    try:
+        if not quiet and tool.is_terminal(sys.stderr):
+            print(f"{PROG}: this is the console of {name}; Ctrl-] leaves it", file=sys.stderr)
+        console_here.join(console)
+    finally:
+        os.close(console)
+    return 0
 
 
 def _open(name: str, path: str) -> int:
