@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from cloison.errors import PeerError
 from cloison.qdb.tree import GUEST, Fired, Outcome, Tree, notice
+from cloison.runtime import unix
 from cloison.runtime.port import Outbox, Port
 from cloison.wire import qdb
 
@@ -75,12 +76,7 @@ class QubesDb:
         """Open the local socket. Reading is for everyone, as upstream's is."""
         if self._server is not None:
             return
-        if os.path.lexists(path):
-            os.unlink(path)
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._server.bind(path)
-        os.chmod(path, 0o666)  # noqa: S103 every program of the qube may read it, as upstream
-        self._server.listen(MAX_CLIENTS)
+        self._server = unix.listen(path, MAX_CLIENTS, mode=0o666)
         asyncio.get_running_loop().add_reader(self._server, self._accept, self._server)
 
     def close(self) -> None:

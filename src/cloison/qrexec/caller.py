@@ -15,6 +15,8 @@ import stat
 import struct
 
 TYPE_CHECKING = False                    # what types need costs a start under emulation
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HEADER = struct.Struct("<II")
 NUMBER = struct.Struct("<I")
@@ -316,3 +318,26 @@ class Caller:
         sink = self._sinks.pop(kind, None)
         if sink is not None:
             sink.close()
+
+
+def run_joined(
+    start: Callable[[_socket.socket, _socket.socket, _socket.socket, _socket.socket], int], channel: _socket.socket, stderr: Sink,
+    prefix: bytes,
+) -> int:
+    """A call whose input is what a program of ours writes; the program reads what the service does.
+
+    `start` gets the program's stdin and stdout, and our ends of them; its result is the process id. The service's status, or else
+    the program's.
+    """
+    to_program, program_stdin = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    from_program, program_stdout = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    to_program.setblocking(False)
+    from_program.setblocking(False)
+    pid = start(program_stdin, program_stdout, to_program, from_program)
+    program_stdin.close()
+    program_stdout.close()
+    status = Caller(channel, from_program.fileno(), Sink(to_program.fileno(), own=True), stderr, prefix).run()
+    to_program.close()
+    from_program.close()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status or (code if code >= 0 else 128 - code)

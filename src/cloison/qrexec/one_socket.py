@@ -1,4 +1,4 @@
-"""Programs that use their stdin for both directions, and say so by SIGUSR1 to whom QREXEC_AGENT_PID names (reference/qrexec.md 7.4).
+"""Programs that use their stdin both ways, and say so by SIGUSR1 to whom QREXEC_AGENT_PID names (reference/qrexec.md 7.4).
 
 One process, one signal: which program sent it can't be told for sure (it may have ended, signals merge), so each that is running
 is then watched for bytes on its stdin, which else has none.

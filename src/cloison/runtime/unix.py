@@ -32,8 +32,10 @@ def address(path: str) -> Iterator[str]:
         os.close(fd)
 
 
-def listen(path: str, backlog: int) -> socket.socket:
-    """A stream socket that listens at that path, not blocking, for this user alone. What lies there is replaced. Raises OSError.
+def listen(path: str, backlog: int, mode: int = 0o600) -> socket.socket:
+    """A stream socket that listens at that path, not blocking, by default for this user alone. What lies there is replaced.
+
+    Raises OSError.
 
     The path appears when it can be connected to, and never before: who waits for it need only watch the folder. One process
     at a time may do this for a path; one that was killed meanwhile leaves nothing that the next one does not take away.
@@ -46,7 +48,7 @@ def listen(path: str, backlog: int) -> socket.socket:
     try:
         with address(coming) as there:
             listener.bind(there)
-        os.chmod(coming, 0o600)
+        os.chmod(coming, mode)
         listener.listen(backlog)
         os.rename(coming, path)
     except OSError:

@@ -248,16 +248,10 @@ def _converse(options: Options, target: str, channel: _socket.socket) -> int:
 
 def _with_program(command: str, target: str, channel: _socket.socket, stderr: caller.Sink, prefix: bytes) -> int:
     """Our input is what the program writes; it reads what the service does. The service's status, or else the program's."""
-    to_program, program_stdin = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    from_program, program_stdout = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    environ = {**os.environ, "QREXEC_REMOTE_DOMAIN": target}
-    actions = [(os.POSIX_SPAWN_DUP2, program_stdin.fileno(), 0), (os.POSIX_SPAWN_DUP2, program_stdout.fileno(), 1)]
-    # The person's own command on the host: a shell is what it is for. Nothing of a qube's is in it.
-    pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], environ, file_actions=actions)
-    program_stdin.close()
-    program_stdout.close()
-    status = caller.Caller(channel, from_program.fileno(), caller.Sink(to_program.fileno(), own=True), stderr, prefix).run()
-    to_program.close()
-    from_program.close()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status or (code if code >= 0 else 128 - code)
+    def start(stdin: _socket.socket, stdout: _socket.socket, _to: _socket.socket, _from: _socket.socket) -> int:
+        environ = {**os.environ, "QREXEC_REMOTE_DOMAIN": target}
+        actions = [(os.POSIX_SPAWN_DUP2, stdin.fileno(), 0), (os.POSIX_SPAWN_DUP2, stdout.fileno(), 1)]
+        # The person's own command on the host: a shell is what it is for. Nothing of a qube's is in it.
+        return os.posix_spawn("/bin/sh", ["sh", "-c", command], environ, file_actions=actions)
+
+    return caller.run_joined(start, channel, stderr, prefix)

@@ -172,24 +172,15 @@ def _cleans(given: dict[str, str], option: str, fd: int) -> bool:
 
 def _with_program(argv: list[str], channel: _socket.socket, stderr: caller.Sink, prefix: bytes) -> int:
     """It writes what the service reads, and reads what that writes. The service's status, or else the program's."""
-    to_program, program_stdin = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    from_program, program_stdout = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    to_program.setblocking(False)
-    from_program.setblocking(False)
+    def start(stdin: _socket.socket, stdout: _socket.socket, to_program: _socket.socket, from_program: _socket.socket) -> int:
+        def one_socket(_number: int, _frame: object) -> None:
+            """The program uses its stdin both ways: what is read from its stdout's number comes from there (7.4)."""
+            os.dup2(to_program.fileno(), from_program.fileno(), inheritable=False)
 
-    def one_socket(_number: int, _frame: object) -> None:
-        """The program uses its stdin both ways: what is read from its stdout's number comes from there (7.4)."""
-        os.dup2(to_program.fileno(), from_program.fileno(), inheritable=False)
+        _signal.signal(_signal.SIGUSR1, one_socket)
+        return _start(argv, stdin.fileno(), stdout.fileno())
 
-    _signal.signal(_signal.SIGUSR1, one_socket)
-    pid = _start(argv, program_stdin.fileno(), program_stdout.fileno())
-    program_stdin.close()
-    program_stdout.close()
-    status = caller.Caller(channel, from_program.fileno(), caller.Sink(to_program.fileno(), own=True), stderr, prefix).run()
-    to_program.close()
-    from_program.close()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status or (code if code >= 0 else 128 - code)
+    return caller.run_joined(start, channel, stderr, prefix)
 
 
 def _start(argv: list[str], stdin: int, stdout: int) -> int:

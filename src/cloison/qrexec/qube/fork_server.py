@@ -5,7 +5,6 @@ The agent hands it the calls of its user; programs see the session's environment
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pwd
 import socket
@@ -16,6 +15,7 @@ from cloison.qrexec import process, service_config
 from cloison.qrexec.call import Call
 from cloison.qrexec.lookup import CannotStart
 from cloison.qrexec.qube.agent import FORK_REQUEST, FORK_SERVER
+from cloison.runtime import unix
 from cloison.runtime.port import Channels
 from cloison.runtime.vchan_socket import PARTING, GivenVchan, VchanSocket, folder
 from cloison.wire import qrexec
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     own = pwd.getpwuid(os.geteuid()).pw_name
     try:
-        server = _listen(words[0] if words else FORK_SERVER.replace("%s", own))
+        server = unix.listen(words[0] if words else FORK_SERVER.replace("%s", own), MAX_CLIENTS)
     except OSError as error:
         print(f"qrexec-fork-server: can't listen: {error.strerror}", file=sys.stderr)
         return 1
@@ -44,27 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _listen(path: str) -> socket.socket:
-    """Raises OSError."""
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    mask = os.umask(0o177)
-    try:
-        server.bind(path)
-        server.listen(MAX_CLIENTS)
-    except OSError:
-        server.close()
-        raise
-    finally:
-        os.umask(mask)
-    return server
-
-
 async def _serve(server: socket.socket, user: str) -> None:
     """Until the session ends it."""
     loop = asyncio.get_running_loop()
-    server.setblocking(False)
     while True:
         stream, _ = await loop.sock_accept(server)
         _Request(stream, user)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cloison.errors import PeerError
+from cloison.runtime import unix
 from cloison.runtime.port import Channels
 from cloison.runtime.relay import Relay
 from cloison.wire import qrexec
@@ -50,12 +51,8 @@ class TriggerSocket:
         """Idempotent. Every program of the qube may use it, as upstream. Raises OSError."""
         if self._server is not None:
             return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._server.bind(path)
-        os.chmod(path, 0o777)  # noqa: S103 whoever may run programs here may ask for calls; the host's policy decides
-        self._server.listen(MAX_CLIENTS)
+        # Whoever may run programs here may ask for calls; the host's policy decides.
+        self._server = unix.listen(path, MAX_CLIENTS, mode=0o777)
         self._path = path
         self._loop.add_reader(self._server, self._accept, self._server)
 
