@@ -75,6 +75,9 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.vm.Create.AdminVM", "dom0", "", "name=9x label=red"), "QubesValueError"),
     (("admin.vm.Create.AdminVM", "dom0", "", "name=x label=1"), "QubesInvalidLabelError"),
     (("admin.vm.Create.AdminVM", "dom0", "", "name=x label=red"), "QubesPropertyValueError"),
+    # A pool that is not there is told of before a template that is none.
+    (("admin.vm.CreateInPool.DispVM", "dom0", "work", "name=x label=red pool=nope"), "QubesException"),
+    (("admin.vm.CreateInPool.DispVM", "dom0", "work", "name=x label=red pool=varlibqubes"), "QubesValueError"),
     # A snapshot can't be told where to be, not even where it is anyway.
     (("admin.vm.CreateInPool.AppVM", "dom0", "tpl", "name=x label=red pool:root=varlibqubes"), "QubesException"),
     (("admin.vm.CreateInPool.AppVM", "dom0", "tpl", "name=x label=red pool:private=varlibqubes"), ""),
@@ -83,6 +86,7 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.vm.volume.Set.revisions_to_keep", "work", "kernel", "1"), "QubesValueError"),
     (("admin.vm.volume.Set.revisions_to_keep", "work", "kernel", "0"), ""),
     (("admin.vm.volume.Set.rw", "work", "kernel", "True"), "QubesValueError"),
+    (("admin.vm.volume.Set.rw", "work", "kernel", "no"), ""),
     (("admin.vm.volume.Set.ephemeral", "work", "kernel", "False"), "QubesValueError"),
     (("admin.vm.volume.CloneFrom", "work", "volatile"), ""),
     (("admin.vm.volume.CloneTo", "work", "private", "\u00e9"), "ProtocolError"),

@@ -67,6 +67,8 @@ def create(klass: str, *, in_pool: bool) -> Callable[[Call], Awaitable[None]]:
             raise QubeExists(f"there is a qube {order.name} already")
         if order.template is not None and order.template not in call.system.qubes:
             raise QubeNotFound(f"there is no qube {order.template[:60]!r} to be the template")
+        for pool in (*order.pools.values(), *([order.pool] if order.pool is not None else [])):
+            call.system.pool(pool)
         if klass == "AdminVM":
             raise BadPropertyValue("there can be only one dom0")
         await call.qubesd.create(order, call.source)

@@ -227,7 +227,8 @@ def set_revisions(call: Call) -> None:
 def set_rw(call: Call) -> None:
     volume = _volume(call)
     rw = flag(call.payload)
-    _check_changeable(volume)
+    if rw:
+        _check_changeable(volume)
     rules.check_halted(call.dest)
     _change(call, replace(volume, rw=rw))
 
