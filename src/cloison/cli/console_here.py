@@ -43,7 +43,7 @@ class Plain:
             return bytes((byte,)) if byte in _KEPT else b"" if byte == 0x07 else b"_"
         elif self._state is _State.ESCAPE:
             self._state = {0x5B: _State.SEQUENCE, 0x5D: _State.STRING, 0x50: _State.STRING}.get(byte, _State.TEXT)
-        elif self._state is _State.SEQUENCE and 0x40 <= byte <= 0x7E or self._state is _State.STRING and byte == 0x07:
+        elif (self._state is _State.SEQUENCE and 0x40 <= byte <= 0x7E) or (self._state is _State.STRING and byte == 0x07):
             self._state = _State.TEXT
         return b""
 
