@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -110,6 +111,21 @@ def test_log(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "deny   q1 -> @default  s+_[2J  a.policy:5"]
     assert main.main(["policy", "log", "--denied", "--source", "q0", "--service", "s", "--json"]) == 0
     assert [json.loads(line)["rule"] for line in said(capsys)] == ["a.policy:2", "a.policy:4"]
+
+
+def test_the_same_decision_over_and_over_is_one_line_of_the_log(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = CallLog(path(Paths.from_environment()))
+    for source, times in (("calm", 1), ("loud", 50), ("calm", 1)):
+        for _ in range(times):
+            log.write(source=source, service="s", requested_target="dom0", verdict="deny", why="no rule is for this call")
+            log.write(source=source, event="end")
+    log.close()
+    assert main.main(["policy", "log"]) == 0
+    first, flood, last = said(capsys)
+    assert all(line.endswith("  deny   calm -> dom0  s  no rule is for this call") for line in (first, last))
+    assert re.fullmatch(r"[-0-9]{10} [:0-9]{8}  deny   loud -> dom0  s  no rule .*  \(50 times, until [:0-9]{8}\)", flood)
+    assert main.main(["policy", "log", "--json", "-n", "100"]) == 0
+    assert len(said(capsys)) == 100
 
 
 def test_the_log_is_bounded_and_rotates_once(user: Path) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cloison.cli import tool
@@ -111,10 +111,23 @@ def _is_shipped(place: str) -> bool:
 
 
 def _log(args: argparse.Namespace, paths: Paths) -> int:
-    entries = itertools.islice(filter(_filter(args), recent(path(paths))), max(0, args.lines))
-    for entry in reversed(list(entries)):
-        tool.say(json.dumps(entry) if args.json else _line(entry))
+    newest_first = filter(_filter(args), recent(path(paths)))
+    lines = _entries(newest_first) if args.json else _decisions(newest_first)
+    for line in reversed(list(itertools.islice(lines, max(0, args.lines)))):
+        tool.say(line)
     return 0
+
+
+def _entries(newest_first: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    return (json.dumps(entry) for entry in newest_first)
+
+
+def _decisions(newest_first: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each; for the same one many times on end, too, or a qube could push all others out of sight."""
+    for decision, same in itertools.groupby(newest_first, key=_decision):
+        times = [_when(entry) for entry in same]
+        often = f"  ({len(times)} times, until {times[0].split()[-1]})" if len(times) > 1 else ""
+        yield f"{times[-1]}  {decision}{often}"
 
 
 def _filter(args: argparse.Namespace) -> Callable[[Mapping[str, Any]], bool]:
@@ -129,15 +142,18 @@ def _filter(args: argparse.Namespace) -> Callable[[Mapping[str, Any]], bool]:
     return wanted
 
 
-def _line(entry: Mapping[str, Any]) -> str:
-    """One line, whatever a qube called itself or its service."""
+def _when(entry: Mapping[str, Any]) -> str:
     when = entry.get("time")
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if isinstance(when, int | float) else "-"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if isinstance(when, int | float) else "-"
+
+
+def _decision(entry: Mapping[str, Any]) -> str:
+    """In one line, whatever a qube called itself or its service."""
     target, wanted = _text(entry, "target"), _text(entry, "requested_target")
     reached = wanted if target in ("-", wanted) else f"{wanted} => {target}"
     how = " (asked)" if entry.get("asked") else " (tried)" if entry.get("tried") else ""
     why = f"{_text(entry, 'rule')}{how}" if entry.get("rule") else f"{_text(entry, 'why')}{how}"
-    return f"{stamp}  {_text(entry, 'verdict'):5}  {_text(entry, 'source')} -> {reached}  {_text(entry, 'service')}  {why}"
+    return f"{_text(entry, 'verdict'):5}  {_text(entry, 'source')} -> {reached}  {_text(entry, 'service')}  {why}"
 
 
 def _text(entry: Mapping[str, Any], key: str) -> str:
