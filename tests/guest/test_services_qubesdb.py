@@ -34,9 +34,7 @@ def run(bin: Bin, *calls: tuple[str, ...]) -> list[tuple[int | None, bytes]]:
                 stderr=asyncio.subprocess.DEVNULL, env=bin.environment(QUBESDB_SOCKET=path))
             output, _ = await process.communicate()
             ended.append((process.returncode, output))
-        assert database._server is not None
-        asyncio.get_running_loop().remove_reader(database._server)
-        database._server.close()
+        database.close()
         return ended
 
     return asyncio.run(all_of_them())

@@ -42,9 +42,7 @@ class Pair(News):
         for side in (self.host, self.guest):
             side.port.end("the test is over")
             side.stream.close()
-        if self.database._server is not None:
-            asyncio.get_running_loop().remove_reader(self.database._server)
-            self.database._server.close()
+        self.database.close()
 
     def _real(self, channel: int, address: Address) -> Handler:
         assert address == Address(XID, 0, qdb.PORT)
@@ -69,8 +67,7 @@ class Pair(News):
         return self.guest_end
 
     async def client(self) -> Program:
-        if self.database._server is None:
-            self.database.serve(self.path)
+        self.database.serve(self.path)
         program = Program()
         await asyncio.get_running_loop().sock_connect(program.stream, self.path)
         return program

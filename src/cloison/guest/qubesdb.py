@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Mapping
 
 from cloison.errors import PeerError
 from cloison.qdb.tree import GUEST, Fired, Outcome, Tree, notice
-from cloison.runtime import unix
+from cloison.runtime.listener import Listener
 from cloison.runtime.port import Outbox, Port
 from cloison.wire import qdb
 
@@ -29,7 +28,7 @@ class QubesDb:
         self._outbox: Outbox | None = None
         self._decoder = qdb.Decoder(qdb.VCHAN)
         self._clients: set[_Client] = set()
-        self._server: socket.socket | None = None
+        self._listener: Listener | None = None
 
     def fill(self, entries: dict[str, str]) -> None:
         """What the host said this qube is, before any channel is open."""
@@ -74,27 +73,22 @@ class QubesDb:
 
     def serve(self, path: str) -> None:
         """Open the local socket. Reading is for everyone, as upstream's is."""
-        if self._server is not None:
-            return
-        self._server = unix.listen(path, MAX_CLIENTS, mode=0o666)
-        asyncio.get_running_loop().add_reader(self._server, self._accept, self._server)
+        if self._listener is None:
+            self._listener = Listener(path, MAX_CLIENTS, self._accept, 0o666)
 
     def close(self) -> None:
         """Nobody is served any more."""
-        if self._server is not None:
-            asyncio.get_running_loop().remove_reader(self._server)
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         for client in list(self._clients):
             client.close()
 
-    def _accept(self, server: socket.socket) -> None:
-        stream, _ = server.accept()
+    def _accept(self, stream: socket.socket) -> None:
         if len(self._clients) >= MAX_CLIENTS:
             stream.close()
-            return
-        stream.setblocking(False)
-        self._clients.add(_Client(stream, self))
+        else:
+            self._clients.add(_Client(stream, self))
 
     def handle(self, client: _Client, message: qdb.Message) -> bytes:
         """A client's message; the answer. Raises PeerError."""

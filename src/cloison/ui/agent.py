@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Awaitable
 from typing import Protocol
@@ -16,8 +15,9 @@ from typing import Protocol
 from cloison.errors import HostError, PeerError
 from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
+from cloison.runtime.listener import Listener
 from cloison.runtime.paths import Paths
-from cloison.runtime.unix import is_same_user, listen
+from cloison.runtime.unix import is_same_user
 from cloison.wire import ask as wire
 
 log = logging.getLogger(__name__)
@@ -45,35 +45,29 @@ class Agent:
         self._path, self._asker = paths.socket(SOCKET), asker
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
+        self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
 
     def listen(self) -> None:
         """The caller holds the agent's lock, so a socket that lies there is stale. Raises OSError."""
-        self._listener = listen(self._path, MAX_CALLERS)
-        self._loop.add_reader(self._listener, self._accept, self._listener)
+        self._listener = Listener(self._path, MAX_CALLERS, self._accept)
 
     async def close(self) -> None:
         if self._listener is not None:
-            self._loop.remove_reader(self._listener)
             self._listener.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            self._listener = None
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            stream, _ = listener.accept()
-            stream.setblocking(False)
-            if len(self._tasks) >= MAX_CALLERS or not is_same_user(stream):
-                stream.close()
-                return
-            task = self._loop.create_task(self._serve(stream))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _accept(self, stream: socket.socket) -> None:
+        if len(self._tasks) >= MAX_CALLERS or not is_same_user(stream):
+            stream.close()
+            return
+        task = self._loop.create_task(self._serve(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, stream: socket.socket) -> None:
         answer = b""

@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 
 from cloison.errors import CloisonError, PeerError
-from cloison.runtime import unix
+from cloison.runtime.listener import Listener
 from cloison.wire.warden import Lines, encode
 
 Do = Callable[[str, dict[str, object]], Awaitable[dict[str, object] | None]]
@@ -20,7 +19,7 @@ class ControlServer:
 
     def __init__(self, path: str, do: Do, status: Callable[[], dict[str, object]]) -> None:
         self._path, self._do, self._status = path, do, status
-        self._server: socket.socket | None = None
+        self._listener: Listener | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -38,8 +37,7 @@ class ControlServer:
         task.add_done_callback(self._tasks.discard)
 
     def listen(self) -> None:
-        self._server = unix.listen(self._path, MAX_PEERS)
-        self._loop.add_reader(self._server, self._accept, self._server)
+        self._listener = Listener(self._path, MAX_PEERS, lambda stream: self._background(self.adopt(stream)))
 
     def event(self, message: dict[str, object]) -> None:
         for writer in self._writers:
@@ -47,23 +45,15 @@ class ControlServer:
 
     async def close(self) -> None:
         """Send what waits, then hang up; the path goes. Idempotent."""
-        if self._server is not None:
-            self._loop.remove_reader(self._server)
-            self._server.close()
-            self._server = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         for writer in list(self._writers):
             writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), 5)
         for task in list(self._tasks):
             task.cancel()
-
-    def _accept(self, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            stream, _ = server.accept()
-            self._background(self.adopt(stream))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_lost: Callable[[], None]) -> None:
         lines = Lines()

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 
 from cloison.errors import PeerError
-from cloison.runtime import unix
+from cloison.runtime.listener import Listener
 from cloison.wire import qrexec
 
 MAX_CLIENTS = 512
@@ -25,43 +25,38 @@ class LocalSocket:
     def __init__(self, folder: str, names: tuple[str, ...], request: Request) -> None:
         self._paths = [os.path.join(folder, f"qrexec.{name}") for name in names]
         self.request = request
-        self._server: socket.socket | None = None
+        self._listener: Listener | None = None
         self._clients: set[Client] = set()
-        self._loop = asyncio.get_running_loop()
 
     @property
     def listening(self) -> bool:
-        return self._server is not None
+        return self._listener is not None
 
     def listen(self) -> None:
         """Accept callers; what a killed daemon left is replaced. Raises OSError."""
         path, *links = self._paths
-        self._server = unix.listen(path, MAX_CLIENTS)
+        self._listener = Listener(path, MAX_CLIENTS, self._accept)
         for link in links:
             _unlink(link)
             os.symlink(os.path.basename(path), link)
-        self._loop.add_reader(self._server, self._accept, self._server)
 
     def close(self) -> None:
         """Callers are hung up on, the names go. Idempotent."""
-        if self._server is not None:
-            self._loop.remove_reader(self._server)
-            self._server.close()
-            self._server = None
-            for path in reversed(self._paths):
-                _unlink(path)
+        if self._listener is not None:
+            for link in self._paths[1:]:
+                _unlink(link)
+            self._listener.close()
+            self._listener = None
         for client in list(self._clients):
             client.close()
 
     def forget(self, client: Client) -> None:
         self._clients.discard(client)
 
-    def _accept(self, server: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            stream, _ = server.accept()
-            if len(self._clients) >= MAX_CLIENTS:
-                stream.close()
-                return
+    def _accept(self, stream: socket.socket) -> None:
+        if len(self._clients) >= MAX_CLIENTS:
+            stream.close()
+        else:
             self._clients.add(Client(stream, self))
 
 

@@ -6,14 +6,12 @@ number that is never used again: an answer can't reach another program than the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import socket
 from collections.abc import Callable
 from typing import Protocol
 
 from cloison.errors import PeerError
-from cloison.runtime import unix
+from cloison.runtime.listener import Listener
 from cloison.runtime.port import Channels
 from cloison.runtime.relay import Relay
 from cloison.wire import qrexec
@@ -40,30 +38,21 @@ class TriggerSocket:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._loop = asyncio.get_running_loop()
-        self._server: socket.socket | None = None
-        self._path = ""
+        self._listener: Listener | None = None
         self._clients: dict[_Client, None] = {}            # the oldest first
         self._asking: dict[bytes, _Client] = {}            # by request id
         self._last = 0
 
     def serve(self, path: str) -> None:
         """Idempotent. Every program of the qube may use it, as upstream. Raises OSError."""
-        if self._server is not None:
-            return
-        # Whoever may run programs here may ask for calls; the host's policy decides.
-        self._server = unix.listen(path, MAX_CLIENTS, mode=0o777)
-        self._path = path
-        self._loop.add_reader(self._server, self._accept, self._server)
+        if self._listener is None:       # whoever may run programs here may ask for calls; the host's policy decides
+            self._listener = Listener(path, MAX_CLIENTS, self._accept, 0o777)
 
     def close(self) -> None:
         """The socket is gone, and so are the calls."""
-        if self._server is not None:
-            self._loop.remove_reader(self._server)
-            self._server.close()
-            self._server = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         for client in list(self._clients):
             client.close()
 
@@ -85,11 +74,7 @@ class TriggerSocket:
         if client is not None:
             client.close()
 
-    def _accept(self, server: socket.socket) -> None:
-        try:
-            stream, _ = server.accept()
-        except OSError:
-            return
+    def _accept(self, stream: socket.socket) -> None:
         if len(self._clients) >= MAX_CLIENTS and not self._make_room():
             stream.close()
             return
