@@ -158,7 +158,8 @@ def test_device_nodes_pipes_and_sockets(place: Path, kind: int) -> None:
     assert names(place) == set()
 
 
-def test_a_name_unfit_to_be_shown_needs_the_option(place: Path) -> None:
+def test_issue_8332_a_name_unfit_to_be_shown_needs_an_option_and_no_detour(place: Path) -> None:
+    """Lesson 23: over-strict names push people to worse habits; the sender is told of the option, see test_pack."""
     stream = file(b"a\x1b[2Jb", b"x") + wire.END
     result, done = receive(stream, place)
     assert result.code == errno.EILSEQ

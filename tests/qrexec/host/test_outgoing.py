@@ -344,6 +344,18 @@ def test_a_service_name_of_no_length_or_without_an_end_is_refused_and_nothing_el
 # -- the host --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("argument", ["--help", "-c", "-", "a--b+c", "..", "-e.x"])
+def test_qsb_071_what_looks_like_an_option_is_the_services_one_argument(place: Place, argument: str) -> None:
+    """Lesson 25: no program's options are ever filtered here; a service has its argument as one word of its own."""
+    place.policy = allow("dom0")
+
+    async def work(caller: Caller) -> None:
+        result = await caller.call(f"test.Env+{argument}")
+        assert result is not None and result.stdout.endswith(f"+{argument}\n1:{argument}\n".encode())
+
+    with_caller(place, work)
+
+
 @pytest.mark.parametrize(("requested", "words"), [
     ("wanted", "QREXEC_REQUESTED_TARGET=wanted\nQREXEC_REQUESTED_TARGET_TYPE=name\n"),
     ("@adminvm", "QREXEC_REQUESTED_TARGET_KEYWORD=adminvm\nQREXEC_REQUESTED_TARGET_TYPE=keyword\n"),
