@@ -351,7 +351,7 @@ def test_qsb_071_what_looks_like_an_option_is_the_services_one_argument(place: P
 
     async def work(caller: Caller) -> None:
         result = await caller.call(f"test.Env+{argument}")
-        assert result is not None and result.stdout.endswith(f"+{argument}\n1:{argument}\n".encode())
+        assert result is not None and result.out.endswith(f"+{argument}\n1:{argument}\n".encode())
 
     with_caller(place, work)
 
