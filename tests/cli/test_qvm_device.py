@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cloison.cli import qvm_block, qvm_device, qvm_pci, qvm_usb
 from cloison.client import devices
 from cloison.client.connection import Connection
-from cloison.client.devices import Device
+from cloison.devicetext import Device
 from cloison.values import InvalidValue
 from cloison.wire import admin
 
@@ -63,22 +63,22 @@ def rules(connection: Connection, devclass: str = "block") -> list[str]:
 
 @pytest.mark.parametrize("vector", [each for each in VECTORS["serialization"] if "qarg" in each])
 def test_arguments_are_those_of_qubes_os(vector: dict[str, str]) -> None:
-    pairs = devices.used(f"x+y:z {vector['serialized']}\n".encode())[0].pairs
-    assert Device(pairs["backend_domain"], pairs["port_id"], pairs["device_id"]).argument == vector["qarg"]
+    pairs = devices.used(f"x+y:z {vector['serialized']}\n".encode(), "usb")[0].pairs
+    assert Device("usb", pairs["backend_domain"], pairs["port_id"], pairs["device_id"]).argument == vector["qarg"]
 
 
 @given(st.text("ab'=\" _:*", max_size=12), st.text("ab'=\" _:*", max_size=12))
 def test_what_is_serialised_is_read_back(value: str, other: str) -> None:
-    payload = devices.serialise(Device("back", "1-1", "*"), "usb", "front", "manual", {"one": value, "two": other})
-    line = devices.used(b"back+1-1:* " + payload + b"\n")[0]
+    payload = devices.serialise(Device("usb", "back", "1-1", "*"), "front", "manual", {"one": value, "two": other})
+    line = devices.used(b"back+1-1:* " + payload + b"\n", "usb")[0]
     assert line.extra == {"one": value, "two": other}
-    assert line.device == Device("back", "1-1", "*") and line.mode == "manual"
+    assert line.device == Device("usb", "back", "1-1", "*") and line.mode == "manual"
 
 
 @given(st.text(max_size=80))
 def test_any_line_is_a_device(text: str) -> None:
-    for line in devices.used(text.encode("utf-8", "surrogatepass")):
-        assert devices.description(line, "usb")
+    for line in devices.used(text.encode("utf-8", "surrogatepass"), "usb"):
+        assert devices.description(line)
 
 
 @pytest.mark.parametrize("text", [
@@ -91,15 +91,15 @@ def test_what_is_no_device(text: str) -> None:
 @pytest.mark.parametrize("option", [{"a b": "x"}, {"": "x"}, {"a": "\n"}, {"a": "\\"}, {"a": "é"}, {"a'='": "x"}])
 def test_an_option_is_one_option(option: dict[str, str]) -> None:
     with pytest.raises(InvalidValue):
-        devices.serialise(Device("b", "p", "*"), "usb", "f", "manual", option)
+        devices.serialise(Device("usb", "b", "p", "*"), "f", "manual", option)
 
 
 @pytest.mark.parametrize(("interfaces", "expected"), [
     ("pffff00", "PCI device"), ("uff0000", "USB device"), ("uff0000u030101", "Keyboard"), ("?******", "?******"), ("", "?******"),
 ])
 def test_a_device_is_described_by_what_is_known_of_it(interfaces: str, expected: str) -> None:
-    line = devices.Line(Device("b", "p", "*"), {"interfaces": interfaces}, {})
-    assert devices.description(line, "usb") == f"{expected}: unknown vendor unknown usb device"
+    line = devices.Line(Device("usb", "b", "p", "*"), {"interfaces": interfaces}, {})
+    assert devices.description(line) == f"{expected}: unknown vendor unknown usb device"
 
 
 @pytest.mark.parametrize(("interface", "expected"), [

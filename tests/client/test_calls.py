@@ -11,8 +11,8 @@ from fake_qubesd import FakeQubesd, FakeWarden
 from cloison.client import aio, calls
 from cloison.client.calls import Domain, State
 from cloison.client.connection import Connection, NoDaemon
-from cloison.client.devices import Device
 from cloison.client.run import run, run_service
+from cloison.devicetext import Device
 from cloison.errors import CloisonError, FeatureNotFound, PeerError, QubeNotFound
 from cloison.wire import admin
 
@@ -82,15 +82,15 @@ def test_firewall_and_devices(real: Connection) -> None:
     assert real.do(WORK.firewall()) == ["action=accept dst4=192.0.2.0/24", "action=drop"]
     assert real.do(WORK.exposed("block")) == {}
     assert real.do(WORK.attached("block")) == []
-    disk = Device("net", "sda", "*")
-    real.do(WORK.assign("block", disk, "auto-attach", {"read-only": "yes"}))
+    disk = Device("block", "net", "sda", "*")
+    real.do(WORK.assign(disk, "auto-attach", {"read-only": "yes"}))
     [line] = real.do(WORK.assigned("block"))
     assert (line.device, line.mode, line.extra) == (disk, "auto-attach", {"read-only": "yes"})
-    real.do(WORK.unassign("block", disk))
+    real.do(WORK.unassign(disk))
     with pytest.raises(CloisonError):
-        real.do(WORK.attach("block", disk))
+        real.do(WORK.attach(disk))
     with pytest.raises(CloisonError):
-        real.do(WORK.detach("block", disk))
+        real.do(WORK.detach(disk))
 
 
 def test_failures_keep_their_class(real: Connection) -> None:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloison.model.devices import Device, deserialise
+from cloison.devicetext import Device
+from cloison.model.devices import deserialise
 from cloison.model.exposed import MAX_DEVICES, block_devices, matching
 
 STICK = {

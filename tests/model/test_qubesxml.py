@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloison.daemon.fake import KERNEL, FakeHost, fake_app
+from cloison.devicetext import Device
 from cloison.model import creation, qubesxml, qubesxml_elements, qubesxml_export
 from cloison.model.catalogue import SYSTEM
 from cloison.model.creation import Birth
-from cloison.model.devices import Assignment, Device
+from cloison.model.devices import Assignment
 from cloison.model.domains import READY, REMOVING, System
 from cloison.model.labels import DEFAULTS
 from cloison.model.qubes import new_system

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloison.devicetext import Device, serialise
 from cloison.errors import BadRequest, BadValue, CloisonError
 from cloison.model import addresses, devices, firewall
 
@@ -67,7 +68,7 @@ def test_device_parser_is_total(untrusted: bytes) -> None:
 @given(st.dictionaries(st.text("abc_", min_size=1, max_size=5), st.text("abc '\"=", max_size=8), max_size=4))
 def test_device_pairs_survive(pairs: dict[str, str]) -> None:
     if not any(value.endswith("\\") for value in pairs.values()):
-        assert devices.deserialise(devices.serialise(pairs).encode()) == pairs
+        assert devices.deserialise(serialise(pairs).encode()) == pairs
 
 
 VECTORS = json.loads((Path(__file__).parents[1] / "conformance" / "data" / "device-vectors.json").read_text())["serialization"]
@@ -76,10 +77,10 @@ VECTORS = json.loads((Path(__file__).parents[1] / "conformance" / "data" / "devi
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["what"] for vector in VECTORS])
 def test_recorded_device_texts(vector: dict[str, str]) -> None:
     pairs = devices.deserialise(vector["serialized"].encode())
-    device = devices.Device(pairs["devclass"], pairs["backend_domain"], pairs["port_id"], pairs["device_id"])
+    device = Device(pairs["devclass"], pairs["backend_domain"], pairs["port_id"], pairs["device_id"])
     assert (device.argument, str(device), device.head) == (vector["qarg"], vector["str"], vector["repr"])
     assert devices.parse_argument(device.devclass, device.argument) == device
-    assert devices.serialise(pairs) == vector["serialized"]
+    assert serialise(pairs) == vector["serialized"]
 
 
 @pytest.mark.parametrize(("number", "disposable", "address"), [

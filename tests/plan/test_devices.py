@@ -4,8 +4,9 @@ from __future__ import annotations
 import pytest
 from tests.plan.test_lifecycle import system
 
+from cloison.devicetext import Device
 from cloison.errors import BadValue, CloisonError
-from cloison.model.devices import Assignment, Device
+from cloison.model.devices import Assignment
 from cloison.model.exposed import Exposed
 from cloison.plan import devices as plan
 
@@ -54,14 +55,6 @@ def test_no_name_is_left() -> None:
 
 
 PATTERNS = [Device("block", "net", port, identity) for port in ("sda", "*") for identity in ("0951:1666", "*")]
-
-
-@pytest.mark.parametrize(("pattern", "matches"), [
-    *((pattern, True) for pattern in PATTERNS), (Device("block", "*", "*", "*"), True), (Device("block", "fw", "sda"), False),
-    (Device("block", "net", "sdb"), False), (Device("block", "net", "*", "1:2"), False), (Device("usb", "net", "sda"), False),
-])
-def test_matching(pattern: Device, matches: bool) -> None:
-    assert plan.matches(pattern, STICK) is matches
 
 
 def test_the_most_specific_rule_counts() -> None:

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
-from cloison.model.devices import Assignment, Device
+from cloison.devicetext import Device
+from cloison.model.devices import Assignment
 from cloison.model.domains import Qube, System
 from cloison.model.exposed import Exposed
 from cloison.model.volumes import Volume

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from cloison.client import devices
 from cloison.client.connection import Connection
-from cloison.client.devices import Device
 from cloison.client.domains import DOM0
+from cloison.devicetext import Device
 from cloison.errors import BadValue, CloisonError, QubeNotFound
 from cloison.values import QubeName
 
@@ -47,7 +47,7 @@ def find(connection: Connection, text: str) -> Drive:
     if backend != DOM0:
         QubeName(backend)
     try:
-        exposed = devices.available(connection.call(backend, "admin.vm.device.block.Available"), backend)
+        exposed = devices.available(connection.call(backend, "admin.vm.device.block.Available"), "block", backend)
     except QubeNotFound as error:
         raise NoSuchDrive(f"there is no qube {backend!r}") from error
     if port not in exposed:
@@ -58,7 +58,7 @@ def find(connection: Connection, text: str) -> Drive:
 @contextlib.contextmanager
 def assigned(connection: Connection, qube: str, drive: Drive) -> Iterator[None]:
     """The qube can't start without the drive while this lasts; it keeps it until it stops."""
-    payload = devices.serialise(drive.device, "block", qube, "required", drive.options())
+    payload = devices.serialise(drive.device, qube, "required", drive.options())
     connection.call(qube, "admin.vm.device.block.Assign", drive.device.argument, payload)
     try:
         yield

@@ -9,8 +9,9 @@ from cloison.cli import tool
 from cloison.cli.qvm_create import pair_of
 from cloison.client import devices
 from cloison.client.connection import Connection, NoDaemon
-from cloison.client.devices import ANY, Device, Line
+from cloison.client.devices import Line
 from cloison.client.domains import DOM0, get_property, lines, list_qubes
+from cloison.devicetext import ANY, UNKNOWN_IDENTITY, Device, interface_matches, interfaces
 from cloison.errors import BadRequest, CloisonError, DeviceAlreadyAssigned, NoSuchProperty, NotPermitted, QubeNotFound
 
 PROG = "qvm-device"
@@ -90,21 +91,22 @@ class Access:
     def available(self, backend: str) -> dict[str, Line]:
         """What a backend exposes now, by port."""
         if backend not in self._available:
-            self._available[backend] = devices.available(self.connection.call(backend, self.method("Available")), backend)
+            reply = self.connection.call(backend, self.method("Available"))
+            self._available[backend] = devices.available(reply, self.devclass, backend)
         return self._available[backend]
 
     def used(self, verb: str, dest: str) -> list[Line]:
         """`verb`: Attached or Assigned."""
-        return devices.used(self.connection.call(dest, self.method(verb)))
+        return devices.used(self.connection.call(dest, self.method(verb)), self.devclass)
 
     def all_used(self, verb: str, qubes: Sequence[str]) -> dict[str, list[Line]]:
         """Of many qubes. One that goes away meanwhile has none."""
-        return {qube: devices.used(reply) for qube, reply in zip(qubes, self._ask(verb, qubes), strict=True)}
+        return {qube: devices.used(reply, self.devclass) for qube, reply in zip(qubes, self._ask(verb, qubes), strict=True)}
 
     def load(self, backends: Sequence[str]) -> None:
         """Have what these expose at hand."""
         for backend, reply in zip(backends, self._ask("Available", backends), strict=True):
-            self._available[backend] = devices.available(reply, backend)
+            self._available[backend] = devices.available(reply, self.devclass, backend)
 
     def _ask(self, verb: str, qubes: Sequence[str]) -> Iterator[bytes]:
         """The same of many qubes; all answers are there before one is judged."""
@@ -128,7 +130,7 @@ class Access:
             raise CloisonError(f"there is no backend qube {backend!r}") from None
         if line is not None and identity in (None, line.device.identity):
             return line.device, line
-        return Device(backend, port, identity or devices.UNKNOWN_IDENTITY), line if identity == ANY else None
+        return Device(self.devclass, backend, port, identity or UNKNOWN_IDENTITY), line if identity == ANY else None
 
     def send(self, verb: str, dest: str, device: Device, payload: bytes = b"") -> None:
         self.connection.call(dest, self.method(verb), device.argument, payload)
@@ -162,7 +164,7 @@ def _list(args: argparse.Namespace, access: Access) -> None:
         for line in attached[qube]:
             found.setdefault(line.device, access.available(line.device.backend).get(line.device.port, line))
     rows = [
-        (device.place, line.extra.get("sbdf", ""), devices.description(line, access.devclass),
+        (device.place, line.extra.get("sbdf", ""), devices.description(line),
          _users(device, attached, "", lambda _: "attached"))
         for device, line in found.items()
     ]
@@ -219,7 +221,7 @@ def _attach(args: argparse.Namespace, access: Access) -> None:
     if access.devclass == "pci" and not args.required:
         raise CloisonError("pci devices can't be attached to a running qube; use assign --required")
     mode = "required" if args.required else "manual"
-    payload = devices.serialise(line.device, access.devclass, dest, mode, options)
+    payload = devices.serialise(line.device, dest, mode, options)
     try:
         access.send("Attach", dest, line.device, payload)
     except CloisonError:
@@ -235,7 +237,7 @@ def _detach(args: argparse.Namespace, access: Access) -> None:
     pattern, line = access.chosen(args.device) if args.device else (None, None)
     if pattern is not None and pattern.port != ANY:
         # What is no longer plugged in may still be attached: then any device at that port is meant.
-        gone = pattern._replace(identity=ANY) if pattern.identity == devices.UNKNOWN_IDENTITY else pattern
+        gone = pattern._replace(identity=ANY) if pattern.identity == UNKNOWN_IDENTITY else pattern
         return access.send("Detach", dest, gone if line is None else line.device)
     attached = [each.device for each in access.used("Attached", dest) if pattern is None or pattern.matches(each.device)]
     if pattern is not None and not attached:
@@ -267,13 +269,13 @@ def _narrowed(args: argparse.Namespace, device: Device) -> Device:
 
 def _assign(args: argparse.Namespace, access: Access) -> None:
     dest, (device, line) = _dest(args), access.chosen(args.device)
-    if line is None and not args.only_port and device.identity == devices.UNKNOWN_IDENTITY:
+    if line is None and not args.only_port and device.identity == UNKNOWN_IDENTITY:
         raise access.not_exposed(device)
     pattern, options = _narrowed(args, device), _options(args)
     mode = "required" if args.required else "ask-to-attach" if args.ask else "auto-attach"
     _check_mode(access.devclass, mode)
     try:
-        access.send("Assign", dest, pattern, devices.serialise(pattern, access.devclass, dest, mode, options))
+        access.send("Assign", dest, pattern, devices.serialise(pattern, dest, mode, options))
     except DeviceAlreadyAssigned:
         if options:
             raise
@@ -293,8 +295,7 @@ def _denied(connection: Connection, dest: str, line: Line) -> bool:
         text = get_property(connection, dest, "devices_denied").value
     except NoSuchProperty:
         return False
-    patterns = [text[start:start + 7] for start in range(0, len(text), 7)]
-    return any(devices.interface_matches(pattern, each) for pattern in patterns for each in devices.interfaces(line))
+    return any(interface_matches(pattern, each) for pattern in interfaces(text) for each in devices.interfaces(line))
 
 
 def _hint(access: Access, dest: str, device: Device, done: str, command: str, *, attached: bool) -> None:
@@ -327,7 +328,7 @@ def _info(args: argparse.Namespace, access: Access) -> None:
     if line is None:
         raise access.not_exposed(device)
     extra = (f"{key.replace('_', ' ')}: {value}" for key, value in line.extra.items())
-    tool.say("\n".join([devices.description(line, access.devclass), f"device ID: {line.device.identity}", *extra]))
+    tool.say("\n".join([devices.description(line), f"device ID: {line.device.identity}", *extra]))
 
 
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:

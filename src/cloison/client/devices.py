@@ -5,14 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from cloison import devicetext
 from cloison.client.domains import lines
+from cloison.devicetext import ANY, UNKNOWN_IDENTITY, UNKNOWN_INTERFACE, Device, interface_matches
 from cloison.values import InvalidValue
 
-ANY = "*"
-UNKNOWN_INTERFACE = "?******"
-UNKNOWN_IDENTITY = f"0000:0000::{UNKNOWN_INTERFACE}"
 _PAIR = re.compile(r"([^ ='\\]+)='((?:\\'|[^'])*)'(?= |$)")
-_PORT = re.compile(r"[a-zA-Z0-9._-]{1,255}|\*")
 _IDENTITY = re.compile(r"[A-Za-z0-9!#$%&()*,\-./:;<>?@\[\]^_{|}~=` ]{1,1024}")
 _VALUE = re.compile(r"[\x20-\x7e]*")
 _OPTION = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -27,32 +25,6 @@ _CATEGORIES = {
     "Display": ("p0300**", "p0380**"), "Memory": ("p05****",), "PCI_Bridge": ("p06****",), "Docking_Station": ("p0a****",),
     "Processor": ("p0b****", "p40****"), "PCI_Serial_Bus": ("p0c****",), "PCI_USB": ("p0c03**",),
 }
-
-
-class Device(NamedTuple):
-    """Where (backend, port) and what (identity); port and identity may be ANY."""
-
-    backend: str
-    port: str
-    identity: str
-
-    @property
-    def argument(self) -> str:
-        """As a call's argument carries it."""
-        identity = self.identity.replace(UNKNOWN_INTERFACE, "_" * 7).replace(":", "+").replace(ANY, "_")
-        return f"{self.backend}+{'_' if self.port == ANY else self.port}+{identity}"
-
-    @property
-    def place(self) -> str:
-        return f"{self.backend}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.place}:{self.identity}"
-
-    def matches(self, device: Device) -> bool:
-        """Whether this pattern means that device."""
-        return (self.backend == device.backend and self.port in (ANY, device.port)
-                and self.identity in (ANY, device.identity))
 
 
 class Line(NamedTuple):
@@ -71,23 +43,23 @@ def parse_device(text: str) -> tuple[str, str, str | None]:
     """`BACKEND:PORT[:IDENTITY]` as typed. Raises InvalidValue."""
     backend, colon, rest = text.partition(":")
     port, more, identity = rest.partition(":")
-    if not colon or not backend or not _PORT.fullmatch(port) or (more and not _IDENTITY.fullmatch(identity)):
+    if not colon or not backend or not devicetext.is_port(port) or (more and not _IDENTITY.fullmatch(identity)):
         raise InvalidValue(f"expected a qube, a port and optionally a device id such as sys-usb:2-1[:ID], not {text[:80]!r}")
     return backend, port, identity if more else None
 
 
-def available(reply: bytes, backend: str) -> dict[str, Line]:
+def available(reply: bytes, devclass: str, backend: str) -> dict[str, Line]:
     """What a backend exposes, by port."""
-    found = [_line(line, backend) for line in lines(reply)]
+    found = [_line(line, devclass, backend) for line in lines(reply)]
     return {each.device.port: each for each in found}
 
 
-def used(reply: bytes) -> list[Line]:
+def used(reply: bytes, devclass: str) -> list[Line]:
     """What is attached or assigned to a qube."""
-    return [_line(line, None) for line in lines(reply)]
+    return [_line(line, devclass, None) for line in lines(reply)]
 
 
-def _line(line: str, backend: str | None) -> Line:
+def _line(line: str, devclass: str, backend: str | None) -> Line:
     """`[BACKEND+]PORT:IDENTITY key='value' ...`. A text that can't be read leaves a device that nothing is known of."""
     head, _, rest = line.partition(" ")
     if backend is None:
@@ -96,17 +68,17 @@ def _line(line: str, backend: str | None) -> Line:
     pairs = {match[1]: match[2].replace("\\'", "'") for match in _PAIR.finditer(rest)}
     extra = {key[1:]: value for key, value in pairs.items() if key.startswith("_")}
     plain = {key: value for key, value in pairs.items() if not key.startswith("_")}
-    return Line(Device(backend, port, identity or UNKNOWN_IDENTITY), plain, extra)
+    return Line(Device(devclass, backend, port, identity or UNKNOWN_IDENTITY), plain, extra)
 
 
-def serialise(device: Device, devclass: str, frontend: str, mode: str, options: Mapping[str, str]) -> bytes:
+def serialise(device: Device, frontend: str, mode: str, options: Mapping[str, str]) -> bytes:
     """An assignment as payload. Raises InvalidValue for options that it can't hold."""
     for key, value in options.items():
         if not _OPTION.fullmatch(key) or not _VALUE.fullmatch(value) or "\\" in value:
             raise InvalidValue(f"option {key[:40]!r} must be a plain word, and its value printable ASCII without backslash")
-    pairs = {"device_id": device.identity, "port_id": device.port, "devclass": devclass, "backend_domain": device.backend,
+    pairs = {"device_id": device.identity, "port_id": device.port, "devclass": device.devclass, "backend_domain": device.backend,
              "mode": mode, "frontend_domain": frontend, **{f"_{key}": value for key, value in options.items()}}
-    return " ".join("{}='{}'".format(key, value.replace("'", "\\'")) for key, value in pairs.items()).encode()
+    return devicetext.serialise(pairs).encode()
 
 
 # -- for people ----------------------------------------------------------------------------------------------------------
@@ -114,12 +86,7 @@ def serialise(device: Device, devclass: str, frontend: str, mode: str, options: 
 
 def interfaces(line: Line | None) -> list[str]:
     """Seven characters each; at least one."""
-    text = line.pairs.get("interfaces", "") if line else ""
-    return [text[start:start + 7] for start in range(0, len(text), 7)] or [UNKNOWN_INTERFACE]
-
-
-def interface_matches(pattern: str, interface: str) -> bool:
-    return len(pattern) == len(interface) and all(a in (ANY, b) for a, b in zip(pattern, interface, strict=True))
+    return devicetext.interfaces(line.pairs.get("interfaces", "") if line else "") or [UNKNOWN_INTERFACE]
 
 
 def category(interface: str) -> str:
@@ -140,11 +107,11 @@ def _purpose(line: Line) -> str:
     return known or {"p": "PCI device", "u": "USB device"}.get(present[0][0], present[0])
 
 
-def description(line: Line, devclass: str) -> str:
+def description(line: Line) -> str:
     """`Category: vendor product`, as far as they are known."""
     known = {key: value for key, value in line.pairs.items() if value and value != "unknown"}
     product = known.get("product") or known.get("name") or known.get("serial")
     if product is None and "parent_port_id" in known:
         return f"sub-device of {line.device.backend}:{known['parent_port_id']}"
     vendor = known.get("vendor") or known.get("manufacturer") or "unknown vendor"
-    return f"{_purpose(line)}: {vendor} {product or f'unknown {devclass} device'}"
+    return f"{_purpose(line)}: {vendor} {product or f'unknown {line.device.devclass} device'}"

@@ -27,9 +27,10 @@ from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
 from cloison.daemon.visibility import Visibility
 from cloison.daemon.volumes import Volumes
+from cloison.devicetext import Device
 from cloison.errors import CloisonError, MachineError
 from cloison.model import facts
-from cloison.model.devices import Assignment, Device
+from cloison.model.devices import Assignment
 from cloison.model.domains import Qube, System
 from cloison.model.exposed import Exposed
 from cloison.model.qubes import new_system

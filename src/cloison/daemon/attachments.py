@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon import device_agent
 from cloison.daemon.devices import FOLDERS, Devices
 from cloison.daemon.wardens import Wardens
+from cloison.devicetext import ANY, UNKNOWN_IDENTITY, Device
 from cloison.errors import (
     BadUuid,
     BadValue,
@@ -27,7 +27,7 @@ from cloison.errors import (
     QubeNotHalted,
     QubeNotRunning,
 )
-from cloison.model.devices import ANY, UNKNOWN_IDENTITY, Assignment, Device
+from cloison.model.devices import Assignment
 from cloison.model.domains import Qube
 from cloison.model.exposed import Exposed
 from cloison.plan import devices as plan
@@ -120,11 +120,11 @@ class Attachments:
 
     async def detach(self, qube: Qube, pattern: Device) -> None:
         """Raises DeviceNotAssigned, QubeNotHalted, CloisonError."""
-        found = [each for each in await self.of(qube) if plan.matches(pattern, each.device)]
+        found = [each for each in await self.of(qube) if pattern.matches(each.device)]
         if not found:
             raise DeviceNotAssigned(f"{pattern} is not attached to {qube.name}")
         for each in found:
-            if any(plan.matches(rule.device, each.device) for rule in plan.rules(qube, "block", "required")):
+            if any(rule.device.matches(each.device) for rule in plan.rules(qube, "block", "required")):
                 raise QubeNotHalted(f"{qube.name} requires {each.device}: it keeps it while it runs")
         for each in found:
             await self._detach(qube, each)
@@ -220,7 +220,7 @@ class Attachments:
         for rule in (rule for rule in qube.assignments.values() if rule.mode == "required"):
             if rule.device.devclass != "block":
                 raise CloisonError(f"{qube.name} requires {rule.device}, and no {rule.device.devclass} device can be handed to it")
-            if not any(plan.matches(rule.device, each.device) for each in await self._there(rule.device.backend)):
+            if not any(rule.device.matches(each.device) for each in await self._there(rule.device.backend)):
                 raise CloisonError(f"{qube.name} requires device {rule.device}, which is not there")
 
     async def _there(self, *backends: str) -> list[Exposed]:
@@ -257,7 +257,7 @@ class Attachments:
         """
         running = [qube for qube in self._qubesd.system.sorted_qubes() if qube.kind.machine and qube.power in _UP]
         claims = plan.claims(device, running)
-        port = replace(device.device, identity=ANY)
+        port = device.device._replace(identity=ANY)
         full = sum(each.backend == port.backend for each in self._settling) >= MAX_SETTLING
         if claims and self.user_of(device.device) is None and port not in self._settling and not full:
             self._settling.add(port)

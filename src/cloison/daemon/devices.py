@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cloison.admin.qubesd import Qubesd
+from cloison.devicetext import Device
 from cloison.errors import MachineError
-from cloison.model.devices import Device
 from cloison.model.domains import Qube
 from cloison.model.exposed import BLOCK_FOLDER, USB_FOLDER, Exposed, block_devices, microphone, usb_devices
 from cloison.values import PowerState

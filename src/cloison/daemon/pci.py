@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 
-from cloison.model.devices import Device
+from cloison.devicetext import Device
 from cloison.model.exposed import Exposed
 
 FOLDER = "/sys/bus/pci/devices"

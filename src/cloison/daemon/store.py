@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from cloison.devicetext import Device
 from cloison.errors import StoreError
 from cloison.model.catalogue import SYSTEM
-from cloison.model.devices import Assignment, Device
+from cloison.model.devices import Assignment
 from cloison.model.domains import Qube, System
 from cloison.model.journal import Row
 from cloison.model.labels import Label
@@ -167,6 +168,8 @@ def _encode(value: Any) -> str | None:
         return value
     if isinstance(value, bool | int):
         return str(value)
+    if isinstance(value, Assignment):
+        return json.dumps({"device": value.device._asdict(), "mode": value.mode, "options": dict(value.options)})
     return json.dumps(asdict(value))
 
 

@@ -1,53 +1,21 @@
-"""Devices: ports, identities, assignments, and their text on the wire (reference/devices.md 1, 2; admin-api.md 8)."""
+"""Devices as calls name them, their assignments, and what of it a client has sent (reference/devices.md 1, 2; admin-api.md 8)."""
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from cloison.devicetext import ANY, UNKNOWN_INTERFACE, Device, interfaces, is_port, serialise
 from cloison.errors import BadPropertyValue, BadRequest, BadValue
 
 CLASSES = ("pci", "block")            # of the core, as `admin.deviceclass.List` has them
 ADDED = ("usb", "mic")                # of add-ons of Qubes OS: the same calls
 MODES = ("required", "auto-attach", "ask-to-attach")
-ANY = "*"
-UNKNOWN_INTERFACE = "?******"
-UNKNOWN_IDENTITY = f"0000:0000::{UNKNOWN_INTERFACE}"
 MAX_OPTIONS = 32
-_PORT = re.compile(r"[a-zA-Z0-9._-]{1,255}|\*")
 _KEY_CHARACTERS = re.compile(r"[A-Za-z0-9!#$%&()*+,\-./:;<>?@\[\\\]^_{|}~]+")
 _VALUE_CHARACTERS = re.compile(r"[A-Za-z0-9!#$%&()*+,\-./:;<>?@\[\\\]^_{|}~\"'=` ]*")
 _INTERFACE = re.compile(r"[bump*][0-9a-f*]{6}")
 _PLAIN_KEYS = ("device_id", "port_id", "devclass", "backend_domain", "mode", "frontend_domain")
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device pattern: where (backend qube, port) and what (identity); either may be `*`."""
-
-    devclass: str
-    backend: str
-    port: str
-    identity: str = ANY
-
-    @property
-    def key(self) -> str:
-        """Unique among the assignments of one qube."""
-        return f"{self.devclass} {self.backend} {self.port} {self.identity}"
-
-    @property
-    def head(self) -> str:
-        """First word of a listing's line."""
-        return f"{self.backend}+{self.port}:{self.identity}"
-
-    def __str__(self) -> str:
-        return f"{self.backend}:{self.port}:{self.identity}"
-
-    @property
-    def argument(self) -> str:
-        """As a qrexec argument can carry it."""
-        identity = self.identity.replace(UNKNOWN_INTERFACE, "_" * 7).replace(":", "+").replace(ANY, "_")
-        return f"{self.backend}+{'_' if self.port == ANY else self.port}+{identity}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +37,7 @@ def parse_argument(devclass: str, untrusted: str) -> Device:
     if not backend or not plus or not port:
         raise BadRequest("a device is named <backend>+<port>[+<device id>]")
     port = ANY if port == "_" else port
-    if not _PORT.fullmatch(port):
+    if not is_port(port):
         raise BadRequest(f"{port[:60]!r} is not a device port")
     identity = identity.replace("+", ":") or ANY
     if identity == "_":
@@ -77,11 +45,6 @@ def parse_argument(devclass: str, untrusted: str) -> Device:
     if identity.endswith("_" * 7):
         identity = identity[:-7] + UNKNOWN_INTERFACE
     return Device(devclass, ANY if backend == "_" else backend, port, identity.replace("_", ANY))
-
-
-def serialise(pairs: Mapping[str, str]) -> str:
-    """`key='value'` pairs, one space between."""
-    return " ".join("{}='{}'".format(key, value.replace("'", "\\'")) for key, value in pairs.items())
 
 
 def deserialise(untrusted: bytes) -> dict[str, str]:
@@ -118,7 +81,7 @@ def parse_assignment(device: Device, untrusted: bytes, frontend: str) -> Assignm
         raise BadRequest(f"device data has an unknown key {unknown[0][:60]!r}")
     identity = pairs.get("device_id", device.identity)
     options = {key[1:]: value for key, value in pairs.items() if key.startswith("_")}
-    return Assignment(replace(device, identity=identity), pairs.get("mode", "manual"), options)
+    return Assignment(device._replace(identity=identity), pairs.get("mode", "manual"), options)
 
 
 def assignment_line(assignment: Assignment, frontend: str | None = None) -> str:
@@ -136,7 +99,7 @@ def split_interfaces(untrusted: str) -> list[str]:
     """Concatenated 7-character patterns, their characters unchecked. Raises BadValue."""
     if len(untrusted) % 7:
         raise BadValue("device interfaces are patterns of 7 characters each")
-    return [untrusted[start:start + 7] for start in range(0, len(untrusted), 7)]
+    return interfaces(untrusted)
 
 
 def parse_interfaces(untrusted: str) -> list[str]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cloison.model.devices import Device, serialise
+from cloison.devicetext import Device, interface_matches, interfaces, serialise
 
 BLOCK_FOLDER = "/qubes-block-devices"
 USB_FOLDER = "/qubes-usb-devices"
@@ -49,8 +49,7 @@ class Exposed:
 
     def is_denied(self, patterns: list[str]) -> bool:
         """Whether one of its interfaces matches one of the patterns (`*` stands for any character)."""
-        own = [self.interfaces[start:start + 7] for start in range(0, len(self.interfaces), 7)]
-        return any(all(p in ("*", c) for p, c in zip(pattern, interface, strict=True)) for pattern in patterns for interface in own)
+        return any(interface_matches(pattern, own) for pattern in patterns for own in interfaces(self.interfaces))
 
 
 def matching(exposed: list[Exposed], pattern: Device) -> list[Exposed]:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from xml.etree.ElementTree import Element
 
+from cloison.devicetext import ANY, Device, serialise
 from cloison.errors import CloisonError
 from cloison.model import devices, features, labels, volumes
 from cloison.model.catalogue import SYSTEM
-from cloison.model.devices import Assignment, Device
+from cloison.model.devices import Assignment
 from cloison.model.domains import MAX_QID, Qube, System
 from cloison.model.labels import Label
 from cloison.model.properties import NO_DEFAULT, Holder, Property, Value
@@ -203,7 +204,7 @@ class _Reader:
             for child in group.iterfind("device"):
                 assignment = _assignment(devclass, child, qube.name)
                 backend, shown = assignment.device.backend, repr(str(assignment.device)[:100])
-                if backend != devices.ANY and backend not in self.system.qubes:
+                if backend != ANY and backend not in self.system.qubes:
                     self.remarks.append(f"{qube.name}: device {shown} is left out, there is no such backend qube")
                 elif assignment.mode not in devices.MODES:
                     self.remarks.append(f"{qube.name}: device {shown} is left out, its mode is unknown")
@@ -296,8 +297,8 @@ def _volume(name: str, pool: Pool, node: Element, where: str) -> Volume:
 def _assignment(devclass: str, node: Element, frontend: str) -> Assignment:
     """One device. The checks are those of the Admin API's texts. Raises BadQubesXml."""
     options = {attribute(child, "name", frontend): child.text or "" for child in node.iterfind("option")}
-    identity = options.pop("identity", None) or node.get("identity") or devices.ANY
-    port, required = node.get("id") or devices.ANY, node.get("required")
+    identity = options.pop("identity", None) or node.get("identity") or ANY
+    port, required = node.get("id") or ANY, node.get("required")
     device = Device(devclass, attribute(node, "backend-domain", frontend), port, identity)
     mode = node.get("mode") or "required"
     if required is not None:
@@ -306,6 +307,6 @@ def _assignment(devclass: str, node: Element, frontend: str) -> Assignment:
     if not _PORT.fullmatch(port) or len(identity) > MAX_IDENTITY:
         raise BadQubesXml(f"{frontend}: {port[:60]!r} is not a device port, or its device's identity is too long")
     try:
-        return devices.parse_assignment(device, devices.serialise(pairs).encode(), frontend)
+        return devices.parse_assignment(device, serialise(pairs).encode(), frontend)
     except CloisonError as error:
         raise BadQubesXml(f"{frontend}: device {str(device)[:100]!r}: {error}") from error

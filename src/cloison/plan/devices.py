@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from string import ascii_lowercase
 from typing import NamedTuple
 
+from cloison.devicetext import ANY, Device
 from cloison.errors import BadValue, CloisonError
-from cloison.model.devices import ANY, Assignment, Device
+from cloison.model.devices import Assignment
 from cloison.model.domains import Qube
 from cloison.model.exposed import Exposed
 from cloison.wire.blocks import is_name
@@ -67,12 +68,6 @@ def _names() -> Iterator[str]:
 # -- devices that qubes are to have --------------------------------------------------------------------------------------
 
 
-def matches(pattern: Device, device: Device) -> bool:
-    """Whether a rule's pattern means that device."""
-    return (pattern.devclass == device.devclass and pattern.backend in (ANY, device.backend)
-            and pattern.port in (ANY, device.port) and pattern.identity in (ANY, device.identity))
-
-
 def specificity(pattern: Device) -> int:
     """The more it names, the greater: port and identity, port, identity, nothing."""
     return 2 * (pattern.port != ANY) + (pattern.identity != ANY)
@@ -86,7 +81,7 @@ def rules(qube: Qube, devclass: str, *modes: str) -> list[Assignment]:
 
 def covering(qube: Qube, device: Device) -> Assignment | None:
     """The qube's most specific rule for a device."""
-    found = [rule for rule in qube.assignments.values() if matches(rule.device, device)]
+    found = [rule for rule in qube.assignments.values() if rule.device.matches(device)]
     return max(found, key=lambda rule: specificity(rule.device), default=None)
 
 
@@ -109,6 +104,6 @@ def wanted(qube: Qube, exposed: Iterable[Exposed], *modes: str) -> list[Claim]:
     there, found = list(exposed), dict[Device, Claim]()
     for rule in rules(qube, "block", *modes):
         for device in there:
-            if device.device.backend != qube.name and matches(rule.device, device.device):
+            if device.device.backend != qube.name and rule.device.matches(device.device):
                 found.setdefault(device.device, Claim(qube, device, rule))
     return list(found.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from cloison.admin.qubesd import Call
+from cloison.devicetext import ANY, Device
 from cloison.errors import (
     BadAssignmentMode,
     BadPropertyValue,
@@ -31,9 +32,9 @@ _UNATTACHABLE = {
 }
 
 
-def _device(call: Call, devclass: str) -> devices.Device:
+def _device(call: Call, devclass: str) -> Device:
     device = devices.parse_argument(devclass, call.argument)
-    if device.backend != devices.ANY and device.backend not in call.system.qubes:
+    if device.backend != ANY and device.backend not in call.system.qubes:
         raise QubeNotFound(f"there is no qube {device.backend[:60]!r}")
     return device
 
@@ -154,7 +155,7 @@ def attach(devclass: str) -> AsyncHandler:
         rule = devices.parse_assignment(device, call.payload, call.dest.name)
         if call.dest.is_halted or not call.dest.kind.machine:
             raise QubeNotRunning(f"{call.dest.name} does not run")
-        backends = call.system.sorted_qubes() if device.backend == devices.ANY else [call.system.qube(device.backend)]
+        backends = call.system.sorted_qubes() if device.backend == ANY else [call.system.qube(device.backend)]
         found = [each for backend in backends for each in matching(await call.qubesd.exposed(backend, devclass), rule.device)]
         if len(found) != 1:
             raise BadRequest(f"there is no device {device}" if not found else f"{device} means {len(found)} devices")
