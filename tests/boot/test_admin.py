@@ -24,6 +24,7 @@ assert sock.recv(100) == b"0\\0"
 
 
 def test_a_login_on_the_console_for_one_caller_at_a_time(cloison: Place) -> None:
+    """qubesd has the qube open one by cloison.Console."""
     cloison.create("seen")
     cloison.ok(["qvm-start", "seen"])
     environ = cloison.environment({"QREXEC_REMOTE_DOMAIN": "dom0", "QREXEC_REQUESTED_TARGET": "seen"})

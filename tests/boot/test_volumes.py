@@ -28,6 +28,7 @@ def digest(place: Place, qube: str = "work") -> str:
 
 
 def test_private_and_root_grow_under_a_running_qube_and_at_its_next_start(work: Place) -> None:
+    """Of a running one by qubes.ResizeDisk, which the host calls."""
     work.ok(["qvm-start", "work"])
     work.sh("work", "head -c 5000000 /dev/urandom > data; sync")
     before = digest(work)

@@ -390,3 +390,12 @@ def test_icons_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert image.find_icon("edit") == str(place / "edit.png")
     (place / "edit.svg").write_bytes(b"")
     assert image.find_icon("edit") == str(place / "edit.svg")
+
+
+# -- qubes.ResizeDisk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", b"volatile\n", b"root/../x\n1\n", b"private\nmuch\n", b"private\n-1\n", b"x" * 1000,
+                                  b"private\n" + b"9" * 1000])
+def test_resize_disk_knows_two_volumes_and_sizes(bin: Bin, data: bytes) -> None:
+    assert bin.run(RPC + "resize_disk", "qubes.ResizeDisk", data=data).returncode == 1

@@ -165,3 +165,14 @@ def test_copy_of_a_single_link_and_file(tmp_path: Path) -> None:
     copy_tree(str(tmp_path / "link"), str(tmp_path / "link2"))
     copy_tree(str(tmp_path / "file"), str(tmp_path / "file2"))
     assert os.readlink(tmp_path / "link2") == "gone" and (tmp_path / "file2").read_text() == "x"
+
+
+def test_a_disks_size_is_waited_for_until_the_kernel_announces_it() -> None:
+    """Nothing is announced here, so only what is known already comes; and what never comes is told."""
+    assert inside("""
+import cloison.guest.volumes as volumes
+sizes = [5]
+volumes._size = lambda path: sizes[0]
+volumes.SIZE_SECONDS = 0.0
+result = [await_size('/dev/vdz', lambda now: now == 5), await_size('/dev/vdz', lambda now: now >= 6)]
+""") == [True, False]

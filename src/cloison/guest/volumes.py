@@ -5,16 +5,20 @@ import contextlib
 import glob
 import os
 import re
+import select
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from cloison.guest import background, libc
 
 SWAP_BYTES = 1 << 30
 SIZE_SECONDS = 10.0
+_NETLINK_UEVENT, _KERNEL_GROUP, _ANNOUNCEMENT = 15, 1, 8192
 GROWTH = 8 << 20        # bytes that a disk must have beyond its file system: below a block group's worth resize2fs does nothing
 BIND_DIRS = ("/usr/lib/qubes-bind-dirs.d", "/etc/qubes-bind-dirs.d", "/rw/config/qubes-bind-dirs.d")
 _BINDS = re.compile(r"""binds\+?=\(\s*((?:'[^']*'|"[^"]*"|[^\s()'"]+|\s)*)\)""")
@@ -46,11 +50,19 @@ def device(role: str) -> str:
     return path
 
 
-def await_size(path: str, size: int) -> None:
-    """Until the kernel knows the disk's size: in a restored guest the host's notice of it may be under way."""
-    deadline = time.monotonic() + SIZE_SECONDS
-    while _size(path) != size and time.monotonic() < deadline:
-        time.sleep(0.002)   # sysfs has no event for it, and nothing else of this guest runs yet
+def await_size(path: str, fits: Callable[[int], bool]) -> bool:
+    """Until the kernel knows a size of the disk, in bytes, that fits: the host's notice of it may be under way. False: none."""
+    if fits(_size(path)):
+        return True
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_UEVENT) as kernel:
+        kernel.bind((0, _KERNEL_GROUP))      # it announces each new size; what it says is not looked into
+        deadline = time.monotonic() + SIZE_SECONDS
+        while not fits(_size(path)):
+            if not select.select([kernel], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return False
+            with contextlib.suppress(OSError):       # more announcements than it keeps: a reason to look, too
+                kernel.recv(_ANNOUNCEMENT)
+    return True
 
 
 def _size(path: str) -> int:
@@ -70,7 +82,7 @@ def mount_private(persistence: str, size: int) -> None:
     """
     os.makedirs("/rw", exist_ok=True)
     disk = device("private")
-    await_size(disk, size)
+    await_size(disk, lambda now: now == size)
     libc.mount(disk, "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
     grow(disk)
     if persistence == "none" and not os.path.isdir("/rw/config"):
