@@ -41,8 +41,8 @@ class Machine:
     def usb(self, port: str, where: str = "pci0000:00", udev: Mapping[str, str] = {}, **files: str) -> None:
         self._number += 1
         place = self.folder / "sys/devices" / where / port
-        write(place, {"dev": f"189:{self._number}", "idVendor": "0951", "idProduct": "1666", "bDeviceClass": "00", "version": " 2.00",
-                      **files})
+        known = {"dev": f"189:{self._number}", "idVendor": "0951", "idProduct": "1666", "bDeviceClass": "00", "version": " 2.00"}
+        write(place, {**known, **files})
         (self.folder / "sys/bus/usb/devices" / port).symlink_to(place)
         write(self.folder / "udev", {f"c189:{self._number}": "".join(f"E:{key}={value}\n" for key, value in udev.items())})
 
