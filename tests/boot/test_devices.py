@@ -135,3 +135,20 @@ def test_by_rule_when_the_qube_starts_and_when_the_device_comes(two: Place) -> N
         assert ("device", "backend:loop0::0") in watch.event("device-attach:block", "frontend").pairs
 
 
+
+
+def test_lesson_44_a_backend_that_stops_answering_holds_up_its_own_device_only(two: Place) -> None:
+    two.ok(["qvm-block", "attach", "frontend", "backend:loop0"])
+    two.sh("frontend", "udevadm settle", user="root")
+    two.sh("backend", "pkill -STOP -f cloison.Block", user="root")
+    with two.popen(["qvm-run", "-p", "--user", "root", "frontend", f"echo begun; {READ_ALL}"]) as reader:
+        assert reader.stdout is not None and reader.stdin is not None
+        assert reader.stdout.readline() == b"begun\n"
+        assert two.sh("frontend", "echo alive") == b"alive\n"
+        with two.events() as watch:
+            two.ok(["qvm-pause", "frontend"])        # which first finishes what its disks have under way
+            assert watch.event("device-detach:block", "frontend").pairs == (("port", "backend:loop0"),)
+        two.ok(["qvm-unpause", "frontend"])
+        assert reader.stdout.read() == b"failed\n"
+        reader.communicate()
+    assert attached(two) == b""
