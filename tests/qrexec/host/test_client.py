@@ -156,8 +156,8 @@ def test_programs_over_vchan_socket(folder: Path) -> None:
         assert (await program("daemon_main", *words))[0] == 0
         log = folder / "data" / "log" / "qrexec.work.log"
         try:
-            words = ("-d", str(XID), RPC.format("test.Cat"))
-            many = await asyncio.gather(*(client(folder, *words, stdin=b"%d" % n) for n in range(8)))
+            call = ("-d", str(XID), RPC.format("test.Cat"))
+            many = await asyncio.gather(*(client(folder, *call, stdin=b"%d" % n) for n in range(8)))
             assert many == [(0, b"%d" % n, b"") for n in range(8)]
             agent.terminate()
             await agent.wait()
@@ -235,6 +235,8 @@ END = qrexec.end_of_stream(qrexec.STDOUT)
     (qrexec.hello(1), (125, b"", b"")),
     (qrexec.hello(99) + END + qrexec.exit_code(0), (0, b"", b"")),
     (OUT, (125, b"", b"")),
+    (qrexec.HEADER.pack(qrexec.HELLO, 3) + b"\4\0\0", (125, b"", b"")),
+    (qrexec.HEADER.pack(qrexec.HELLO, 5) + b"\4\0\0\0\0" + END, (125, b"", b"")),
     (qrexec.hello(4) + qrexec.hello(4), (125, b"", b"")),
     (qrexec.hello(4) + qrexec.HEADER.pack(qrexec.STDOUT, 65537), (125, b"", b"")),
     (qrexec.hello(2) + qrexec.HEADER.pack(qrexec.STDOUT, 4097), (125, b"", b"")),

@@ -212,6 +212,19 @@ def test_caller_that_goes_ends_the_input_and_frees_the_port(tmp_path: Path, serv
     with_qube(tmp_path, work)
 
 
+def test_a_second_request_on_a_connection_is_hung_up_on(tmp_path: Path, services: Path) -> None:
+    async def work(qube: Qube) -> None:
+        with qube.caller("test.Cat") as caller:
+            await caller.request()
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                again = qrexec.exec_command(qrexec.EXEC_CMDLINE, 0, 0, f"{USER}:true")
+                socket.send_fds(caller.control, [again], [theirs.fileno()])
+                assert await caller.hung_up()
+
+    with_qube(tmp_path, work)
+
+
 def test_caller_that_goes_before_the_answer(tmp_path: Path, services: Path) -> None:
     async def work(qube: Qube) -> None:
         for _ in range(20):
