@@ -97,3 +97,19 @@ def test_a_killed_warden_takes_the_disposable_of_its_call_along(caller: Place) -
 
 def test_two_hundred_at_once(caller: Place) -> None:
     assert caller.sh("caller", "python3 -I -S -", MANY.encode()) == b"200\n"
+
+
+# As many programs as calls: more than fit into the memory of a qube of the usual size, so that it swaps.
+PROGRAMS = """
+import subprocess
+pipe = subprocess.PIPE
+calls = [subprocess.Popen(["qrexec-client-vm", "dom0", "test.Echo"], stdin=pipe, stdout=pipe) for _ in range(200)]
+said = [call.communicate(b"%d" % number)[0] for number, call in enumerate(calls)]
+good = [call.returncode == 0 and text.endswith(b"\\n%d" % number) for number, (call, text) in enumerate(zip(calls, said))]
+print(sum(good))
+"""
+
+
+@pytest.mark.slow
+def test_two_hundred_programs_at_once(caller: Place) -> None:
+    assert caller.sh("caller", "python3 -I -S -", PROGRAMS.encode()) == b"200\n"
