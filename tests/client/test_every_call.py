@@ -8,7 +8,7 @@ from cloison.admin.methods import ADMIN
 from cloison.client import aio, calls, system
 from cloison.client.calls import AdminCall, Domain
 from cloison.client.connection import Connection
-from cloison.client.devices import Device
+from cloison.devicetext import Device
 from cloison.errors import CloisonError
 from cloison.model.devices import ADDED, CLASSES
 
@@ -46,12 +46,9 @@ ELSEWHERE = {
 
 
 def of_devices(devclass: str) -> list[AdminCall[Any]]:
-    device = Device("dom0", "sda", "*")
-    return [
-        WORK.exposed(devclass), WORK.attached(devclass), WORK.assigned(devclass), WORK.attach(devclass, device),
-        WORK.detach(devclass, device), WORK.assign(devclass, device, "required"),
-        WORK.set_assignment(devclass, device, "auto-attach"), WORK.unassign(devclass, device),
-    ]
+    device = Device(devclass, "dom0", "sda")
+    return [WORK.exposed(devclass), WORK.attached(devclass), WORK.assigned(devclass), WORK.attach(device), WORK.detach(device),
+            WORK.assign(device, "required"), WORK.set_assignment(device, "auto-attach"), WORK.unassign(device)]
 
 
 EVERY = [*SYSTEM, *QUBE, *(call for devclass in (*CLASSES, *ADDED) for call in of_devices(devclass)), WORK.remove()]

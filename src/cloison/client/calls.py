@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 from cloison.client import devices
-from cloison.client.devices import Device, Line
+from cloison.client.devices import Line
 from cloison.client.domains import (
     DOM0,
     Property,
@@ -21,6 +21,7 @@ from cloison.client.domains import (
     parse_qubes,
     property_prefix,
 )
+from cloison.devicetext import Device
 from cloison.errors import CloisonError, FeatureNotFound, PeerError, TagNotFound
 
 T = TypeVar("T")
@@ -300,31 +301,32 @@ class Domain(str):
 
     def exposed(self, devclass: str) -> AdminCall[dict[str, Line]]:
         """Devices of this qube that others can be given, by port."""
-        return AdminCall(self, f"admin.vm.device.{devclass}.Available", "", b"", lambda reply: devices.available(reply, self))
+        method = f"admin.vm.device.{devclass}.Available"
+        return AdminCall(self, method, "", b"", lambda reply: devices.available(reply, devclass, self))
 
     def attached(self, devclass: str) -> AdminCall[list[Line]]:
-        return AdminCall(self, f"admin.vm.device.{devclass}.Attached", "", b"", devices.used)
+        return AdminCall(self, f"admin.vm.device.{devclass}.Attached", "", b"", lambda reply: devices.used(reply, devclass))
 
     def assigned(self, devclass: str) -> AdminCall[list[Line]]:
-        return AdminCall(self, f"admin.vm.device.{devclass}.Assigned", "", b"", devices.used)
+        return AdminCall(self, f"admin.vm.device.{devclass}.Assigned", "", b"", lambda reply: devices.used(reply, devclass))
 
-    def attach(self, devclass: str, device: Device, options: Mapping[str, str] | None = None) -> AdminCall[None]:
-        payload = devices.serialise(device, devclass, self, "manual", options or {})
-        return order(self, f"admin.vm.device.{devclass}.Attach", device.argument, payload)
+    def attach(self, device: Device, options: Mapping[str, str] | None = None) -> AdminCall[None]:
+        payload = devices.serialise(device, self, "manual", options or {})
+        return order(self, f"admin.vm.device.{device.devclass}.Attach", device.argument, payload)
 
-    def detach(self, devclass: str, device: Device) -> AdminCall[None]:
-        return order(self, f"admin.vm.device.{devclass}.Detach", device.argument)
+    def detach(self, device: Device) -> AdminCall[None]:
+        return order(self, f"admin.vm.device.{device.devclass}.Detach", device.argument)
 
-    def assign(self, devclass: str, device: Device, mode: str, options: Mapping[str, str] | None = None) -> AdminCall[None]:
+    def assign(self, device: Device, mode: str, options: Mapping[str, str] | None = None) -> AdminCall[None]:
         """`mode`: required, auto-attach or ask-to-attach."""
-        payload = devices.serialise(device, devclass, self, mode, options or {})
-        return order(self, f"admin.vm.device.{devclass}.Assign", device.argument, payload)
+        payload = devices.serialise(device, self, mode, options or {})
+        return order(self, f"admin.vm.device.{device.devclass}.Assign", device.argument, payload)
 
-    def unassign(self, devclass: str, device: Device) -> AdminCall[None]:
-        return order(self, f"admin.vm.device.{devclass}.Unassign", device.argument)
+    def unassign(self, device: Device) -> AdminCall[None]:
+        return order(self, f"admin.vm.device.{device.devclass}.Unassign", device.argument)
 
-    def set_assignment(self, devclass: str, device: Device, mode: str) -> AdminCall[None]:
-        return order(self, f"admin.vm.device.{devclass}.Set.assignment", device.argument, mode)
+    def set_assignment(self, device: Device, mode: str) -> AdminCall[None]:
+        return order(self, f"admin.vm.device.{device.devclass}.Set.assignment", device.argument, mode)
 
     def denied_interfaces(self) -> AdminCall[list[str]]:
         """Kinds of device that this qube is never given: patterns of interfaces."""
