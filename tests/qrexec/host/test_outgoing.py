@@ -389,6 +389,83 @@ def test_a_socket_service_gets_the_words_that_were_decided(place: Place) -> None
     with_caller(place, work)
 
 
+@pytest.fixture
+def gate(place: Place) -> Path:
+    """`test.Waits` wants a session, and qubes.WaitForSession, which says who asked for whom, ends when somebody writes here."""
+    gate, rpc, config = place.folder / "gate", place.folder / "rpc", place.folder / "rpc-config"
+    os.mkfifo(gate)
+    config.mkdir()
+    (config / "test.Waits").write_text("wait-for-session=1\n")
+    for name, text in (
+        ("qubes.WaitForSession",
+         f'read user; echo "$user $QREXEC_REMOTE_DOMAIN $DISPLAY" >> {place.folder}/waited; read go < {gate}; exit 1'),
+        ("test.Waits", f"echo served >> {place.folder}/served; exec cat"),
+    ):
+        (rpc / name).write_text(f"#!/bin/sh\n{text}\n")
+        (rpc / name).chmod(0o755)
+    return gate
+
+
+async def waiting(caller: Caller, ident: str) -> Data:
+    """The data channel of a call of `test.Waits`, which the daemon has opened and in which nothing happens yet."""
+    caller.ask("test.Waits", ident=ident)
+    answer = await caller.answer()
+    assert isinstance(answer, qrexec.ServiceConnect)
+    data = caller.expect(answer.domain, answer.port)
+    await data.until(lambda: data.recorder is not None)
+    return data
+
+
+def test_a_service_of_the_host_waits_for_the_session(place: Place, gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wait serves all; it sees the host's session and may fail; its caller's input waits with it."""
+    monkeypatch.setenv("DISPLAY", ":77")
+    place.policy = allow("dom0")
+
+    async def work(caller: Caller) -> None:
+        calls = [asyncio.ensure_future((await waiting(caller, ident)).result(b"in")) for ident in ("SOCKET1", "SOCKET2")]
+        assert await caller.call("test.Cat", b"at once", ident="SOCKET3") == Result(b"at once", b"", 0)
+        assert not (place.folder / "served").exists()
+        await asyncio.to_thread(gate.write_text, "go\n")
+        assert await asyncio.gather(*calls) == [Result(b"in", b"", 0)] * 2
+
+    with_caller(place, work)
+    assert (place.folder / "waited").read_text() == f"{USER} work :77\n"
+
+
+def test_a_caller_that_does_not_wait_for_the_session_gets_no_service(place: Place, gate: Path) -> None:
+    place.policy = allow("dom0")
+
+    async def work(caller: Caller) -> None:
+        first, second = await waiting(caller, "SOCKET1"), await waiting(caller, "SOCKET2")
+        assert first.recorder is not None
+        caller.qube.guest.port.close(first.recorder.channel)
+        assert await caller.call("test.Cat", b"after that", ident="SOCKET3") == Result(b"after that", b"", 0)
+        await asyncio.to_thread(gate.write_text, "go\n")
+        assert await second.result(b"in") == Result(b"in", b"", 0)
+
+    with_caller(place, work)
+    assert (place.folder / "served").read_text() == "served\n"
+
+
+def test_where_nothing_waits_for_sessions_services_start_at_once(place: Place, gate: Path) -> None:
+    """As upstream: a WaitForSession that is missing, no program or not to be started is told in the log and holds nothing up."""
+    place.policy = allow("dom0")
+    waiter = place.folder / "rpc" / "qubes.WaitForSession"
+
+    async def work(caller: Caller) -> None:
+        waiter.chmod(0o644)
+        assert await caller.call("test.Waits", b"1") == Result(b"1", b"", 0)
+        waiter.unlink()
+        waiter.symlink_to("/dev/tcp/127.0.0.1/1")
+        assert await caller.call("test.Waits", b"2") == Result(b"2", b"", 0)
+        waiter.unlink()
+        assert await caller.call("test.Waits", b"3") == Result(b"3", b"", 0)
+        (place.folder / "rpc-config" / "test.Waits").write_text("wait-for-session=maybe\n")
+        assert await caller.call("test.Waits", b"4") == Result(b"", b"", 125)
+
+    with_caller(place, work)
+
+
 def test_a_relayed_call_has_the_source_that_policy_says(place: Place) -> None:
     place.policy = allow("dom0", policy_source="remote", service="test.Cat+x")
 

@@ -16,6 +16,7 @@ from cloison.qrexec import caller, lookup, process
 from cloison.qrexec.host import client_main, host_service, qubesd_client
 from cloison.qrexec.host.client_main import Failure, Options
 from cloison.qrexec.lookup import CannotStart
+from cloison.qrexec.session_waiter import Waiter
 from cloison.runtime.paths import Paths
 from cloison.runtime.vchan_socket import VchanSocket
 from cloison.runtime.vchan_socket import folder as vchan_folder
@@ -91,7 +92,7 @@ async def _serve(source: str, ident: bytes, line: str) -> int:
     channels = VchanSocket(vchan_folder(os.environ))
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     try:
-        call = host_service.HostCall(_host_command(line), lambda: over.set_result(None))
+        call = host_service.HostCall(_host_command(line), Waiter(inherit=True), lambda: over.set_result(None))
         address = Address(domain, int(os.environ.get("VCHAN_DOMAIN") or 0), port)
         call.serve(channels, address, lambda: None)
         await over

@@ -4,13 +4,14 @@ Services are found in folders of this installation, and only by the words that w
 """
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, MutableMapping
+from functools import partial
 
 from cloison.qrexec import lookup, process, service_config
 from cloison.qrexec.call import Call
 from cloison.qrexec.lookup import CannotStart
+from cloison.qrexec.session_waiter import Waiter
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Channels
 from cloison.wire.mux import Address
@@ -19,7 +20,6 @@ from cloison.wire.qrexec import Command, parse_host_command
 SHIPPED = os.path.join(os.path.dirname(__file__), "host-rpc")
 SHIPPED_CONFIG = os.path.join(os.path.dirname(__file__), "host-rpc-config")
 ADMIN = "qubes-rpc-admin"                # in `run`: links to qubesd's sockets, made when qubesd starts
-WAIT_FOR_SESSION = "qubes.WaitForSession"
 
 
 def set_folders(environ: MutableMapping[str, str], paths: Paths) -> None:
@@ -41,9 +41,11 @@ class HostCall:
     `status` is the service's when it is over.
     """
 
-    def __init__(self, command: Command | None, on_end: Callable[[], None]) -> None:
-        self._command, self._on_end = command, on_end
+    def __init__(self, command: Command | None, waiter: Waiter, on_end: Callable[[], None]) -> None:
+        """`waiter`: for services that want the session of this installation's user."""
+        self._command, self._waiter, self._on_end = command, waiter, on_end
         self._call: Call | None = None
+        self._over = False
 
     @property
     def status(self) -> int | None:
@@ -52,6 +54,7 @@ class HostCall:
     def serve(self, channels: Channels, address: Address, done: Callable[[], None]) -> None:
         """Start the service and join it with its caller. Why it can't be started is its status."""
         def ended() -> None:
+            self._over = True
             done()
             self._on_end()
 
@@ -62,36 +65,21 @@ class HostCall:
             if command is None:
                 raise CannotStart(lookup.FAILED, "not a service and its words")
             config = service_config.load(command.service, command.argument) if command.service else service_config.DEFAULT
+            start = partial(self._start, call, command, config)
             if config.wait_for_session and not command.nogui:
-                self._wait_for_session(call, command, config)
+                self._waiter.wait(process.own_user().name, command.source, start)
             else:
-                call.serve(process.start(command, config, inherit=True))
+                start()
         except (CannotStart, OSError) as error:
             call.refuse(_cannot_start(error))
 
-    @staticmethod
-    def _wait_for_session(call: Call, command: Command, config: service_config.Config) -> None:
-        """The service starts when qubes.WaitForSession has ended, however that ends. Raises CannotStart."""
-        loop = asyncio.get_running_loop()
-        waiter = Command("", service=WAIT_FOR_SESSION, source=command.source)
-        if not isinstance(lookup.find(waiter.service, None, lookup.service_path()), lookup.Executable):
-            raise CannotStart(lookup.FAILED, f"{WAIT_FOR_SESSION} must be a program")
-        started = process.start(waiter, inherit=True)
-        assert isinstance(started, process.Started)
-        pidfd = os.pidfd_open(started.process.pid)
-        started.stdin.send(process.own_user().name.encode() + b"\n")
-        started.close()
-
-        def over() -> None:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            started.process.wait()
-            try:
-                call.serve(process.start(command, config, inherit=True))
-            except (CannotStart, OSError) as error:
-                call.refuse(_cannot_start(error))
-
-        loop.add_reader(pidfd, over)
+    def _start(self, call: Call, command: Command, config: service_config.Config) -> None:
+        if self._over:
+            return                       # its caller has not waited
+        try:
+            call.serve(process.start(command, config, inherit=True))
+        except (CannotStart, OSError) as error:
+            call.refuse(_cannot_start(error))
 
 
 def _cannot_start(error: CannotStart | OSError) -> CannotStart:

@@ -19,6 +19,7 @@ from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.host import host_service, peer, policy_client, qubesd_client
 from cloison.qrexec.host.daemon import Daemon
 from cloison.qrexec.host.policy_client import Denied, Verdict
+from cloison.qrexec.session_waiter import Waiter
 from cloison.wire import qrexec
 from cloison.wire.policy import Query
 
@@ -50,6 +51,7 @@ class Outgoing:
         self._pending: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(MAX_ASKING)
+        self._waiter = Waiter(inherit=True)
         self._loop = asyncio.get_running_loop()
         daemon.asked = self._asked
         daemon.answerable = self._take
@@ -135,7 +137,7 @@ class Outgoing:
 
     async def _on_host(self, ident: bytes, command: qrexec.Command) -> None:
         over = self._loop.create_future()
-        call = host_service.HostCall(command, partial(_resolve, over))
+        call = host_service.HostCall(command, self._waiter, partial(_resolve, over))
         if self._answer(ident, partial(self._daemon.connect_host, ident, call.serve)):
             await over
 

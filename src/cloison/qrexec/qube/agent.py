@@ -18,10 +18,10 @@ from cloison.qrexec import process, service_config
 from cloison.qrexec.call import Call
 from cloison.qrexec.inheritance import NO_SESSION, Session
 from cloison.qrexec.lookup import CannotStart
-from cloison.qrexec.qube.session import Waiter
 from cloison.qrexec.qube.sessions import Sessions
 from cloison.qrexec.qube.trigger import TriggerSocket
 from cloison.qrexec.service_config import Config
+from cloison.qrexec.session_waiter import Waiter
 from cloison.runtime import unix
 from cloison.runtime.port import Channels, Outbox
 from cloison.runtime.relay import Relay

@@ -1,4 +1,4 @@
-"""Waiting for a user's session before a service that needs one (wait-for-session, reference/qrexec.md 9.4)."""
+"""Waiting for a user's session before a service that wants one, here or in a qube (reference/qrexec.md 9.4)."""
 from __future__ import annotations
 
 import os
@@ -19,9 +19,11 @@ MAX_WAITING = 256
 class Waiter:
     """One run of the service for a user serves all who wait for that one meanwhile, whatever its status."""
 
-    def __init__(self, *, remember: bool = False) -> None:
-        """`remember`: where the service has once ended well it isn't asked again, until `forget`."""
-        self._remember = remember
+    def __init__(self, *, remember: bool = False, inherit: bool = False) -> None:
+        """`remember`: where the service has once ended well it isn't asked again, until `forget`. `inherit`: it sees our
+        environment, as services of the host do.
+        """
+        self._remember, self._inherit = remember, inherit
         self._there: set[str] = set()
         self._waiting: dict[str, list[Callable[[], None]]] = {}      # by user, while the service runs
 
@@ -34,7 +36,7 @@ class Waiter:
             raise CannotStart(FAILED, "too many calls wait for a session")
         if user not in self._waiting:
             try:
-                running = _start(user, source)
+                running = _start(user, source, inherit=self._inherit)
                 when_ended(running.pid, partial(self._ended, user, running))
             except (CannotStart, OSError) as error:
                 print(f"no waiting for a session: {error}", file=sys.stderr)
@@ -53,13 +55,13 @@ class Waiter:
             then()
 
 
-def _start(user: str, source: str) -> subprocess.Popen[bytes]:
+def _start(user: str, source: str, *, inherit: bool) -> subprocess.Popen[bytes]:
     """Raises CannotStart."""
     found = lookup.find(SERVICE, None, lookup.service_path())
     if not isinstance(found, Executable):
         raise CannotStart(FAILED, f"{SERVICE} is no program")
     own = process.own_user()
-    env = process.environment(own, Command(own.name, service=SERVICE, source=source))
+    env = process.environment(own, Command(own.name, service=SERVICE, source=source), inherit=inherit)
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         os.write(writing, user.encode("utf-8", "surrogateescape") + b"\n")
