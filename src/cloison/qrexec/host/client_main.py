@@ -255,3 +255,7 @@ def _with_program(command: str, target: str, channel: _socket.socket, stderr: ca
         return os.posix_spawn("/bin/sh", ["sh", "-c", command], environ, file_actions=actions)
 
     return caller.run_joined(start, channel, stderr, prefix)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 ASK_TIME = 300.0          # seconds a person has
 NOTIFY_TIME = 2.0
 SOCKET = "policy-agent.sock"
+QREXEC_CLIENT = (sys.executable, "-P", "-m", "cloison.qrexec.host.client_main")
 _CHUNK = 1 << 12
 
 
@@ -33,7 +34,7 @@ class NoAnswer(CloisonError):
 
 def qrexec_client(gui_qube: str, service: str) -> list[str]:
     """The command that calls a service of that qube in the name of the host."""
-    return [sys.executable, "-P", "-m", "cloison.qrexec.host.client_main", "-d", gui_qube, f"DEFAULT:QUBESRPC {service} {HOST}"]
+    return [*QREXEC_CLIENT, "-d", gui_qube, f"DEFAULT:QUBESRPC {service} {HOST}"]
 
 
 class Agents:
