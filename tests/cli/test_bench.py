@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd, Handler, Refused
+from tests.qrexec.policy_place import Place
 
 from cloison.cli import bench_bare, bench_measures, bench_memory, bench_qubes, bench_report, main
 from cloison.cli.bench_questions import Become, Ping, Question, Run, Stream
 from cloison.cli.bench_report import Figure, Target
 from cloison.client.connection import Connection
 from cloison.errors import CloisonError, HostError, MachineError
+from cloison.qrexec.policyd.policy_files import load
 from cloison.runtime.paths import Paths
 from cloison.wire import admin, agent, qrexec
 from cloison.wire.mux import GUEST, HOST, Address, Control, Data, Mux, Opened
@@ -32,6 +34,12 @@ def paths(root: Path) -> Paths:
     paths = Paths.from_environment()
     paths.ensure()
     return paths
+
+
+@pytest.fixture
+def place(root: Path) -> Place:
+    """With the policy's folders."""
+    return Place(root)
 
 
 # -- the report
@@ -329,6 +337,22 @@ def test_a_bench_killed_before_its_qube_had_the_tag(qubesd: FakeQubesd, monkeypa
     assert qubesd.tags.get(left, []) == []
     with bench_qubes.Qubes(Connection(), "debian-12"):
         assert set(qubesd.qubes) == before
+
+
+def test_what_its_qubes_may_is_allowed_until_they_go(qubesd: FakeQubesd, place: Place) -> None:
+    """A policy file beside the user's, about these qubes only; also the file of a bench that was killed goes."""
+    place.write("qubes.Filecopy * work @anyvm deny\n")
+    with pytest.raises(KeyboardInterrupt), bench_qubes.Qubes(Connection(place.paths), "debian-12") as qubes:
+        qubes.allow("qubes.Filecopy * bench-app-00000000 @default allow target=bench-other-00000000")
+        assert os.listdir(place.runtime) == [bench_qubes.RULES]
+        places = [rule.place for rule in load(place.paths).for_service("qubes.Filecopy")]
+        assert places[:2] == [f"run/{bench_qubes.RULES}:1", "30-user.policy:1"]
+        raise KeyboardInterrupt
+    assert os.listdir(place.runtime) == []
+    (place.runtime / bench_qubes.RULES).write_text("qubes.Filecopy * bench-app-11111111 @default allow target=bench-other-11\n")
+    with bench_qubes.Qubes(Connection(place.paths), "debian-12"):
+        assert os.listdir(place.runtime) == []
+    assert sorted(os.listdir(place.user)) == ["30-user.policy", "include"]
 
 
 def test_the_template_is_the_default_one_or_the_only_one(qubesd: FakeQubesd) -> None:

@@ -15,16 +15,17 @@ from typing import Any, NoReturn
 
 from cloison.cli import tool
 from cloison.cli.bench_bare import Bare, find_image
-from cloison.cli.bench_measures import MEASURES, SLOW, Bench
+from cloison.cli.bench_measures import MEASURES, SLOW
 from cloison.cli.bench_qubes import Qubes, alone, choose_template
 from cloison.cli.bench_report import Figure, as_json, show
+from cloison.cli.bench_setting import Bench
 from cloison.client.connection import Connection
 from cloison.hypervisor.qemu import warm
 from cloison.runtime.paths import Paths
 
 MAX_RUNS = 1000
 MAX_QUBES = 200
-STREAM, QUICK_STREAM = 64 << 20, 8 << 20        # bytes each way
+STREAM, QUICK_STREAM = 64 << 20, 8 << 20        # bytes each way, and of a copy
 NOTES = (
     "Medians. A figure and its floor are measured in turns, after one round that is not counted. 1 MB is 10^6 bytes.",
     "First output byte: from the spawn of the tool to the first byte that the program in the qube puts out.",
@@ -34,6 +35,8 @@ NOTES = (
     "Floor of a cold start: bare QEMU's boot of the same kernel and root to the agent's first answer.",
     "Floor of calls: fork, exec and wait for the same program as the same user by a program inside the qube (so many at once).",
     "Floor of streams: the same program in bare QEMU, the bytes straight through the agent's port. Here more is better.",
+    "Copy of a file: qvm-copy of random bytes, its start, the policy's answer and the receiver's disk included. Its floor: the same"
+    " bytes out of the one qube and as many into the other, one after the other with qvm-run, of which the slower counts.",
     "Floor of qvm-ls: python -I -S -c pass.",
     "Memory: proportional set size; what qubes share counts in equal parts.",
 )
@@ -41,8 +44,8 @@ NOTES = (
 
 def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "bench", help="measure starts, calls and streams", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure starts, calls, streams and memory with qubes made for it, each against its floor.",
+        "bench", help="measure starts, calls, streams and copies", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure starts, calls, streams, copies and memory with qubes made for it, each against its floor.",
         epilog="what is measured:\n" + "\n".join(f"  {note}" for note in NOTES))
     parser.add_argument("--json", action="store_true", help="for programs: every sample")
     parser.add_argument("--runs", type=_count(MAX_RUNS), metavar="N", help="samples of each figure (default: 10; 3 with --quick)")

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
 
 from cloison.cli import bench_memory as memory
-from cloison.cli.bench_bare import Bare
-from cloison.cli.bench_qubes import Qubes, ToolFailed, timed, tool_command
+from cloison.cli.bench_qubes import ToolFailed, timed, tool_command
 from cloison.cli.bench_report import Figure, Target
+from cloison.cli.bench_setting import MB, MS, Bench, Measure, forget, running
+from cloison.cli.bench_streams import copy, stream
 from cloison.client import qrexec
 from cloison.client.connection import Connection
 from cloison.client.create import Creation, create
@@ -31,7 +31,6 @@ CALLS = 200
 LISTED = 100                            # qubes that qvm-ls lists
 IDLE = 5                                # percent of its processors that an idle qube uses at most
 PATIENCE = 120.0                        # seconds for started qubes to become idle
-MS, MB = 1e3, 1e-6
 
 # Runs inside the qube: for each line, N, starts N of the program that a call starts, as its agent does, and waits for them.
 SPAWNER = """
@@ -48,23 +47,6 @@ for line in sys.stdin:
         child.wait()
     print(time.perf_counter() - begun, flush=True)
 """
-
-
-class Bench(NamedTuple):
-    """What every measure is given.
-
-    `runs`: samples of each figure; `many`: qubes for the memory figures; `size`: bytes of a stream.
-    """
-
-    connection: Connection
-    qubes: Qubes
-    bare: Bare
-    runs: int
-    many: int
-    size: int
-
-
-Measure = Callable[[Bench], list[Figure]]
 
 
 def cold(bench: Bench) -> list[Figure]:
@@ -89,7 +71,7 @@ def warm_app(bench: Bench) -> list[Figure]:
         identity.append(bench.bare.identity())
         pong.append(bench.bare.pong())
         if number == 0:
-            _forget(whole, starts, floor, identity, pong)
+            forget(whole, starts, floor, identity, pong)
     return [
         Figure("warm AppVM: qvm-run to first output byte", "s", [one.first for one in whole], floor),
         Figure("warm AppVM: qvm-run to its return", "s", [one.exit for one in whole], floor),
@@ -106,7 +88,7 @@ def disposable(bench: Bench) -> list[Figure]:
         floor.append(bench.bare.output(PROGRAM))
         pong.append(bench.bare.pong())
         if number == 0:
-            _forget(whole, floor, pong)
+            forget(whole, floor, pong)
     first = [one.first for one in whole]
     return [
         Figure("disposable: qvm-run to first output byte", "s", first, floor, Target(ratio=1.6, limit=1.0)),
@@ -118,7 +100,7 @@ def disposable(bench: Bench) -> list[Figure]:
 
 
 def call(bench: Bench) -> list[Figure]:
-    name = _running(bench)
+    name = running(bench, APP)
     resident, tool, floor = [], [], []
     with _Spawner(name) as spawner:
         for number in range(3 * bench.runs + 1):
@@ -126,7 +108,7 @@ def call(bench: Bench) -> list[Figure]:
             floor.append(MS * spawner.spawn(1))
             tool.append(MS * timed(tool_command("qvm-run", "-p", name, "true")).exit)
             if number == 0:
-                _forget(resident, floor, tool)
+                forget(resident, floor, tool)
     return [
         Figure("call of `true`, from a resident program", "ms", resident, floor, Target(ratio=1.5, plus=15)),
         Figure("call of `true`, with qvm-run", "ms", tool, floor),
@@ -134,28 +116,13 @@ def call(bench: Bench) -> list[Figure]:
 
 
 def burst(bench: Bench) -> list[Figure]:
-    name = _running(bench)
+    name = running(bench, APP)
     calls, floor = [], []
     with _Spawner(name) as spawner:
         for _ in range(max(1, bench.runs // 5)):
             calls.append(_elapsed(partial(_many_calls, bench, name)))
             floor.append(spawner.spawn(CALLS))
     return [Figure(f"{CALLS} calls of `true` at once", "s", calls, floor)]
-
-
-def stream(bench: Bench) -> list[Figure]:
-    name, size = _running(bench), bench.size
-    source, sink = f"echo; head -c {size} /dev/zero", "echo; cat > /dev/null; echo"
-    out, into, out_floor, into_floor = [], [], [], []
-    with tempfile.TemporaryFile(dir=bench.connection.paths.tmp) as zeros:
-        zeros.truncate(size)
-        for _ in range(max(1, bench.runs // 3)):
-            out.append(_rate(name, size, source))
-            out_floor.append(MB * size / bench.bare.stream(source, 0))
-            zeros.seek(0)
-            into.append(_rate(name, size, sink, zeros.fileno()))
-            into_floor.append(MB * size / bench.bare.stream(sink, size))
-    return [Figure("stream out of a qube", "MB/s", out, out_floor), Figure("stream into a qube", "MB/s", into, into_floor)]
 
 
 def idle_memory(bench: Bench) -> list[Figure]:
@@ -203,7 +170,7 @@ def listing(bench: Bench) -> list[Figure]:
 # Name on the command line -> what is measured. SLOW: what takes longest without KVM, so --quick leaves it out.
 MEASURES: dict[str, Measure] = {
     "cold": cold, "warm": warm_app, "disposable": disposable, "call": call, "calls": burst, "stream": stream,
-    "memory": idle_memory, "ls": listing,
+    "copy": copy, "memory": idle_memory, "ls": listing,
 }
 SLOW = ("cold", "calls", "ls")
 
@@ -211,23 +178,10 @@ SLOW = ("cold", "calls", "ls")
 # -- helpers -------------------------------------------------------------------------------------------------------------
 
 
-def _forget(*samples: list[Any]) -> None:
-    """The round that is not counted."""
-    for each in samples:
-        each.clear()
-
-
 def _elapsed(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
-
-
-def _running(bench: Bench) -> str:
-    """An AppVM of the bench's, running."""
-    name = bench.qubes.app(APP)
-    bench.connection.call(name, "admin.vm.Start")
-    return name
 
 
 def _until_idle(connection: Connection, names: Iterable[str]) -> None:
@@ -261,12 +215,6 @@ def _succeeded(statuses: list[int]) -> None:
     failed = [status for status in statuses if status]
     if failed:
         raise CloisonError(f"{len(failed)} of {len(statuses)} calls failed, the first with status {failed[0]}")
-
-
-def _rate(name: str, size: int, command: str, stdin: int = subprocess.DEVNULL) -> float:
-    """MB/s of a shell command in the qube: from its first byte, which says that it runs, to the end of its output."""
-    one = timed(tool_command("qvm-run", "-p", "--no-filter-escape-chars", name, command), stdin, keep=1)
-    return MB * size / (one.last - one.first)
 
 
 class _Spawner:

@@ -25,6 +25,7 @@ from cloison.runtime import files
 from cloison.runtime.paths import Paths
 
 TAG = "cloison-bench"
+RULES = "05-bench.policy"               # among the runtime policy files
 LABEL = "gray"
 PATIENCE = 120.0                        # seconds for a start under way to end, at the bench's end
 MAX_ERRORS = 1 << 16                    # bytes of a tool's errors that are read
@@ -57,11 +58,12 @@ def alone(paths: Paths) -> Iterator[None]:
 
 
 class Qubes:
-    """Makes throw-away qubes of one template; the context's end removes all that were ever made."""
+    """Makes throw-away qubes of one template; the context's end removes all that were ever made, and what they were allowed."""
 
     def __init__(self, connection: Connection, template: str) -> None:
         self.connection, self.template = connection, template
         self._ordered = os.path.join(connection.paths.data, "bench-qube")     # holds the name of the qube being made
+        self._rules = os.path.join(connection.paths.run, "policy.d", RULES)
 
     def __enter__(self) -> Qubes:
         self.sweep()
@@ -71,7 +73,9 @@ class Qubes:
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove every qube of ours; one that can't be is told and left. Disposable templates go after their disposables."""
+        """Remove our rule and our qubes; one that can't be is told and left. Disposable templates go after their disposables."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._rules)
         half_made = self._half_made()
         for qube in reversed(list_qubes(self.connection).values()):
             tagged = qube.klass != "AdminVM" and TAG in lines(self.connection.call(qube.name, "admin.vm.tag.List"))
@@ -123,6 +127,10 @@ class Qubes:
     def kill(self, name: str) -> None:
         """Returns when it is halted."""
         self.connection.call(name, "admin.vm.Kill")
+
+    def allow(self, rule: str) -> None:
+        """A policy rule about qubes of ours, until the next `sweep`. The user's files stay as they are."""
+        files.write_atomic(self._rules, f"{rule}\n".encode())
 
     def _order(self, name: str) -> str:
         """A name of our own for the next qube, written down before there is one."""
