@@ -35,8 +35,8 @@ NOTES = (
     "Floor of a cold start: bare QEMU's boot of the same kernel and root to the agent's first answer.",
     "Floor of calls: fork, exec and wait for the same program as the same user by a program inside the qube (so many at once).",
     "Floor of streams: the same program in bare QEMU, the bytes straight through the agent's port. Here more is better.",
-    "Copy of a file: qvm-copy of random bytes, its start, the policy's answer and the receiver's disk included. Its floor: the same"
-    " bytes out of the one qube and as many into the other, one after the other with qvm-run, of which the slower counts.",
+    "Copy of a file: qvm-copy of random bytes, its start, the policy's answer and the receiver's disk included. Its floor: the"
+    " same bytes out of the one qube and as many into the other, one after the other with qvm-run, of which the slower counts.",
     "Floor of qvm-ls: python -I -S -c pass.",
     "Memory: proportional set size; what qubes share counts in equal parts.",
 )

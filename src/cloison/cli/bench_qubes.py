@@ -73,7 +73,7 @@ class Qubes:
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove our rule and our qubes; one that can't be is told and left. Disposable templates go after their disposables."""
+        """Remove our rule and our qubes; who can't be is told and left. Disposable templates go after their disposables."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._rules)
         half_made = self._half_made()
