@@ -1,7 +1,7 @@
 """The agent runs where its port's interrupts arrive, on the first processor; what it starts runs anywhere.
 
 The kernel's driver of the port holds one lock both for a read and for an interrupt. On two processors they spin for it, and
-without KVM a spinning processor holds up all of QEMU: a stream then takes up to twice the time (docs/decisions/0038).
+without KVM a spinning processor holds up all of QEMU: a stream then takes up to twice the time (docs/decisions/0035).
 """
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ BOOT_OPTIONS = (
     "systemd.show_status=false systemd.mask=systemd-random-seed.service fsck.mode=skip net.ifnames=0 audit=0 nowatchdog"
 )
 
-# With "enhanced rep movsb" the guest's kernel copies byte by byte, as TCG emulates it: a fifth of the speed (decision 0038).
+# With "enhanced rep movsb" the guest's kernel copies byte by byte, as TCG emulates it: a fifth of the speed (decision 0035).
 EMULATED_CPU = "max,erms=off"
 SERIAL_VECTORS = 7            # one for each queue and one for changes: with fewer, each interrupt looks at all queues
 
