@@ -21,9 +21,10 @@ class Terminal:
 
     async def ask(self, question: Question) -> str | None:
         shades = await asyncio.to_thread(colours, question.icons, self._connection)
-        self._say("\n".join(_lines(question, shades)) + "\nnumber or name of the target (Enter: no): ")
-        # Keys pressed before the question was seen are no answer to it.
+        self._say("\n".join(_lines(question, shades)))
+        # Keys pressed before the question was there are no answer to it. Then the prompt: whoever waits for that loses none.
         termios.tcflush(self._fd, termios.TCIFLUSH)
+        self._say("\nnumber or name of the target (Enter: no): ")
         try:
             line = await self._line()
         except asyncio.CancelledError:
