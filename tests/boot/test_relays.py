@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.boot.place import Place
+from tests.boot.place import LIMIT, Place
 
 from cloison.runtime.spawn import listener
 
@@ -60,8 +61,9 @@ def test_calls_to_a_remote_qube_and_back(relayed: Place) -> None:
 def test_after_the_policy_daemon_was_killed_calls_are_decided_again(relayed: Place) -> None:
     found = listener(relayed.paths.socket("policy.sock"))
     assert found is not None
-    os.close(found[1])
     os.kill(found[0], signal.SIGKILL)
+    assert select.select([found[1]], [], [], LIMIT)[0]
+    os.close(found[1])
     again = relayed.await_process("python.*cloison.qrexec.policyd")
     assert again != found[0]
     with_retry = "until echo in | qrexec-client-vm dom0 test.Echo; do :; done"      # refused as long as there is none

@@ -34,7 +34,7 @@ paths.ensure()
 with work_folder(paths) as folder:
     tools = Tools(os.path.join(paths.log, "build.log"))
     request = BuildRequest("test", size=4 * GIB)
-    built = build(request, paths, folder, tools, lambda percent, words: print(percent, words, flush=True))
+    built = build(request, paths, folder, tools, lambda percent, words: sys.stdout.write(f"{percent} {words}\\n"))
     os.rename(built.image, os.path.join(paths.data, "root.img"))
 print(built.kernel)
 """
