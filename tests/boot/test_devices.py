@@ -9,9 +9,9 @@ from tests.boot.place import Place, is_up
 pytestmark = pytest.mark.boot
 MAKE = """
 set -e
-truncate -s 32M /root/disk.img
-mkfs.ext4 -q -L GIVEN /root/disk.img
-losetup -f --show /root/disk.img
+truncate -s 32M /var/tmp/disk.img
+mkfs.ext4 -q -L GIVEN /var/tmp/disk.img
+losetup -f --show /var/tmp/disk.img
 """
 MOUNTED = "set -e; udevadm settle; mkdir -p /mnt/x; mount {} /dev/xvdi /mnt/x; {}; umount /mnt/x"
 # What a guest does with a disk that has gone under it: an error at last, never a wait without end.
@@ -69,7 +69,7 @@ def test_written_read_and_taken_back(two: Place) -> None:
 
 def test_what_is_mounted_is_not_given(two: Place) -> None:
     with two.events() as watch:
-        two.sh("backend", "losetup -f /root/disk.img; mount /dev/loop0 /mnt", user="root")
+        two.sh("backend", "losetup -f /var/tmp/disk.img; mount /dev/loop0 /mnt", user="root")
         watch.event("device-list-change:block", "backend")
         refused = two.run(["qvm-block", "attach", "frontend", "backend:loop0"])
     assert refused.returncode == 1
@@ -133,7 +133,7 @@ def test_by_rule_when_the_qube_starts_and_when_the_device_comes(two: Place) -> N
     two.ok(["qvm-block", "assign", "--port", "frontend", "backend:loop0"])
     two.ok(["qvm-start", "backend"])
     with two.events() as watch:
-        two.sh("backend", "truncate -s 8M /root/other.img; losetup -f /root/other.img", user="root")
+        two.sh("backend", "truncate -s 8M /var/tmp/other.img; losetup -f /var/tmp/other.img", user="root")
         assert ("device", "backend:loop0::0") in watch.event("device-attach:block", "frontend").pairs
 
 

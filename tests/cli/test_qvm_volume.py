@@ -22,6 +22,9 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+QUBE = "work"             # of the fixture `real`
+
+
 def size(real: Connection, volume: str = "private") -> int:
     return int(volume_info(real, "work", volume)["size"])
 
@@ -32,9 +35,9 @@ def test_list(real: Connection, capsys: pytest.CaptureFixture[str], image: Path)
     assert capsys.readouterr().out.splitlines() == [
         "POOL:VOLUME                       VMNAME  VOLUME_NAME  REVERT_POSSIBLE",
         "linux-kernel:6.6.1                work    kernel       No",
-        "varlibqubes:appvms/work/private   work    private      Yes",
-        "varlibqubes:appvms/work/root      work    root         No",
-        "varlibqubes:appvms/work/volatile  work    volatile     No",
+        f"varlibqubes:appvms/{QUBE}/private   {QUBE}    private      Yes",
+        f"varlibqubes:appvms/{QUBE}/root      {QUBE}    root         No",
+        f"varlibqubes:appvms/{QUBE}/volatile  {QUBE}    volatile     No",
     ]
     assert qvm_volume.main(["ls", "-p", "linux-kernel"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
@@ -111,7 +114,7 @@ def test_info(real: Connection, capsys: pytest.CaptureFixture[str], image: Path)
     assert [line.split()[0] for line in lines[:-1]] == [
         "pool", "vid", "rw", "source", "save_on_stop", "snap_on_start", "size", "usage", "revisions_to_keep", "ephemeral",
         "is_outdated"]
-    assert lines[1].split()[1] == "appvms/work/private"
+    assert lines[1].split()[1] == f"appvms/{QUBE}/private"
     assert lines[-1] == "List of available revisions (for revert): none"
     assert qvm_volume.main(["i", "work:private", "size"]) == 0
     assert capsys.readouterr().out == f"{2 * GIB}\n"

@@ -42,7 +42,16 @@ class PolicyKeeper:
             await self._life()
             ends = 1 if self._loop.time() - began > STEADY else ends + 1
             log.warning("the policy daemon has ended; it is started again in %.0f s", pause(ends))
-            await asyncio.sleep(pause(ends))
+            await self._back_off(pause(ends))
+
+    async def _back_off(self, seconds: float) -> None:
+        """The delay is the meaning: there is no event that says when a program that can't live would."""
+        over = asyncio.Event()
+        timer = self._loop.call_later(seconds, over.set)
+        try:
+            await over.wait()
+        finally:
+            timer.cancel()
 
     async def _life(self) -> None:
         """Until the one that runs, or else a new one, has ended. A failure to start is a short life."""
