@@ -60,3 +60,12 @@ def cloison(whole_place: Place) -> Iterator[Place]:
     if not is_up(whole_place):
         whole_place.up()
     whole_place.clear()
+
+
+@pytest.fixture
+def work(cloison: Place) -> Iterator[Place]:
+    """Qube `work`, which runs."""
+    cloison.create("work")
+    cloison.ok(["qvm-start", "work"])
+    yield cloison
+    cloison.remove("work")

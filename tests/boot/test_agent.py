@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterator
 
 import pytest
 from tests.boot.place import LIMIT, Place
@@ -14,15 +13,6 @@ from cloison.runtime.inotify import CREATE, MOVED_TO, Watch
 pytestmark = pytest.mark.boot
 
 KILL_AGENT = "kill -9 $QREXEC_AGENT_PID"
-
-
-@pytest.fixture
-def work(cloison: Place) -> Iterator[Place]:
-    """Qube `work`, which runs."""
-    cloison.create("work")
-    cloison.ok(["qvm-start", "work"])
-    yield cloison
-    cloison.remove("work")
 
 
 def kill_agent(place: Place, name: str) -> None:

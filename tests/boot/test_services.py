@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,6 @@ with socket.create_server(("127.0.0.1", {port})) as server:
     stream, _ = server.accept()
     stream.sendall(stream.recv(100).upper())
 """
-
-
-@pytest.fixture
-def work(cloison: Place) -> Iterator[Place]:
-    """Qube `work`, which runs."""
-    cloison.create("work")
-    cloison.ok(["qvm-start", "work"])
-    yield cloison
-    cloison.remove("work")
 
 
 def call(place: Place, service: str, data: bytes = b"", user: str = "user", qube: str = "work") -> bytes:

@@ -1,23 +1,12 @@
 """Users' sessions in real qubes: what calls see of them, who is refused one, and what becomes of them."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from tests.boot.place import DVM, Place
 
 pytestmark = pytest.mark.boot
 
 SEEN = 'echo "$XDG_RUNTIME_DIR $(stat -c %U:%a "$XDG_RUNTIME_DIR") $(ulimit -Sn) $(cat /proc/self/oom_score_adj)"'
-
-
-@pytest.fixture
-def work(cloison: Place) -> Iterator[Place]:
-    """Qube `work`, which runs."""
-    cloison.create("work")
-    cloison.ok(["qvm-start", "work"])
-    yield cloison
-    cloison.remove("work")
 
 
 def keeper(place: Place, user: str) -> str:
