@@ -129,7 +129,8 @@ def test_no_warning_with_kvm_or_another_qubesd(qubesd: FakeQubesd, capsys: pytes
 def test_patterns_all_and_exclude(qubesd: FakeQubesd) -> None:
     assert run("qvm-kill", "w*", "--quiet") == 0
     assert run("qvm-kill", "--all", "--exclude", "work") == 0
-    assert [call[0] for call in changes(qubesd)] == ["work", "debian-12", "sys-net"]
+    killed = [call[0] for call in changes(qubesd)]
+    assert (killed[0], sorted(killed[1:])) == ("work", ["debian-12", "sys-net"])     # one run's are killed at once, in any order
     assert qubesd.qubes["sys-net"]["state"] == "Halted"
 
 
