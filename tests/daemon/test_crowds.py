@@ -260,7 +260,7 @@ def test_any_bytes_get_an_answer_or_a_refusal(tmp_path: Path) -> None:
 
         requests: list[bytes] = []
 
-        @settings(max_examples=400, database=None, derandomize=True)
+        @settings(max_examples=400)
         @given(HEADERS)
         def collect(data: bytes) -> None:
             requests.append(data)

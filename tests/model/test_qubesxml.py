@@ -132,7 +132,7 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size
 NAMES = st.text("abcz.-_", min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.dictionaries(st.sampled_from(["work", "alone", "tpl", "disp7"]), TEXT, max_size=4),
     feature_values=st.dictionaries(NAMES, PRINTABLE, max_size=5),
@@ -387,7 +387,7 @@ def test_the_least_and_the_most_that_is_taken() -> None:
         loaded(document(*qubes))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 6000), st.binary(max_size=6), st.integers(0, 40))
 def test_a_damaged_file_is_taken_or_refused(place: int, junk: bytes, gone: int) -> None:
     whole = GOLDEN.read_bytes()
@@ -401,7 +401,7 @@ def test_a_damaged_file_is_taken_or_refused(place: int, junk: bytes, gone: int) 
     assert "dom0" in system.qubes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_taken(untrusted: bytes) -> None:
     with pytest.raises(BadQubesXml):

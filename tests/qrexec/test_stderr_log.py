@@ -46,7 +46,7 @@ def test_a_line_without_end_is_cut(journal: socket.socket) -> None:
 
 
 @given(st.text(max_size=300), st.binary(max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_qsb_087_nothing_but_printable_ascii_reaches_the_log(journal: socket.socket, tag: str, data: bytes) -> None:
     log = Log(tag, journal.getsockname())
     log.write(data)

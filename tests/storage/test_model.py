@@ -123,5 +123,4 @@ class Volumes(RuleBasedStateMachine):
 def test_any_sequence_of_operations(driver: str) -> None:
     machine = type(driver, (Volumes,), {"driver": driver})
     run_state_machine_as_test(machine, settings=settings(
-        max_examples=12, stateful_step_count=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,)))
+        max_examples=12, stateful_step_count=20, suppress_health_check=list(HealthCheck), phases=(Phase.generate,)))

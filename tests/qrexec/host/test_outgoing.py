@@ -670,7 +670,7 @@ _MESSAGES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(_MESSAGES, max_size=8))
 def test_whatever_an_agent_says_costs_it_its_channels_at_most(place: Place, messages: list[bytes]) -> None:
     async def work(caller: Caller) -> None:

@@ -519,7 +519,7 @@ def qrexec_address() -> object:
 
 
 @given(st.binary(min_size=1, max_size=200))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_bytes_of_a_daemon(tmp_path: Path, data: bytes) -> None:
     """After its hello: they mean something, or are a violation, or wait for more; nothing else happens."""
     async def talk(place: Host) -> None:
@@ -533,7 +533,7 @@ def test_any_bytes_of_a_daemon(tmp_path: Path, data: bytes) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=4))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_bytes_of_a_caller(tmp_path: Path, parts: list[bytes]) -> None:
     async def talk(place: Host) -> None:
         stream = await place.call("cat > /dev/null; exit 7")
@@ -549,7 +549,7 @@ def test_any_bytes_of_a_caller(tmp_path: Path, parts: list[bytes]) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_bytes_of_a_program(tmp_path: Path, data: bytes) -> None:
     async def talk(place: Host) -> None:
         program = await place.program()
