@@ -168,7 +168,7 @@ def test_pci_is_required(real: Connection, capsys: pytest.CaptureFixture[str]) -
     (("attach", "work", "gone:sda"), 1), (("attach", "work", "a b:sda"), 1), (("assign", "work", "net:sda"), 1),
     (("assign", "--port", "--device", "work", "net:sda"), 2), (("assign", "--ask", "--required", "work", "net:sda"), 2),
     (("assign", "--port", "-o", "x", "work", "net:sda"), 2), (("assign", "--port", "-o", "ro=so", "work", "net:sda"), 2),
-    (("assign", "--port", "a b", "net:sda"), 1), (("assign", "--port", "nowhere", "net:sda"), 2),
+    (("assign", "--port", "a b", "net:sda"), 2), (("assign", "--port", "nowhere", "net:sda"), 2),
     (("detach", "work", "net:sda"), 1), (("detach", "work", "net:*:x"), 1), (("unassign", "work", "net:sda"), 1),
     (("info", "net:sda"), 1), (("info", "gone:sda"), 1), (("list", "nowhere"), 2), (("list", "--exclude", "work"), 2),
 ])

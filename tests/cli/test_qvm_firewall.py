@@ -111,7 +111,7 @@ def test_refusals_change_nothing(
 
 def test_no_such_qube(real: Connection) -> None:
     assert qvm_firewall.main(["nowhere"]) == 2
-    assert qvm_firewall.main(["a b"]) == 1
+    assert qvm_firewall.main(["a b"]) == 2
 
 
 def test_help_teaches_the_rule(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from cloison.client.devices import Line
 from cloison.client.domains import DOM0, get_property, lines, list_qubes
 from cloison.devicetext import ANY, UNKNOWN_IDENTITY, Device, interface_matches, interfaces
 from cloison.errors import BadRequest, CloisonError, DeviceAlreadyAssigned, NoSuchProperty, NotPermitted, QubeNotFound
+from cloison.values import QubeName
 
 PROG = "qvm-device"
 _CLASSES = ("--list-device-classes", "--list-classes")
@@ -123,7 +124,7 @@ class Access:
         """The device that was typed, and what is known of it if it is there. Raises CloisonError, InvalidValue."""
         backend, port, identity = devices.parse_device(text)
         if backend != DOM0:
-            tool.qube_name(backend)
+            QubeName(backend)
         try:
             line = self.available(backend).get(port)
         except QubeNotFound:

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     if args.raw_list:
         args.raw_data, args.fields = True, "name"
     names = [name.strip().lower() for name in args.fields.split(",")] if args.fields else list(FORMATS[args.format])
+    args.tree = args.tree and not args.raw_data          # lines for scripts have no depth
     everything = not args.names and not args.all_qubes
     qubes = list(list_qubes(connection).values()) if everything else tool.chosen(args, connection, with_dom0=True)
     facts = _facts(args, connection, names, qubes)

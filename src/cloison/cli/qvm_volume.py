@@ -14,6 +14,7 @@ from cloison.client.connection import Connection
 from cloison.client.domains import DOM0, key_values, lines, list_qubes, volume_info, volumes
 from cloison.client.importing import import_volume
 from cloison.errors import CloisonError, NoSuchProperty, QubeNotFound, StorageError
+from cloison.values import QubeName
 
 PROG = "qvm-volume"
 _SHOWN = ("pool", "vid", "rw", "source", "save_on_stop", "snap_on_start", "size", "usage", "revisions_to_keep", "ephemeral")
@@ -110,7 +111,7 @@ def _chosen(text: str, connection: Connection) -> tuple[str, str]:
     qube, colon, volume = text.partition(":")
     if not colon or not qube or not volume or ":" in volume:
         tool.quit_usage(PROG, f"expected a qube and a volume such as work:private, not {text!r}")
-    dest = qube if qube == DOM0 else tool.qube_name(qube)
+    dest = qube if qube == DOM0 else QubeName(qube)
     try:
         present = volumes(connection, dest)
     except QubeNotFound:

@@ -34,6 +34,12 @@ class NoSuchQube(CloisonError):
     exit_status = USAGE
 
 
+class NoName(CloisonError):
+    """A text that no qube can have as its name."""
+
+    exit_status = USAGE
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser with the options all tools have.
 
@@ -44,7 +50,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, qubes: str = "", examples: Sequence[tuple[str, str]] = (), **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         settings.setdefault("epilog", _examples(examples))
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(**settings)
         self.add_argument("--verbose", "-v", action="count", default=1, help="say more")
         self.add_argument("--quiet", "-q", action="count", default=0, help="say less")
         self.add_argument("--force-root", action="store_true", help=argparse.SUPPRESS)
@@ -65,8 +71,10 @@ class Parser(argparse.ArgumentParser):
         parsed = self.parse_intermixed_args(words, namespace) if mixed else super().parse_args(words, namespace)
         if getattr(parsed, "exclude", None) and not parsed.all_qubes:
             self.error("--exclude can only be used with --all")
-        if self._needs_qubes and bool(parsed.names) == parsed.all_qubes:
-            self.error("name the qubes, or use --all" if not parsed.names else "VMNAME and --all exclude each other")
+        if self._many and parsed.names and parsed.all_qubes:
+            self.error("VMNAME and --all exclude each other")
+        if self._needs_qubes and not parsed.names and not parsed.all_qubes:
+            self.error("name the qubes, or use --all")
         return parsed
 
     def format_help(self) -> str:
@@ -137,12 +145,15 @@ def quit_usage(parser_prog: str, sentence: str) -> NoReturn:
 
 
 def qube_name(text: str) -> str:
-    """A name fit for a call. Raises InvalidValue for any other."""
-    return QubeName(text)
+    """A qube's name, fit for a call. Raises NoName for any other text."""
+    try:
+        return QubeName(text)
+    except InvalidValue as error:
+        raise NoName(str(error)) from error
 
 
 def chosen(args: argparse.Namespace, connection: Connection, *, with_dom0: bool = False) -> list[Qube]:
-    """The qubes that VMNAME, --all and --exclude stand for. Raises InvalidValue, or NoSuchQube for an unknown name."""
+    """The qubes that VMNAME, --all and --exclude stand for. Raises NoName, or NoSuchQube for an unknown one."""
     names = [text if _is_pattern(text) else qube_name(text) for text in [*args.names, *args.exclude]]
     known = list_qubes(connection)
     if args.all_qubes:
