@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 GOLDEN = Path(__file__).parent / "golden"
 
 # The same examples on every machine, however busy: a run that fails is a change that broke something. Look for new ones with
-# `--hypothesis-profile=default`. A fixture that examples share is each such test's own decision; only a machine's speed is excused here.
+# `--hypothesis-profile=default`. A fixture that examples share is a test's own decision; only a slow machine is excused here.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
