@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 ANY: Final = "*"
 UNKNOWN_INTERFACE: Final = "?******"
 UNKNOWN_IDENTITY: Final = f"0000:0000::{UNKNOWN_INTERFACE}"
-_PORT: Final = re.compile(r"[a-zA-Z0-9._-]{1,255}|\*")
+_PORT: Final = re.compile(r"[a-zA-Z0-9._-]{1,255}|\*")       # as anything real is called; the Admin API takes others, too
 _WIDTH: Final = 7                       # characters of an interface
 
 
@@ -53,7 +53,7 @@ class Device(NamedTuple):
 
 
 def is_port(untrusted: str) -> bool:
-    """ANY is one, too."""
+    """What a person means by a port. ANY is one, too."""
     return _PORT.fullmatch(untrusted) is not None
 
 

@@ -166,6 +166,12 @@ class DeviceNotAssigned(CloisonError):
     wire = "DeviceNotAssigned"
 
 
+class DeviceNotFound(CloisonError):
+    """Several devices are where one was asked for."""
+
+    wire = "DeviceNotFound"
+
+
 class DeviceAlreadyAttached(CloisonError):
     """The device is attached already."""
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from cloison.daemon.app import App
-from cloison.daemon.fake import ask, fake_app, fake_parts
+from cloison.daemon.fake import FakeHost, ask, fake_app, fake_parts
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
 from cloison.errors import MachineError
+from cloison.model.qubes import new_system
 from cloison.wire.blocks import Block
 
 FOLDER = "/qubes-block-devices"
@@ -84,7 +85,7 @@ def test_attach_list_detach_and_their_events(tmp_path: Path) -> None:
         told = {"device": "usb:sda::None", "options": "{'read-only': 'yes'}"}
         assert scene.devices() == [("work", "device-pre-attach:block", told), ("work", "device-attach:block", told)]
         line = ("usb+sda::None device_id=':None' port_id='sda' devclass='block' backend_domain='usb' mode='manual' "
-                "_frontend-dev='xvdi' _read-only='yes'\n")
+                "frontend_domain='work' _frontend-dev='xvdi' _read-only='yes'\n")
         assert await scene.call("Attached") == await scene.call("Attached", argument="usb+sda") == line
         assert await scene.call("Attached", argument="usb+sdb") == await scene.call("Attached", "other") == ""
         assert "attachment='work'" in await scene.call("Available", "usb")
@@ -105,7 +106,9 @@ def test_refusals_as_the_reference_has_them(tmp_path: Path) -> None:
             ("work", "usb+sdx", "", "ProtocolError"), ("work", "nobody+sda", "", "QubesVMNotFoundError"),
             ("usb", "usb+sda", "", "QubesValueError"), ("work", "usb+sda", "_color='red'", "QubesValueError"),
             ("work", "usb+sda", "_frontend-dev='hda'", "QubesValueError"),
-            ("work", "usb+sda", "_devtype='cdrom'", "QubesValueError"),
+            ("work", "usb+sda", "_devtype='floppy'", "QubesValueError"),
+            ("work", "usb+sda", "_devtype='cdrom' _read-only='no'", "QubesValueError"),
+            ("dom0", "usb+sda", "", "QubesException"), ("dom0", "usb+_+_", "mode='x'", "ProtocolError"),
             ("work", "usb+sda", "", ""), ("work", "usb+sda", "", "DeviceAlreadyAttached"),
             ("other", "usb+sda", "", "DeviceAlreadyAttached"),
         ):
@@ -119,6 +122,85 @@ def test_refusals_as_the_reference_has_them(tmp_path: Path) -> None:
         await ask(scene.app, "admin.vm.Kill", "work")
         assert await scene.call("Attach", "work", "usb+sda") == "QubesVMNotRunningError"
         assert await scene.call("Detach", "work", "usb+sda") == "DeviceNotAssigned"
+
+    play(tmp_path, scenario)
+
+
+def test_a_disc_is_a_disk_that_is_read_only_and_listed_as_what_it_was_asked_for(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        assert await scene.call("Attach", "work", "usb+sda", "_devtype='cdrom'") == ""
+        assert "_frontend-dev='xvdi' _read-only='yes' _devtype='cdrom'\n" in await scene.call("Attached")
+        found = next(each for each in await scene.wardens.adopt() if each.name == "work")
+        assert [(block.name, block.read_only, block.disc) for block in found.blocks] == [("xvdi", True, True)]
+
+    play(tmp_path, scenario)
+
+
+def test_dom0_can_have_rules_and_no_devices(tmp_path: Path) -> None:
+    """As Qubes OS: a rule for dom0 is kept, listed and given up; no device of a qube comes to the host by it."""
+    async def scenario(scene: Scene) -> None:
+        for devclass in ("block", "pci", "usb", "mic"):
+            line = (f"usb+sda:* device_id='*' port_id='sda' devclass='{devclass}' backend_domain='usb' mode='auto-attach' "
+                    "frontend_domain='dom0'\n")
+            payload = "mode='auto-attach' frontend_domain='dom0'"
+            assert await scene.call("Assign", "dom0", "usb+sda+_", payload, devclass) == ""
+            assert await scene.call("Assign", "dom0", "usb+sda+_", payload, devclass) == "DeviceAlreadyAssigned"
+            assert await scene.call("Assigned", "dom0", devclass=devclass) == line
+            assert await scene.call("Set.assignment", "dom0", "usb+sda+_", "required", devclass) == ""
+            assert "mode='required'" in await scene.call("Assigned", "dom0", "usb+sda", devclass=devclass)
+        assert (await ask(scene.app, "admin.vm.Remove", "usb")).failure == "QubesVMNotHaltedError"
+        await scene.plug(dict.fromkeys(SDA))
+        await scene.plug(SDA)
+        assert await scene.call("Attached", "dom0") == "" and "attachment" not in await scene.call("Available", "usb")
+        for devclass in ("block", "pci", "usb", "mic"):
+            assert await scene.call("Unassign", "dom0", "usb+sda+_", devclass=devclass) == ""
+        assert await scene.call("Assign", "other", "usb+sda+_", "mode='auto-attach'") == ""
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("argument", "payload", "line"), [
+    ("usb+sda", "", "usb+sda:* device_id='*' port_id='sda'"),
+    ("usb+a@b+_", "", "usb+a@b:* device_id='*' port_id='a@b'"),
+    ("usb++_", "", "usb+:* device_id='*' port_id=''"),
+    ("usb+" + "a" * 255 + "+_", "", f"usb+{'a' * 255}:* device_id='*' port_id='{'a' * 255}'"),
+    ("usb+sda+Flash_Disk", "", "usb+sda:Flash_Disk device_id='Flash_Disk' port_id='sda'"),     # a serial number's own `_`
+    ("usb+_+1+2++_______", "", "usb+*:1:2::?****** device_id='1:2::?******' port_id='*'"),
+    ("usb+sda+_", "device_id='a b'", "usb+sda:a b device_id='a b' port_id='sda'"),
+    ("_+sda+_", "", "*+sda:* device_id='*' port_id='sda'"),
+    ("usb+sda+_", "frontend_domain='other'", "frontend_domain='other'"),
+])
+def test_rules_may_name_what_no_device_is_called(tmp_path: Path, argument: str, payload: str, line: str) -> None:
+    async def scenario(scene: Scene) -> None:
+        assert await scene.call("Assign", "work", argument, f"mode='ask-to-attach' {payload}") == ""
+        assert line in await scene.call("Assigned")
+        scene.app.parts.store.load(again := new_system(FakeHost()))
+        assert again.qube("work").assignments == scene.app.system.qube("work").assignments
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("argument", "payload"), [
+    ("usb", ""), ("+sda", ""), ("usb+a b", ""), ("usb+a\n", ""), ("usb+" + "a" * 256, ""), ("usb+sda+" + "a" * 1025, ""),
+    ("usb+sda", f"device_id='{'a' * 1025}'"), ("usb+sda", "frontend_domain='nobody'"), ("usb+sda", "frontend_domain=''"),
+    ("_+sda", "frontend_domain='work'"), ("usb+sda", "mode='x'"),
+])
+def test_a_rule_that_can_not_be_listed_is_refused(tmp_path: Path, argument: str, payload: str) -> None:
+    async def scenario(scene: Scene) -> None:
+        for dest in ("work", "dom0"):
+            answer = await scene.call("Assign", dest, argument, payload if "mode" in payload else f"mode='required' {payload}")
+            assert answer == "ProtocolError"
+            assert await scene.call("Assigned", dest) == ""
+
+    play(tmp_path, scenario)
+
+
+def test_a_place_with_two_rules_is_no_single_device(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        for identity in ("_", "1"):
+            assert await scene.call("Assign", "work", f"usb+sda+{identity}", "mode='auto-attach'") == ""
+        assert await scene.call("Assigned", argument="usb+sda") == "DeviceNotFound"
+        assert len((await scene.call("Assigned")).splitlines()) == 2
 
     play(tmp_path, scenario)
 

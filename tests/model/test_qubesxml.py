@@ -342,7 +342,7 @@ HOSTILE: dict[str, str | bytes] = {
     "size word": volume('name="root" pool="p" size="1k"'), "revisions": volume('name="root" pool="p" revisions_to_keep="-2"'),
     "rw": volume('name="root" pool="p" rw="perhaps"'),
     "volume twice": app(rest="<volume-config>" + '<volume name="root" pool="p"/>' * 2 + "</volume-config>"),
-    "no backend": device('id="2-1"'), "port": device('backend-domain="dom0" id="../x"'),
+    "no backend": device('id="2-1"'), "port": device('backend-domain="dom0" id="a b"'),
     "port of 256": device(f'backend-domain="dom0" id="{"a" * 256}"'),
     "identity": device('backend-domain="dom0" id="a" identity="&#10;"'),
     "identity of 1025": device(f'backend-domain="dom0" id="a" identity="{"a" * 1025}"'),

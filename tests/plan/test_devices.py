@@ -18,17 +18,19 @@ def exposed(device: Device = STICK, *, writable: bool = True) -> Exposed:
 
 
 @pytest.mark.parametrize(("options", "writable", "expected"), [
-    ({}, True, (None, False)), ({}, False, (None, True)), ({"read-only": "TRUE"}, True, (None, True)),
-    ({"read-only": "off"}, True, (None, False)), ({"read-only": "1"}, False, (None, True)),
-    ({"frontend-dev": "xvdl", "devtype": "disk"}, True, ("xvdl", False)), ({"frontend-dev": "sdc"}, True, ("sdc", False)),
+    ({}, True, (None, False, False)), ({}, False, (None, True, False)), ({"read-only": "TRUE"}, True, (None, True, False)),
+    ({"read-only": "off"}, True, (None, False, False)), ({"read-only": "1"}, False, (None, True, False)),
+    ({"frontend-dev": "xvdl", "devtype": "disk"}, True, ("xvdl", False, False)), ({"frontend-dev": "sdc"}, True, ("sdc", False, False)),
+    ({"devtype": "cdrom"}, True, (None, True, True)), ({"devtype": "cdrom", "read-only": "yes"}, False, (None, True, True)),
 ])
-def test_options(options: dict[str, str], writable: bool, expected: tuple[str | None, bool]) -> None:
+def test_options(options: dict[str, str], writable: bool, expected: tuple[str | None, bool, bool]) -> None:
     assert plan.block_options(options, exposed(writable=writable)) == expected
 
 
 @pytest.mark.parametrize(("options", "writable"), [
     ({"read-only": "no"}, False), ({"read-only": "maybe"}, True), ({"frontend-dev": "hda"}, True), ({"frontend-dev": "xvd"}, True),
-    ({"frontend-dev": "xvdi;x"}, True), ({"frontend-dev": "xvdb"}, True), ({"devtype": "cdrom"}, True), ({"color": "red"}, True),
+    ({"frontend-dev": "xvdi;x"}, True), ({"frontend-dev": "xvdb"}, True), ({"color": "red"}, True), ({"devtype": "floppy"}, True),
+    ({"devtype": "cdrom", "read-only": "no"}, True),
 ])
 def test_options_that_can_not_be_had(options: dict[str, str], writable: bool) -> None:
     with pytest.raises(BadValue):

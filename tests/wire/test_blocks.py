@@ -10,12 +10,18 @@ from cloison.wire import blocks
 from cloison.wire.blocks import MAX_BLOCKS, Block
 
 BLOCK = Block("xvdi", "00000000-0000-4000-8000-000000000001", "sda1", read_only=True)
-GOOD = {"name": "xvdi", "backend": BLOCK.backend, "port": "sda1", "read_only": True}
+GOOD = {"name": "xvdi", "backend": BLOCK.backend, "port": "sda1", "read_only": True, "disc": False}
 
 
 def test_there_and_back() -> None:
     assert blocks.from_json(json.loads(json.dumps(blocks.to_json(BLOCK)))) == BLOCK
     assert blocks.list_from_json([GOOD, GOOD]) == (BLOCK, BLOCK)
+    disc = BLOCK._replace(disc=True)
+    assert blocks.from_json(blocks.to_json(disc)) == disc
+
+
+def test_a_warden_that_knows_of_no_discs_has_none() -> None:
+    assert blocks.from_json({key: value for key, value in GOOD.items() if key != "disc"}) == BLOCK
 
 
 @pytest.mark.parametrize("bad", [
@@ -23,6 +29,7 @@ def test_there_and_back() -> None:
     {**GOOD, "name": "xvdabc"}, {**GOOD, "name": "xvdi\n"}, {**GOOD, "name": 1},
     {**GOOD, "backend": "../x"}, {**GOOD, "port": "a/b"},
     {**GOOD, "port": "x" * 13}, {**GOOD, "port": ""}, {**GOOD, "read_only": 1}, {**GOOD, "read_only": "yes"},
+    {**GOOD, "disc": 1}, {**GOOD, "disc": None},
 ])
 def test_anything_else_is_refused(bad: object) -> None:
     with pytest.raises(PeerError):

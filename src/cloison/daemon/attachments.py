@@ -73,8 +73,10 @@ class Attachments:
             if block not in self._coming:
                 device = await self._device(block)
                 rule = plan.covering(qube, device)
-                options = {"frontend-dev": block.name, "read-only": "yes" if block.read_only else "no"}
-                found.append(Assignment(device, rule.mode if rule else "manual", options))
+                options = {"frontend-dev": block.name, "read-only": "yes" if block.read_only else "no",
+                           **({"devtype": "cdrom"} if block.disc else {})}
+                mode, frontend = (rule.mode, rule.frontend) if rule else ("manual", qube.name)
+                found.append(Assignment(device, mode, options, frontend))
         return found
 
     async def _device(self, block: Block) -> Device:
@@ -101,7 +103,8 @@ class Attachments:
         if user is not None:
             raise DeviceAlreadyAttached(f"{device.device} is attached to {user.name} already")
         held = self._blocks.setdefault(qube.uuid, {})
-        block = Block(plan.frontend_name(held, wanted.name), backend.uuid, device.device.port, wanted.read_only)
+        block = Block(plan.frontend_name(held, wanted.name), backend.uuid, device.device.port, wanted.read_only,
+                      wanted.disc)
         self._emit(qube, "device-pre-attach:block", device=device.device, options=dict(options))
         held[block.name] = block
         self._coming.add(block)

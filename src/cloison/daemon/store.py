@@ -169,7 +169,8 @@ def _encode(value: Any) -> str | None:
     if isinstance(value, bool | int):
         return str(value)
     if isinstance(value, Assignment):
-        return json.dumps({"device": value.device._asdict(), "mode": value.mode, "options": dict(value.options)})
+        return json.dumps({"device": value.device._asdict(), "mode": value.mode, "options": dict(value.options),
+                           "frontend": value.frontend})
     return json.dumps(asdict(value))
 
 
@@ -193,7 +194,7 @@ def _read_volume(qube: Qube, name: str, text: str) -> None:
 
 def _read_assignment(qube: Qube, name: str, text: str) -> None:
     data = json.loads(text)
-    qube.assignments[name] = Assignment(Device(**data["device"]), data["mode"], data["options"])
+    qube.assignments[name] = Assignment(Device(**data["device"]), data["mode"], data["options"], data.get("frontend", ""))
 
 
 _READERS: dict[str, Any] = {

@@ -25,14 +25,12 @@ MAX_QUBES = 2000
 MAX_SIZE = 1 << 60          # bytes of a volume
 MAX_REVISIONS = 1_000_000
 MAX_DISPID = 9999
-MAX_IDENTITY = 1024         # characters of a device's identity
 _GONE_GREY, _GREY = "0x555753", "0x555555"
 _IDENTITY = ("name", "qid", "uuid")
 _SOFT_KERNELS = ("kernel", "default_kernel")
 _SOFT_DISPVMS = ("default_dispvm", "management_dispvm")
 # Asked of the other end, too: of the netvm by its clients, of the template by its disposables.
 _SEEN_BY_OTHERS = ("provides_network", "template_for_dispvms")
-_PORT = re.compile(r"[a-zA-Z0-9._-]{1,255}|\*")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VID = re.compile(r"[A-Za-z0-9_.:+/-]{0,255}")
 
@@ -304,9 +302,8 @@ def _assignment(devclass: str, node: Element, frontend: str) -> Assignment:
     if required is not None:
         mode = "required" if parse_flag(required, frontend) else "auto-attach"
     pairs = {"device_id": identity, "mode": mode, **{f"_{key}": value for key, value in options.items()}}
-    if not _PORT.fullmatch(port) or len(identity) > MAX_IDENTITY:
-        raise BadQubesXml(f"{frontend}: {port[:60]!r} is not a device port, or its device's identity is too long")
     try:
-        return devices.parse_assignment(device, serialise(pairs).encode(), frontend)
+        devices.check_pattern(device)
+        return devices.parse_assignment(device, serialise(pairs).encode())
     except CloisonError as error:
         raise BadQubesXml(f"{frontend}: device {str(device)[:100]!r}: {error}") from error

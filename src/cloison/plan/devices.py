@@ -20,10 +20,11 @@ _SYSTEM = ("xvda", "xvdb", "xvdc", "xvdd")      # root, private, volatile, modul
 
 
 class BlockOptions(NamedTuple):
-    """`name`: what the frontend is to call it, None for the first free one."""
+    """`name`: what the frontend is to call it, None for the first free one. A `disc` is read-only."""
 
     name: str | None
     read_only: bool
+    disc: bool
 
 
 def block_options(options: Mapping[str, str], device: Exposed) -> BlockOptions:
@@ -34,12 +35,14 @@ def block_options(options: Mapping[str, str], device: Exposed) -> BlockOptions:
     name = options.get("frontend-dev")
     if name is not None and (not is_name(name) or name in _SYSTEM):
         raise BadValue(f"option frontend-dev is a name such as xvdi, not {name[:40]!r}")
-    if options.get("devtype", "disk") != "disk":
-        raise BadValue("option devtype can only be disk: a drive for discs can't be added to a running machine")
-    read_only = _boolean(options["read-only"]) if "read-only" in options else not device.writable
-    if not read_only and not device.writable:
-        raise BadValue(f"{device.device} can only be attached read-only")
-    return BlockOptions(name, read_only)
+    devtype = options.get("devtype", "disk")
+    if devtype not in ("disk", "cdrom"):
+        raise BadValue(f"option devtype is disk or cdrom, not {devtype[:40]!r}")
+    writable = device.writable and devtype == "disk"
+    read_only = _boolean(options["read-only"]) if "read-only" in options else not writable
+    if not read_only and not writable:
+        raise BadValue(f"{device.device} can only be attached read-only" + ("" if devtype == "disk" else " as a disc"))
+    return BlockOptions(name, read_only, disc=devtype == "cdrom")
 
 
 def _boolean(text: str) -> bool:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cloison.errors import PeerError
 
@@ -13,12 +13,16 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Block(NamedTuple):
-    """`name`: what the qube that uses it calls it, such as `xvdi`; `backend`: uuid of the qube that has it, at `port`."""
+    """`name`: what the qube that uses it calls it, such as `xvdi`; `backend`: uuid of the qube that has it, at `port`.
+
+    `disc`: it was asked for as a disc in a drive, and is listed as one.
+    """
 
     name: str
     backend: str
     port: str
     read_only: bool
+    disc: bool = False
 
 
 def is_name(untrusted: str) -> bool:
@@ -31,14 +35,16 @@ def to_json(block: Block) -> dict[str, object]:
 
 
 def from_json(data: object) -> Block:
-    """Inverse of `to_json`. Raises PeerError for anything else."""
-    if not isinstance(data, dict) or data.keys() != set(Block._fields):
+    """Inverse of `to_json`; a warden that is older than `disc` leaves it out. Raises PeerError for anything else."""
+    if not isinstance(data, dict) or {"disc", *data} != set(Block._fields):
         raise PeerError("not a block device")
-    name, backend, port, read_only = (data[field] for field in Block._fields)
+    fields: dict[Any, Any] = {"disc": False} | data
+    name, backend, port, read_only, disc = (fields[field] for field in Block._fields)
     texts = ((name, _NAME), (backend, _UUID), (port, _PORT))
-    if not all(isinstance(text, str) and pattern.fullmatch(text) for text, pattern in texts) or type(read_only) is not bool:
+    good = all(isinstance(text, str) and pattern.fullmatch(text) for text, pattern in texts)
+    if not good or not all(type(flag) is bool for flag in (read_only, disc)):
         raise PeerError("not a block device")
-    return Block(name, backend, port, read_only)
+    return Block(name, backend, port, read_only, disc)
 
 
 def list_from_json(data: object) -> tuple[Block, ...]:

@@ -13,12 +13,14 @@ from cloison.errors import (
     CloisonError,
     DeviceAlreadyAssigned,
     DeviceNotAssigned,
+    DeviceNotFound,
     NotPermitted,
     QubeError,
     QubeNotFound,
     QubeNotRunning,
 )
 from cloison.model import devices
+from cloison.model.devices import Assignment
 from cloison.model.exposed import matching
 
 Handler = Callable[[Call], str | None]
@@ -39,8 +41,18 @@ def _device(call: Call, devclass: str) -> Device:
     return device
 
 
+def _rule(call: Call, device: Device) -> Assignment:
+    """The payload of Assign and Attach. Raises BadRequest."""
+    rule = devices.parse_assignment(device, call.payload)
+    if rule.mode not in (*devices.MODES, "manual"):
+        raise BadRequest(f"{rule.mode[:30]!r} is not a mode of assignment")
+    if rule.frontend and rule.frontend not in call.system.qubes:
+        raise BadRequest(f"device data names a frontend_domain {rule.frontend[:60]!r}, which is no qube")
+    return rule
+
+
 def _check_can_have_devices(call: Call) -> None:
-    """Raises CloisonError for a qube elsewhere. dom0 can have some: which ones is asked later."""
+    """Raises CloisonError for a qube elsewhere. dom0 can have rules, which have no effect."""
     if call.dest.klass == "RemoteVM":
         raise CloisonError(f"{call.dest.name} is a RemoteVM: it can have no devices here")
 
@@ -71,10 +83,12 @@ def attached(devclass: str) -> AsyncHandler:
     return handler
 
 
-def _lines(found: Iterable[devices.Assignment], place: str) -> str:
-    """`place`: BACKEND+PORT, or empty for all."""
-    return "".join(sorted(
-        devices.assignment_line(each) for each in found if place in ("", f"{each.device.backend}+{each.device.port}")))
+def _lines(found: Iterable[Assignment], place: str) -> str:
+    """`place`: BACKEND+PORT, or empty for all. Raises DeviceNotFound where a place has several."""
+    lines = [devices.assignment_line(each) for each in found if place in ("", f"{each.device.backend}+{each.device.port}")]
+    if place and len(lines) > 1:
+        raise DeviceNotFound(f"there are {len(lines)} devices for {place[:80]}, not one")
+    return "".join(sorted(lines))
 
 
 def assigned(devclass: str) -> Handler:
@@ -87,13 +101,8 @@ def assigned(devclass: str) -> Handler:
 
 def assign(devclass: str) -> Handler:
     def handler(call: Call) -> None:
+        rule = _rule(call, _device(call, devclass))
         _check_can_have_devices(call)
-        device = _device(call, devclass)
-        rule = devices.parse_assignment(device, call.payload, call.dest.name)
-        if rule.mode not in (*devices.MODES, "manual"):
-            raise BadRequest(f"{rule.mode[:30]!r} is not a mode of assignment")
-        if not call.dest.kind.machine:
-            raise CloisonError(f"{call.dest.name} is a {call.dest.klass}: it can have no devices here")
         if rule.mode == "manual":
             raise BadValue("a device can't be assigned in mode manual; attach it instead")
         if rule.device.key in call.dest.assignments:
@@ -108,7 +117,7 @@ def assign(devclass: str) -> Handler:
     return handler
 
 
-def _emit(call: Call, event: str, rule: devices.Assignment, *, options: bool = False) -> None:
+def _emit(call: Call, event: str, rule: Assignment, *, options: bool = False) -> None:
     pairs: dict[str, object] = {"device": rule.device}
     if options:
         pairs["options"] = dict(rule.options)
@@ -150,15 +159,17 @@ def set_assignment(devclass: str) -> Handler:
 
 def attach(devclass: str) -> AsyncHandler:
     async def handler(call: Call) -> None:
-        _check_can_have_devices(call)
         device = _device(call, devclass)
-        rule = devices.parse_assignment(device, call.payload, call.dest.name)
-        if call.dest.is_halted or not call.dest.kind.machine:
+        rule = _rule(call, device)
+        _check_can_have_devices(call)
+        if call.dest.is_halted:
             raise QubeNotRunning(f"{call.dest.name} does not run")
         backends = call.system.sorted_qubes() if device.backend == ANY else [call.system.qube(device.backend)]
         found = [each for backend in backends for each in matching(await call.qubesd.exposed(backend, devclass), rule.device)]
         if len(found) != 1:
             raise BadRequest(f"there is no device {device}" if not found else f"{device} means {len(found)} devices")
+        if not call.dest.kind.machine:
+            raise CloisonError(f"{found[0].device} can't be attached to {call.dest.name}: the host takes no device of a qube")
         if rule.mode == "manual" and found[0].is_denied(_denied(call)):
             raise NotPermitted(f"{call.dest.name} may not have devices with the interfaces of {found[0].device}")
         if devclass != "block":
