@@ -20,7 +20,8 @@ def exposed(device: Device = STICK, *, writable: bool = True) -> Exposed:
 @pytest.mark.parametrize(("options", "writable", "expected"), [
     ({}, True, (None, False, False)), ({}, False, (None, True, False)), ({"read-only": "TRUE"}, True, (None, True, False)),
     ({"read-only": "off"}, True, (None, False, False)), ({"read-only": "1"}, False, (None, True, False)),
-    ({"frontend-dev": "xvdl", "devtype": "disk"}, True, ("xvdl", False, False)), ({"frontend-dev": "sdc"}, True, ("sdc", False, False)),
+    ({"frontend-dev": "xvdl", "devtype": "disk"}, True, ("xvdl", False, False)),
+    ({"frontend-dev": "sdc"}, True, ("sdc", False, False)),
     ({"devtype": "cdrom"}, True, (None, True, True)), ({"devtype": "cdrom", "read-only": "yes"}, False, (None, True, True)),
 ])
 def test_options(options: dict[str, str], writable: bool, expected: tuple[str | None, bool, bool]) -> None:
