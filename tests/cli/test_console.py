@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
+from tests.patience import PATIENCE
 
 from cloison.cli import qvm_console_dispvm
 from cloison.wire import admin
@@ -52,7 +53,7 @@ def test_the_disposable_shows_and_types(
     assert os.read(qube, 100) == b"root\n"
     assert capfdbinary.readouterr().out == b""           # nothing of it reached the host's terminal
     assert "QUBESRPC qubes.ShowInTerminal+ dom0" in str(warden.commands)
-    assert qubesd.ended_leases.wait(30)                  # the disposable goes with its window
+    assert qubesd.ended_leases.wait(PATIENCE)            # the disposable goes with its window
 
 
 def test_one_person_at_a_time(console: tuple[int, int], warden: FakeWarden, capsys: pytest.CaptureFixture[str]) -> None:

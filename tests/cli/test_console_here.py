@@ -13,6 +13,7 @@ import pytest
 from fake_qubesd import FakeQubesd
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.patience import PATIENCE
 
 from cloison.cli import console_here, qvm_console_dispvm
 from cloison.cli.console_here import Plain
@@ -72,7 +73,7 @@ def test_the_end_of_the_qube_leaves() -> None:
     os.write(qube, b"going down")
     assert os.read(stdout, 100) == b"going down"
     os.close(qube)
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     for fd in (person, stdin, _keep, stdout, output):
         os.close(fd)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd
+from tests.patience import PATIENCE
 
 # The program becomes another user after its modules are loaded: that user may not be allowed to read them.
 PROGRAM = """
@@ -32,7 +33,7 @@ def argv(*command: str, user: int = 0) -> list[str]:
 
 
 def dom0(*command: str, user: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv(*command, user=user), capture_output=True, text=True, timeout=60, check=False, cwd=cwd)
+    return subprocess.run(argv(*command, user=user), capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd)
 
 
 @pytest.fixture(params=["this user", "an ordinary user"])
@@ -99,7 +100,7 @@ def test_exit_status_and_signals_are_the_program_s_own(root: Path) -> None:
         assert Path(f"/proc/{process.pid}/comm").read_text() == "sh\n"   # the very process that was started
         process.send_signal(signal.SIGUSR1)
         process.stdin.close()
-        assert process.wait(20) == 5
+        assert process.wait(PATIENCE) == 5
 
 
 def test_nothing_to_run(root: Path) -> None:

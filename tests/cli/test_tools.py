@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
+from tests.patience import PATIENCE
 
 from cloison.cli import completion, tool
 from cloison.wire import admin
@@ -329,7 +330,7 @@ def test_run_in_a_disposable_ends_its_lease(qubesd: FakeQubesd, warden: FakeWard
     assert run("qvm-run", "-p", "--dispvm=work", "echo in disp") == 0
     assert capfd.readouterr().out == "in disp\n"
     assert qubesd.calls[0][:2] == ("work", "cloison.Disposable")
-    assert qubesd.ended_leases.wait(30)
+    assert qubesd.ended_leases.wait(PATIENCE)
 
 
 def test_run_with_a_local_command(qubesd: FakeQubesd, warden: FakeWarden, tmp_path: Path) -> None:

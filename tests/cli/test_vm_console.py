@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from fake_qubesd import FakeQubesd
+from tests.patience import PATIENCE
 
 from cloison.cli import vm_console
 from cloison.wire.admin import Failure, ok, parse_reply
@@ -40,7 +41,7 @@ def test_bytes_go_both_ways_until_the_caller_ends(qubesd: FakeQubesd) -> None:
         os.write(keyboard, b"root\n")
         assert os.read(qube, 100) == b"root\n"
         os.close(keyboard)
-        caller.join(60)
+        caller.join(PATIENCE)
         assert statuses == [0]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd, listening
+from tests.patience import PATIENCE
 
 from cloison import errors
 from cloison.client import events
@@ -128,7 +129,7 @@ def test_a_disposable_lives_as_long_as_its_lease(qubesd: FakeQubesd) -> None:
     with Disposable(Connection()) as disposable:
         assert disposable.name == "disp1"
         assert not qubesd.ended_leases.is_set()
-    assert qubesd.ended_leases.wait(30)
+    assert qubesd.ended_leases.wait(PATIENCE)
 
 
 def test_a_disposable_of_another_qubesd_is_killed(qubesd: FakeQubesd) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.errors import MachineError
 from cloison.guest.rpc import block
@@ -54,7 +55,7 @@ async def ended(stream: socket.socket) -> None:
 def started(machine: Machine, work: Callable[[socket.socket], Awaitable[None]]) -> None:
     """Start it, do the work, and leave nothing of it behind."""
     async def run() -> None:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(PATIENCE):
             with await machine.start() as stream:
                 try:
                     await work(stream)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.errors import StorageError
 from cloison.storage.base import MAX_SIZE, Kind, Pool, VolumeConfig
@@ -31,7 +32,7 @@ def qemu_io(layers: tuple[Layer, ...], *commands: str, read_only: bool = False) 
     argv = ["qemu-io", *(["-r"] if read_only else []), "json:" + json.dumps(graph(layers))]
     for command in commands:
         argv += ["-c", command]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 or "Pattern verification failed" in done.stdout, done.stdout + done.stderr
     return done.stdout
 

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.daemon.wardens import Wardens
 from cloison.errors import MachineError
@@ -27,7 +28,7 @@ class Heard:
         self._news.set()
 
     async def until(self, uuid: str, *events: str) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while not any((uuid, event) in self.events for event in events):
                 self._news.clear()
                 await self._news.wait()

@@ -5,6 +5,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 from cloison.admin.methods import SOCKETS
 from cloison.daemon.app import App
 from cloison.daemon.fake import fake_app
@@ -21,7 +23,7 @@ def served(tmp_path: Path, scenario: Callable[[App, str], Awaitable[None]]) -> N
         server = Server(app, app.parts.paths, SOCKETS)
         await server.listen()
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(PATIENCE):
                 await scenario(app, str(tmp_path / SOCK))
         finally:
             await server.close()

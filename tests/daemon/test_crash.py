@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.errors import PeerError
 from cloison.wire.admin import Failure, parse_reply
@@ -28,7 +29,7 @@ def daemon(root: Path, fault: str = "") -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
 
 
 def wait_until_ready(root: Path, process: subprocess.Popen[bytes]) -> None:
@@ -48,7 +49,7 @@ def wait_until_ready(root: Path, process: subprocess.Popen[bytes]) -> None:
 def call(root: Path, method: str, dest: str, payload: str = "", *, socket_name: str = "qubesd.sock") -> str | Failure | None:
     """None: the daemon died."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(PATIENCE)
         client.connect(str(root / "run" / socket_name))
         try:
             client.sendall(f"{method} dom0 name {dest}\0{payload}".encode())
@@ -115,7 +116,7 @@ def test_lesson_38_killed_at_each_step(
             assert call(tmp_path, *step) == "", step
     with daemon(tmp_path, fault) as process:
         assert call(tmp_path, *dying) is None
-        assert process.wait(30) == -9
+        assert process.wait(PATIENCE) == -9
     with daemon(tmp_path):
         assert qubes(tmp_path) == states
         assert inventory(tmp_path) == TPL | files
@@ -210,7 +211,7 @@ def test_a_volume_call_killed_in_the_middle_is_done_or_was_never_asked(tmp_path:
         payload = {"Resize": str(3 << 30), "Clear": "", "Revert": revision, "CloneTo": token}[method]
         assert isinstance(payload, str)
         assert call(tmp_path, f"admin.vm.volume.{method}+private", "old", payload) is None
-        assert process.wait(30) == -9
+        assert process.wait(PATIENCE) == -9
     with daemon(tmp_path):
         assert size(tmp_path) == gib << 30
         assert inventory(tmp_path) == TPL | OLD | {"appvms/big/private"}
@@ -220,7 +221,7 @@ def test_a_volume_call_killed_in_the_middle_is_done_or_was_never_asked(tmp_path:
 
 def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
     with daemon(tmp_path):
-        second = subprocess.run([sys.executable, DAEMON, str(tmp_path)], capture_output=True, timeout=30, check=False)
+        second = subprocess.run([sys.executable, DAEMON, str(tmp_path)], capture_output=True, timeout=PATIENCE, check=False)
         assert second.returncode != 0
         assert b"another qubesd" in second.stderr
         assert qubes(tmp_path) == {}
@@ -234,7 +235,7 @@ def test_lesson_39_a_disposable_leaves_nothing_when_qubesd_dies(tmp_path: Path) 
         name = call(tmp_path, "admin.vm.CreateDisposable", "old")
         assert isinstance(name, str)
         process.kill()
-        process.wait(30)
+        process.wait(PATIENCE)
     with daemon(tmp_path):
         assert qubes(tmp_path) == {"old": "Halted"}
         assert inventory(tmp_path) == before
@@ -252,7 +253,7 @@ def test_lesson_38_a_change_of_many_rows_is_whole_or_not_at_all(tmp_path: Path) 
             assert call(tmp_path, *step) == ""
     with daemon(tmp_path, "store:row") as process:
         assert call(tmp_path, "admin.vm.property.Set+provides_network", "old", "True") is None
-        assert process.wait(30) == -9
+        assert process.wait(PATIENCE) == -9
     with daemon(tmp_path):
         assert state() == ("default=True type=bool False", False)
         assert call(tmp_path, "admin.vm.property.Set+provides_network", "old", "True") == ""

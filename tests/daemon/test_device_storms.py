@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tests.daemon.test_devices import SDA, plug, scene
+from tests.patience import PATIENCE
 
 from cloison.daemon.app import App
 from cloison.daemon.attachments import MAX_SETTLING
@@ -40,7 +41,7 @@ def asking(tmp_path: Path, scenario: Callable[[App, Person], Awaitable[None]]) -
         rule = await ask(app, "admin.vm.device.block.Assign", "work", "usb+_+_", "mode='ask-to-attach'")
         assert not rule.failure, rule
         person = Person(app)
-        async with asyncio.timeout(60), await person.listen():
+        async with asyncio.timeout(PATIENCE), await person.listen():
             await scenario(app, person)
             person.enough.set()
             await app.attachments.settled()

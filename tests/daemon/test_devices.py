@@ -5,6 +5,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 from cloison.daemon import pci
 from cloison.daemon.app import App
 from cloison.daemon.fake import ask, fake_app
@@ -128,7 +130,7 @@ def test_lesson_19_what_comes_while_it_is_told_is_told_afterwards(tmp_path: Path
         times = iter([lambda: app.parts.wardens.on_event(uuid, "qdb-change", {"path": "/qubes-usb-devices"}), twice.set])
         app.listen(app.system.dom0, None, lambda _subject, name, _pairs: next(times)())
         app.parts.wardens.on_event(uuid, "qdb-change", {"path": "/qubes-usb-devices"})
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await twice.wait()
 
     scene(tmp_path, scenario)

@@ -5,6 +5,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.admin.methods import SOCKETS
 from cloison.daemon.app import App
@@ -35,7 +36,7 @@ def test_every_call_answers(tmp_path: Path, socket: str) -> None:
             for dest in ("dom0", *(name for _, _, name in QUBES)):
                 for argument in ARGUMENTS:
                     for payload in PAYLOADS:
-                        async with asyncio.timeout(30):
+                        async with asyncio.timeout(PATIENCE):
                             answer = await ask(app, name, dest, argument, payload, socket=socket)
                         assert "\n" not in answer.content or not answer.failure
             assert app.system.journal.rows == [] and app.system.journal.events == [], name

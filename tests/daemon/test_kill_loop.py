@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.test_crash import call, daemon
+from tests.patience import PATIENCE
 
 from cloison.errors import PeerError
 from cloison.wire.admin import Failure, parse_reply
@@ -97,7 +98,7 @@ def rounds(root: Path, count: int) -> None:
                     process.kill()
 
             asyncio.run(until_killed())
-            assert process.wait(30) == -9
+            assert process.wait(PATIENCE) == -9
     with daemon(root):
         check(root, writers)
 

@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.daemon.policy_keeper import COMMAND, LONGEST_PAUSE, PolicyKeeper, pause
 from cloison.runtime import inotify
 from cloison.runtime.paths import Paths
 from cloison.runtime.spawn import listener, spawn
-
-LIMIT = 30.0             # seconds after which anything counts as hung
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 async def kept(keeper: PolicyKeeper) -> AsyncIterator[None]:
     task = asyncio.create_task(keeper.run())
     try:
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(PATIENCE):
             yield
     finally:
         task.cancel()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.admin.qubesd import Driver
 from cloison.daemon.app import App
@@ -49,7 +50,7 @@ def preloading(tmp_path: Path, scenario: Scenario) -> None:
     async def run() -> None:
         app = await fake_app(str(tmp_path))
         await furnish(app)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await scenario(app)
         await app.preloads.close()
         await app.machines.close()
@@ -112,7 +113,7 @@ def test_the_next_one_is_made_after_the_delay(tmp_path: Path) -> None:
         ready, completed = asyncio.Event(), "domain-feature-set:preload-dispvm-completed"
         app.listen(app.system.dom0, None, lambda _subject, name, _pairs: ready.set() if name == completed else None)
         assert await ok(app, "admin.vm.CreateDisposable", "dvm") == first
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await ready.wait()
         assert len(preloaded(app.system.qube("dvm"))) == 1
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.test_crash import call, daemon, inventory
+from tests.patience import PATIENCE
 
 from cloison.daemon.app import App
 from cloison.daemon.fake import Answer, ask, fake_app
@@ -117,7 +118,7 @@ def test_killed_in_between_the_next_daemon_goes_on(tmp_path: Path, fault: str) -
     file.write_bytes(THIN)
     with daemon(tmp_path, fault) as process:
         assert call(tmp_path, "internal.cloison.ImportQubesXml", "dom0", str(file), socket_name=INTERNAL) is None
-        assert process.wait(30) == -9
+        assert process.wait(PATIENCE) == -9
     with daemon(tmp_path):
         listing = call(tmp_path, "admin.vm.List", "dom0")
         assert isinstance(listing, str)

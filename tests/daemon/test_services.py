@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.daemon.services import run_service
 from cloison.errors import MachineError
@@ -16,7 +17,6 @@ from cloison.runtime.paths import Paths
 from cloison.wire import qrexec
 
 UUID = "00000000-0000-4000-8000-000000000001"
-PATIENCE = 60.0
 Guest = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

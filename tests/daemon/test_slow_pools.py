@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.admin.qubesd import Driver
 from cloison.daemon.app import App
@@ -16,8 +17,6 @@ from cloison.daemon.recovery import bring_up
 from cloison.storage.base import Pool, VolumeConfig
 from cloison.storage.fake import FakePool
 from cloison.wire.warden import DiskSource
-
-HUNG = 60           # s until a test that could go on for ever fails instead
 
 
 class Disk:
@@ -32,7 +31,7 @@ class Disk:
     def touch(self, method: str) -> None:
         if method in self.hangs:
             self._loop.call_soon_threadsafe(self.stuck.put_nowait, method)
-            assert self._released.wait(HUNG), f"{method} held up what would have released it"
+            assert self._released.wait(PATIENCE), f"{method} held up what would have released it"
 
     def release(self) -> None:
         self._released.set()
@@ -99,7 +98,7 @@ def run(tmp_path: Path, scenario: Callable[[App, Disk, str], Awaitable[None]]) -
         await ok(app, "admin.pool.Add", argument="file", payload=f"name=slow\ndir_path={tmp_path}/slow")
         await ok(app, "admin.vm.CreateInPool.AppVM", argument="tpl", payload="name=stuck label=red pool:private=slow")
         try:
-            async with asyncio.timeout(HUNG):
+            async with asyncio.timeout(PATIENCE):
                 await scenario(app, disk, f"name=more\ndir_path={tmp_path}/more")
         finally:
             disk.release()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.contracts.wardens import Heard, WardensContract
+from tests.patience import PATIENCE
 
 from cloison.daemon.zygote import MAX_LAUNCH
 from cloison.daemon.zygote_wardens import ZygoteWardens
@@ -65,7 +66,7 @@ def run(wardens: ZygoteWardens, work: Callable[[Heard], Awaitable[None]]) -> Non
         heard = Heard(wardens)
         await wardens.adopt()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await work(heard)
         finally:
             await wardens.close()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.patience import PATIENCE
+
 import cloison
 from cloison.wire import filecopy as wire
 
@@ -39,7 +41,7 @@ def packer(stream: socket.socket, *arguments: str | bytes, **environment: str) -
 
 
 def ended(process: subprocess.Popen[bytes]) -> Done:
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     return Done(process.returncode, errors.decode("utf-8", "backslashreplace"))
 
 

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 Result = subprocess.CompletedProcess[bytes]
 
 
 def run(tool: str, *arguments: str, cwd: Path) -> Result:
     code = f"import sys; from cloison.cli.{tool} import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, check=False, timeout=60,
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, check=False, timeout=PATIENCE,
                           env={**os.environ, "CLOISON_ROOT": str(cwd / "root"), "PYTHONPATH": ""})
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 import cloison
 
 SOURCE = str(Path(cloison.__file__).parents[1])
@@ -66,5 +68,5 @@ class Bin:
 
     def run(self, module: str, name: str, *arguments: str, call: str = "main", data: bytes = b"", cwd: Path | None = None,
             **environment: str) -> Result:
-        return subprocess.run(self.words(module, name, arguments, call), input=data, capture_output=True, check=False, timeout=60,
-                              cwd=cwd or self._home, env=self.environment(**environment))
+        return subprocess.run(self.words(module, name, arguments, call), input=data, capture_output=True, check=False,
+                              timeout=PATIENCE, cwd=cwd or self._home, env=self.environment(**environment))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.errors import PeerError
 from cloison.guest.rpc import block
@@ -29,7 +30,7 @@ class Served:
         path.write_bytes(bytes(range(256)) * (SIZE // 256))
         self._fd = os.open(path, os.O_RDONLY if read_only else os.O_RDWR)
         self.client, self._far = socket.socketpair()
-        self.client.settimeout(60)
+        self.client.settimeout(PATIENCE)
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._serve, args=(Server(SIZE, read_only=read_only),))
         self._thread.start()
@@ -60,7 +61,7 @@ class Served:
     def end(self) -> Exception | None:
         """Idempotent."""
         self.client.close()
-        self._thread.join(60)
+        self._thread.join(PATIENCE)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.guest import devices
 from cloison.guest.devices import MAX_DEVICES, Devices, Places, block_devices, usb_devices
@@ -165,6 +166,6 @@ def test_an_announcement_is_a_reason_to_look(machine: Machine) -> None:
             for message in (b"libudev\0ACTION=add\0SUBSYSTEM=net\0", b"libudev\0ACTION=add\0SUBSYSTEM=block\0X=\0"):
                 theirs.send(message)
                 teller._announced(ours)
-            await asyncio.wait_for(told.wait(), 30)
+            await asyncio.wait_for(told.wait(), PATIENCE)
 
     asyncio.run(run())

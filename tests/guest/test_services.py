@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.guest.programs import SOURCE, Bin, Result
+from tests.patience import PATIENCE
 
 from cloison.errors import PeerError
 from cloison.guest.rpc import desktop, image, log, stdin
@@ -33,7 +34,7 @@ def bin(tmp_path: Path) -> Bin:
 def script(bin: Bin, name: str, *arguments: str, data: bytes = b"") -> Result:
     """A service that is a shell script."""
     return subprocess.run(["sh", str(SERVICES / name), *arguments], input=data, capture_output=True, check=False,
-                          env=bin.environment(USER="user"), timeout=60)
+                          env=bin.environment(USER="user"), timeout=PATIENCE)
 
 
 # -- the scripts -----------------------------------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ def test_wait_for_session_ends_when_that_user_has_one(tmp_path: Path) -> None:
         (tmp_path / "other").touch()
         assert waiting.poll() is None
         (tmp_path / "work").touch()
-        assert waiting.wait(60) == 0
+        assert waiting.wait(PATIENCE) == 0
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ def restored(bin: Bin, call: str, data: bytes, *arguments: str) -> tuple[list[tu
                 else:
                     ours.sendall(wire.Result(0, decoder.crc).encode())
                     ours.shutdown(socket.SHUT_WR)
-        return files, process.wait(60)
+        return files, process.wait(PATIENCE)
 
 
 def _received(stream: socket.socket) -> bytes:
@@ -349,7 +350,7 @@ def test_restore_by_id_while_the_place_is_registered(bin: Bin) -> None:
     got, status = restored(bin, "main_restore_by_id", b"b\n", location)
     assert (got, status) == ([(b"b", b"3")], 0)
     registering.stdin.close()
-    assert registering.wait(60) == 0
+    assert registering.wait(PATIENCE) == 0
     registering.stdout.close()
     assert restored(bin, "main_restore_by_id", b"b\n", location) == ([], 1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.guest.programs import Bin
+from tests.patience import PATIENCE
 
 TOOLS = "cloison.guest.tools."
 
@@ -143,7 +144,7 @@ def test_connect_tcp_carries_connections(bin: Bin) -> None:
             os._exit(1)
     try:
         for _ in range(3):
-            with socket.create_connection(listener.getsockname(), timeout=30) as connection:
+            with socket.create_connection(listener.getsockname(), timeout=PATIENCE) as connection:
                 connection.sendall(b"hello")
                 connection.shutdown(socket.SHUT_WR)
                 assert connection.makefile("rb").read() == b"HELLO"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.contracts.machine import MEMORY, MachineContract, Make, started, tiny
+from tests.patience import PATIENCE
 
 from cloison.errors import HostError, MachineError
 from cloison.hypervisor.base import MachineSpec, MachineState
@@ -110,7 +111,7 @@ def test_killed_parent_takes_its_machine_along(tmp_path: Path) -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    ready = select.select([read], [], [], 60)[0]
+    ready = select.select([read], [], [], PATIENCE)[0]
     assert ready and os.read(read, 1) == b""
     os.close(read)
 

@@ -9,6 +9,8 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 from cloison.qrexec.qube.agent import ControlChannel
 from cloison.qrexec.qube.sessions import Sessions
 from cloison.runtime.vchan_dialer import file_name
@@ -16,7 +18,6 @@ from cloison.runtime.vchan_socket import VchanSocket
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 
-PATIENCE = 20.0
 USER = pwd.getpwuid(os.getuid()).pw_name
 XID, PEER, PORT = 42, 43, 520
 

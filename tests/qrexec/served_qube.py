@@ -8,7 +8,8 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.runtime.ports import PATIENCE, Recorder, Side
+from tests.patience import PATIENCE
+from tests.runtime.ports import Recorder, Side
 
 from cloison.qrexec.host.daemon import Daemon, Served
 from cloison.qrexec.qube.agent import ControlChannel

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.runtime.ports import PATIENCE
+from tests.patience import PATIENCE
 
 from cloison.qrexec.lookup import CannotStart
 from cloison.qrexec.session_waiter import MAX_WAITING, Waiter

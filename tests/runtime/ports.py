@@ -5,10 +5,10 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from tests.patience import PATIENCE
+
 from cloison.runtime.port import Channels, Handler, Port
 from cloison.wire.mux import GUEST, HOST, Address
-
-PATIENCE = 60.0     # seconds until a test that waits for something is given up
 
 
 class News:

@@ -5,6 +5,8 @@ import asyncio
 import socket
 from functools import partial
 
+from tests.patience import PATIENCE
+
 from cloison.runtime.hangups import Hangups
 
 COUNT = 600             # more than one look at the epoll takes
@@ -28,7 +30,7 @@ def test_those_that_hang_up_are_told_of_and_no_other() -> None:
         hangups.end(pairs[0][0].fileno())
         for _, theirs in pairs[:COUNT - 1]:
             theirs.close()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while len(gone) < COUNT - 2:
                 news.clear()
                 await news.wait()

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.runtime import life
 
@@ -37,7 +38,7 @@ def test_waits_for_the_last_holder_and_sees_a_kill(tmp_path: Path) -> None:
     gone.start()
     assert gone.is_alive() and life.known(str(tmp_path)) == [UUID]
     child.send_signal(signal.SIGKILL)
-    gone.join(60)
+    gone.join(PATIENCE)
     assert not gone.is_alive() and child.wait() == -signal.SIGKILL
     assert child.stdin is not None
     child.stdin.close()
@@ -77,7 +78,7 @@ def test_ending_finds_a_holder_that_hands_the_lock_from_child_to_child(tmp_path:
         assert first.stdout is not None and first.stdout.readline() == b"holds\n"
         ended = threading.Thread(target=life.end, args=(str(tmp_path), UUID), daemon=True)
         ended.start()
-        ended.join(60)
+        ended.join(PATIENCE)
         assert not ended.is_alive()
     life.drop(str(tmp_path), UUID)
 

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.runtime import unix
 from cloison.runtime.listener import Listener
@@ -22,7 +23,7 @@ def test_who_comes_is_handed_over_until_the_end(tmp_path: Path, mode: int) -> No
         listener = Listener(path, 4, came.put_nowait, mode)
         assert stat.S_IMODE(os.stat(path).st_mode) == mode
         for _ in range(3):
-            with unix.connect(path) as caller, await asyncio.wait_for(came.get(), 60) as stream:
+            with unix.connect(path) as caller, await asyncio.wait_for(came.get(), PATIENCE) as stream:
                 assert not stream.getblocking()
                 stream.send(b"hello")
                 assert caller.recv(10) == b"hello"

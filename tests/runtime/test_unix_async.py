@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.runtime.ports import PATIENCE
+from tests.patience import PATIENCE
 
 from cloison.runtime import unix_async
 

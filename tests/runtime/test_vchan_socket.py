@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.runtime.ports import PATIENCE, News, Recorder
+from tests.patience import PATIENCE
+from tests.runtime.ports import News, Recorder
 
 from cloison.runtime.vchan_dialer import file_name
 from cloison.runtime.vchan_socket import MAX_EARLY, VchanSocket, folder

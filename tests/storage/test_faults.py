@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 from tests.storage import full, walk
 from tests.storage.walk import leftovers, state
 
@@ -57,7 +58,7 @@ def copy(prepared: ImagePool, tmp_path: Path) -> ImagePool:
 def run(pool: ImagePool, operation: str, fault: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CLOISON_FAULT": fault}
     argv = [sys.executable, walk.__file__, operation, pool.driver, pool.folder]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         argv = ["bwrap", "--unshare-user", "--dev-bind", "/", "/", "--size", str(full.SIZE), "--tmpfs", where, "--",
                 sys.executable, full.__file__, driver, where]
         environment = {**os.environ, "PYTHONPATH": str(Path(full.__file__).parents[2])}
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=4 * PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
         seen = dict(line.split() for line in done.stdout.splitlines())
         assert set(seen) == set(walk.OPERATIONS)

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import ProgramMissing
@@ -72,7 +73,7 @@ def test_kill_9_ends_the_tools_and_what_is_left_is_swept(paths: Paths, tmp_path:
         fifo = os.open(os.path.join(paths.tmp, left[0], "held"), os.O_RDONLY)    # returns when the tool holds its end
         process.kill()
     with open(fifo, "rb") as held:
-        assert select.select([held], [], [], 60)[0]
+        assert select.select([held], [], [], PATIENCE)[0]
         assert held.read() == b""            # end of file: the tool, which alone held the other end, is gone
     if sweeper == "next build":
         with work_folder(paths) as folder:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.contracts.machine import tiny
+from tests.patience import PATIENCE
 
 from cloison.errors import MachineError
 from cloison.hypervisor.fake import GREETING, FakeMachine
@@ -116,7 +117,7 @@ def play(tmp_path: Path, scenario: Callable[[Scene], Awaitable[None]], script: l
         paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path)})
         paths.ensure()
         machine = FakeMachine(tiny(tmp_path))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             with await machine.start():
                 scene = Scene(paths, machine, script)
                 try:

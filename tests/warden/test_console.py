@@ -7,6 +7,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 from cloison.hypervisor.base import MachineSpec
 from cloison.hypervisor.fake import FakeMachine
 from cloison.warden.console import KEPT, Console
@@ -17,7 +19,7 @@ def on_console(scenario: Callable[[FakeMachine, Console], Awaitable[None]]) -> N
         machine = FakeMachine(MachineSpec("u", 64, 1, "tcg", ()))
         stream = await machine.start()
         console = Console(machine)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await scenario(machine, console)
         console.close()
         console.close()

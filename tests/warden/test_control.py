@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 from tests.runtime.ports import Hostile
 
 from cloison.errors import MachineError
@@ -107,7 +108,7 @@ def test_adopted_connection_hears_what_happens_at_once_and_its_loss_is_told() ->
         peer = Hostile(ours)
         await answered(peer, {"event": "failed"})
         peer.close()
-        await asyncio.wait_for(lost.wait(), 60)
+        await asyncio.wait_for(lost.wait(), PATIENCE)
 
     with_door(work)
 

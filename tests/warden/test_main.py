@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE
 from tests.qrexec.served_qube import USER, Caller, Result
-from tests.runtime.ports import PATIENCE, News, Recorder, Side
+from tests.runtime.ports import News, Recorder, Side
 from tests.warden.guests import Guest
 
 from cloison.hypervisor.base import MachineSpec

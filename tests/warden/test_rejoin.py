@@ -5,6 +5,7 @@ import asyncio
 import socket
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.errors import PeerError
 from cloison.warden.rejoin import agent_back
@@ -18,7 +19,7 @@ def test_what_the_former_agent_left_is_thrown_away() -> None:
             host.setblocking(False)
             agent = AgentSide(b"n" * NONCE)
             guest.sendall(b"half a frame" * 1000 + agent.announcement)
-            async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
                 back = group.create_task(agent_back(host))
                 last = await asyncio.to_thread(lambda: agent.feed(guest.recv(100)))
                 assert last and not back.done()

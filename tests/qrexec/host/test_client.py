@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.patience import PATIENCE
 from tests.qrexec.served_qube import USER, XID, Qube
-from tests.runtime.ports import PATIENCE
 
 from cloison.qrexec import caller
 from cloison.qrexec.host import client_main

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.errors import CloisonError
 from cloison.qrexec.host import host_service
@@ -23,7 +24,7 @@ def run(service: str, *arguments: str, root: Path, source: str = "work", data: b
     environment = {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "CLOISON_ROOT": str(root),
                    "QREXEC_REMOTE_DOMAIN": source}
     words = [str(SHIPPED / service), *arguments]
-    return subprocess.run(words, env=environment, input=data, capture_output=True, check=False, timeout=60)
+    return subprocess.run(words, env=environment, input=data, capture_output=True, check=False, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("service", ["qubes.GetDate", "qubes.GetRandomizedTime", "qubes.SyncAppMenus", "qubes.repos.List",

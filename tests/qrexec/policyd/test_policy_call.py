@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from tests.client.real_qubesd import real_qubesd
+from tests.patience import PATIENCE
 from tests.qrexec.policy_place import Place
 from tests.qrexec.served_qube import USER, Qube
-from tests.runtime.ports import PATIENCE, Recorder
+from tests.runtime.ports import Recorder
 
 from cloison.client.connection import Connection
 from cloison.errors import CloisonError

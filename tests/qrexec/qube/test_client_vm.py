@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.qrexec.qube import client_vm
 from cloison.wire import qrexec
 from cloison.wire.qrexec import STDIN, Data
 
-PATIENCE = 60.0
 SOURCES = Path(__file__).parents[3] / "src"
 PROGRAM = [
     sys.executable, "-I", "-S", "-c",

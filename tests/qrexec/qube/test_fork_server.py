@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.qrexec.qube.agent import FORK_REQUEST
 from cloison.wire import qrexec
 from cloison.wire.qrexec import STDERR, STDOUT, Data, Exit, Message
-
-PATIENCE = 20.0
 
 
 @pytest.fixture

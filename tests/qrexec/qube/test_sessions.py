@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.qrexec.agents import PATIENCE, USER, children_of_ours, host, programs_ended, service
+from tests.patience import PATIENCE
+from tests.qrexec.agents import USER, children_of_ours, host, programs_ended, service
 
 from cloison.qrexec.inheritance import Session
 from cloison.qrexec.lookup import CannotStart

@@ -6,7 +6,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.runtime.ports import PATIENCE, Recorder, Side, Wire
+from tests.patience import PATIENCE
+from tests.runtime.ports import Recorder, Side, Wire
 
 from cloison.qrexec.qube.agent import ControlChannel
 from cloison.wire import qrexec
