@@ -14,6 +14,7 @@ from cloison.wire import ask as wire
 SIZE = (1000, 800)
 SHADES = {"untrusted": "#cc0000", "work": "#3465a4", "vault": "#000000", "@dispvm:dvm": "#f57900", "dom0": "#000000"}
 ALLOWED = "#2C7A3F"       # of the button, when it can be pressed
+WAITING = "#E4E2DF"       # and when not
 
 
 class Display:
@@ -93,6 +94,11 @@ class Dialog:
 
     def until_allowed(self) -> None:
         while not self.can_allow():
+            assert self.process.poll() is None
+
+    def until_drawn(self) -> None:
+        """Its buttons are there."""
+        while self.pixel(-130, -50) not in (ALLOWED, WAITING):
             assert self.process.poll() is None
 
     def answer(self) -> bytes:

@@ -13,14 +13,13 @@ import json
 import sys
 from collections.abc import Mapping
 
-from PySide6.QtCore import QEvent, QModelIndex, QObject, QSize, QSocketNotifier, QSortFilterProxyModel, Qt, QTimer
-from PySide6.QtGui import QColor, QFont, QIcon, QKeyEvent, QPainter, QPen, QPixmap, QStandardItem, QStandardItemModel
+from PySide6.QtCore import QEvent, QModelIndex, QObject, QRect, QSize, QSocketNotifier, QSortFilterProxyModel, Qt, QTimer
+from PySide6.QtGui import QFont, QKeyEvent, QStandardItem, QStandardItemModel
 from PySide6.QtWidgets import (
     QApplication,
     QDialog,
     QFrame,
     QHBoxLayout,
-    QLabel,
     QLineEdit,
     QListView,
     QPushButton,
@@ -30,44 +29,26 @@ from PySide6.QtWidgets import (
 
 from cloison.errors import PeerError
 from cloison.ui.colours import UNKNOWN
+from cloison.ui.look import EDGE, breakable, label, square, stack, style
 from cloison.wire import ask as wire
 
 ARMING = 1000             # milliseconds of quiet focus before "Allow" can be pressed
 MAX_INPUT = 2 * wire.MAX_REQUEST
+WIDTH = 480               # pixels; the height follows from the texts
+_MARGIN = 16
 _ROWS = 7                 # targets that are seen without scrolling
+_ENTER = (Qt.Key.Key_Return, Qt.Key.Key_Enter)
 _TARGET = Qt.ItemDataRole.UserRole
 _PURPOSES = {
     "qubes.ClipboardPaste": "paste the clipboard's text into",
     "qubes.Filecopy": "copy files to",
+    "qubes.Filecopy+allow-all-names": "copy files whose names may hold any character to",
     "qubes.OpenInVM": "open a file in",
     "qubes.OpenURL": "open a web address in",
     "qubes.StartApp": "start a program in",
     "qubes.VMExec": "run commands in",
     "qubes.VMShell": "run commands in",
 }
-_STYLE = """
-QDialog { background: #f6f5f4; }
-QWidget { color: #1d1d1f; font-size: 14px; }
-QFrame#edge { background: #f6f5f4; border: 5px solid %(shade)s; }
-QLabel#band { background: %(shade)s; color: %(ink)s; font-size: 20px; font-weight: 600; padding: 12px 16px 14px 16px; }
-QLabel#service { font-family: monospace; font-size: 13px; color: #555; }
-QLabel#hint { font-size: 12px; color: #666; }
-QLineEdit, QListView { background: white; border: 1px solid #b9b6b2; border-radius: 6px; padding: 6px; }
-QLineEdit:focus, QListView:focus { border: 2px solid #3584e4; padding: 5px; }
-QListView::item { height: 30px; border-radius: 4px; padding-left: 4px; }
-QListView::item:selected { background: #d3e3f8; color: #1d1d1f; }
-QPushButton { background: #e4e2df; border: 1px solid #b9b6b2; border-radius: 6px; padding: 8px 22px; min-width: 84px; }
-QPushButton:hover, QPushButton:focus { border: 2px solid #3584e4; padding: 7px 21px; }
-QPushButton#allow:enabled { background: #2c7a3f; color: white; border-color: #1f5c2e; font-weight: 600; }
-QPushButton#allow:disabled { color: #9a9996; }
-"""
-
-
-def _ink(shade: str) -> str:
-    """Black or white, whichever can be read on it."""
-    colour = QColor(shade)
-    luminance = 0.299 * colour.red() + 0.587 * colour.green() + 0.114 * colour.blue()
-    return "#000000" if luminance > 140 else "#ffffff"
 
 
 def _shown(target: str) -> str:
@@ -79,40 +60,6 @@ def _shown(target: str) -> str:
 def _order(target: str) -> tuple[bool, bool, str]:
     """Qubes, then disposables, then the host."""
     return target == "dom0", target.startswith("@"), target
-
-
-def _icon(shade: str, *, disposable: bool) -> QIcon:
-    """A square of the qube's colour; a disposable's is hollow."""
-    pixmap = QPixmap(20, 20)
-    pixmap.fill(Qt.GlobalColor.transparent)
-    painter = QPainter(pixmap)
-    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-    painter.setPen(QPen(QColor(shade) if disposable else QColor(0, 0, 0, 60), 3 if disposable else 1))
-    painter.setBrush(Qt.BrushStyle.NoBrush if disposable else QColor(shade))
-    painter.drawRoundedRect(2, 2, 16, 16, 4, 4)
-    painter.end()
-    icon = QIcon()
-    for mode in (QIcon.Mode.Normal, QIcon.Mode.Selected):    # or the theme tints the chosen one's colour
-        icon.addPixmap(pixmap, mode)
-    return icon
-
-
-def _text(text: str, name: str = "") -> QLabel:
-    """A label that shows its text and nothing else: no markup."""
-    label = QLabel(text)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setObjectName(name)
-    label.setWordWrap(True)
-    return label
-
-
-def _column(parent: QWidget, *children: QWidget) -> None:
-    """Children below each other without gaps."""
-    layout = QVBoxLayout(parent)
-    layout.setSpacing(0)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for child in children:
-        layout.addWidget(child)
 
 
 class QuestionDialog(QDialog):
@@ -129,10 +76,11 @@ class QuestionDialog(QDialog):
         self._timer.timeout.connect(self._arm)
         self._filter, self._list = QLineEdit(), QListView()
         self._allow, self._deny = QPushButton("&Allow"), QPushButton("&Deny")
-        self._hint = _text("", "hint")
+        self._hint = label("", "hint")
         self._model = QSortFilterProxyModel(self)
         self._fill()
         self._lay_out()
+        self._make_room()
         self._connect()
         self._propose()
         self._update()
@@ -143,35 +91,36 @@ class QuestionDialog(QDialog):
         items = QStandardItemModel(self)
         for target in sorted(self._question.targets, key=_order):
             shade = self._shades.get(target, UNKNOWN)
-            item = QStandardItem(_icon(shade, disposable=target.startswith("@dispvm")), _shown(target))
+            item = QStandardItem(square(shade, disposable=target.startswith("@dispvm")), _shown(target))
             item.setData(target, _TARGET)
             item.setEditable(False)
             items.appendRow(item)
         self._model.setSourceModel(items)
-        self._model.setFilterRole(_TARGET)
         self._model.setFilterCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
         self._list.setModel(self._model)
         self._list.setIconSize(QSize(20, 20))
         self._list.setUniformItemSizes(True)
+        self._list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self._list.setTextElideMode(Qt.TextElideMode.ElideMiddle)      # the chosen one's whole name is told below
         self._list.setFixedHeight(30 * min(_ROWS, max(2, len(self._question.targets))) + 16)
 
     def _lay_out(self) -> None:
         question = self._question
         shade = self._shades.get(question.source, UNKNOWN)
         self.setWindowTitle(f"{question.source} asks - Cloison")
-        self.setStyleSheet(_STYLE % {"shade": shade, "ink": _ink(shade)})
-        self.setMinimumWidth(460)
+        self.setStyleSheet(style(shade))
+        self.setFixedWidth(WIDTH)
         edge, body = QFrame(), QWidget()
         edge.setObjectName("edge")
-        _column(self, edge)
-        _column(edge, _text(question.source, "band"), body)
+        stack(self, edge)
+        stack(edge, label(breakable(question.source), "band"), body)
         column = QVBoxLayout(body)
         column.setSpacing(10)
-        column.setContentsMargins(16, 14, 16, 16)
-        column.addWidget(_text(f"wants to {_PURPOSES.get(question.service, 'use a service of')}"))
+        column.setContentsMargins(_MARGIN, 14, _MARGIN, _MARGIN)
+        column.addWidget(label(f"wants to {_purpose(question)}"))
         column.addWidget(self._filter)
         column.addWidget(self._list)
-        column.addWidget(_text(_service(question), "service"))
+        column.addWidget(label(breakable(_service(question)), "service"))
         column.addWidget(self._hint)
         buttons = QHBoxLayout()
         buttons.addStretch(1)
@@ -184,6 +133,14 @@ class QuestionDialog(QDialog):
         self._allow.setObjectName("allow")
         for button in (self._allow, self._deny):
             button.setAutoDefault(False)
+
+    def _make_room(self) -> None:
+        """For the longest advice: buttons that move while somebody aims at them are pressed by accident."""
+        longest = max((self._sentence(target) for target in self._question.targets), key=len)
+        self._hint.ensurePolished()
+        room = QRect(0, 0, WIDTH - 2 * (EDGE + _MARGIN), 1000)
+        lines = self._hint.fontMetrics().boundingRect(room, Qt.TextFlag.TextWordWrap, longest)
+        self._hint.setMinimumHeight(lines.height())
 
     def _connect(self) -> None:
         self._filter.textChanged.connect(self._filtered)
@@ -252,23 +209,32 @@ class QuestionDialog(QDialog):
         return super().eventFilter(watched, event)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        """Those that neither took, as Escape; Enter on a button is the button's."""
+        """Those that neither took, as Escape; Enter on a button presses it."""
+        armed = self._armed
         self._wait_for_quiet()
         if event.key() == Qt.Key.Key_Escape:
             self.reject()
+        elif event.key() in _ENTER:
+            self._entered(event, armed=armed)
 
     def _key(self, event: QKeyEvent, *, in_filter: bool) -> bool:
         armed = self._armed
         self._wait_for_quiet()
         key = event.key()
-        if key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
-            if armed and not event.isAutoRepeat():
-                self._accepted()
+        if key in _ENTER:
+            self._entered(event, armed=armed)
             return True
         if in_filter and key in (Qt.Key.Key_Down, Qt.Key.Key_Up):
             self._step(1 if key == Qt.Key.Key_Down else -1)
             return True
         return False
+
+    def _entered(self, event: QKeyEvent, *, armed: bool) -> None:
+        """`armed`: as it was before this key, which may have begun the second anew."""
+        if self._deny.hasFocus():
+            self.reject()
+        elif armed and not event.isAutoRepeat():
+            self._accepted()
 
     def _wait_for_quiet(self) -> None:
         """Who still types into what was there before this window doesn't read it yet."""
@@ -282,11 +248,24 @@ class QuestionDialog(QDialog):
     def _update(self) -> None:
         target = self._chosen()
         self._allow.setEnabled(self._armed and target is not None)
+        self._hint.setText(self._advice(target))
+
+    def _advice(self, target: str | None) -> str:
         if not self._armed:
-            hint = "Allow works once this window has had the focus for a second."
-        else:
-            hint = "Choose where." if target is None else f"Enter or Allow: {self._question.source} to {_shown(target)}."
-        self._hint.setText(hint)
+            return "Allow works once this window has had the focus for a second."
+        if target is not None:
+            return self._sentence(target)
+        return "Choose where." if self._model.rowCount() else "No target has this in its name."
+
+    def _sentence(self, target: str) -> str:
+        """What pressing Allow would mean."""
+        return f"Enter or Allow: {breakable(self._question.source)} to {breakable(_shown(target))}."
+
+
+def _purpose(question: wire.Question) -> str:
+    """What the service is for, in words; one that we don't know is called by its name."""
+    found = _PURPOSES.get(f"{question.service}{question.argument}") or _PURPOSES.get(question.service)
+    return found or f"call {breakable(question.service)} in"
 
 
 def _service(question: wire.Question) -> str:
