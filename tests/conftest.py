@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,9 +35,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(autouse=True)
-def same_umask() -> Iterator[None]:
-    """A daemon's `main` called in this process sets its umask: not for the tests that follow."""
-    before = os.umask(0o022)
-    os.umask(before)
-    yield
-    os.umask(before)
+def same_process() -> Iterator[None]:
+    """A program's `main` called in this process sets its umask and its environment: not for the tests that follow."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    with mock.patch.dict(os.environ):
+        yield
+    os.umask(umask)
