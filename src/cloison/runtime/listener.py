@@ -17,11 +17,18 @@ class Listener:
         self._path, self._on_caller = path, on_caller
         self._loop = asyncio.get_running_loop()
         self._socket = unix.listen(path, backlog, mode)
+        self.resume()
+
+    def pause(self) -> None:
+        """Who comes waits in the backlog, and beyond it in `connect`, until `resume`. Idempotent, both."""
+        self._loop.remove_reader(self._socket)
+
+    def resume(self) -> None:
         self._loop.add_reader(self._socket, self._accept)
 
     def close(self) -> None:
         """Those who came are the owner's."""
-        self._loop.remove_reader(self._socket)
+        self.pause()
         self._socket.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)

@@ -21,6 +21,7 @@ from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 from cloison.qrexec import call_log
 from cloison.qrexec.host import host_service
+from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.daemon import Daemon, Served
 from cloison.qrexec.host.outgoing import Host, Outgoing
 from cloison.runtime import faults, life
@@ -33,6 +34,7 @@ from cloison.warden import disks, rejoin
 from cloison.warden.blocks import Blocks
 from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
+from cloison.warden.priority import Priority
 from cloison.warden.qubesdb import QubesDb
 from cloison.warden.starting import NOBODY, console_tail, identity
 from cloison.wire import agent
@@ -61,6 +63,8 @@ class Warden:
         self._stream: socket.socket | None = None
         self._daemon: Daemon | None = None
         self._outgoing: Outgoing | None = None
+        self._budget = Budget()
+        self._priority = Priority()
         self._dialer: Dialer | None = None
         self._qubesdb: QubesDb | None = None
         self._console: Console | None = None
@@ -150,7 +154,8 @@ class Warden:
         daemon = Daemon(port, served, paths.qubes, self._violation, dialer=self._dialer)
         host_service.set_folders(os.environ, paths)
         log = call_log.CallLog(call_log.path(paths))
-        self._outgoing = Outgoing(daemon, Host(paths.socket("policy.sock"), None, paths.socket("qubesd.sock"), log))
+        host = Host(paths.socket("policy.sock"), None, paths.socket("qubesd.sock"), log)
+        self._outgoing = Outgoing(daemon, host, self._budget, behind=self._priority.lower)
         return daemon
 
     async def _until_reported(self) -> None:
@@ -184,7 +189,7 @@ class Warden:
             self._daemon.close()
         if self._outgoing is not None:
             await self._outgoing.close()
-        for part in (self._dialer, self._qubesdb, self._console, self._blocks, self._stream):
+        for part in (self._priority, self._dialer, self._qubesdb, self._console, self._blocks, self._stream):
             if part is not None:
                 part.close()
         if self._life is not None:

@@ -13,6 +13,7 @@ from tests.qrexec.host.test_outgoing import A, B, Caller, Place, allow, place
 from tests.qrexec.served_qube import USER, XID, Qube, Result
 from tests.runtime.ports import PATIENCE, News, Recorder
 
+from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.outgoing import Outgoing
 from cloison.runtime.vchan_socket import VchanSocket
 from cloison.wire import qrexec
@@ -147,7 +148,7 @@ def test_our_qube_calls_a_foreign_daemons(place: Place) -> None:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(place.server)
             qube = stack.enter_context(Qube(place.folder, "work", A, scripted=True, vchans=folder))
-            outgoing = Outgoing(qube.daemon, place.host)
+            outgoing = Outgoing(qube.daemon, place.host, Budget())
             stack.push_async_callback(outgoing.close)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))

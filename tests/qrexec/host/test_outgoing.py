@@ -16,6 +16,7 @@ from tests.qrexec.served_qube import USER, Qube, Result
 from tests.runtime.ports import PATIENCE, News, Recorder
 
 from cloison.qrexec.call_log import CallLog
+from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.outgoing import AT_ONCE, MAX_ASKING, MAX_PENDING, Host, Outgoing
 from cloison.runtime.port import Handler
 from cloison.wire import admin, qrexec
@@ -196,7 +197,7 @@ def with_caller(
 ) -> None:
     async def run() -> None:
         with Qube(place.folder, "work", A, scripted=True) as qube:
-            outgoing = Outgoing(qube.daemon, place.host, at_once=at_once)
+            outgoing = Outgoing(qube.daemon, place.host, Budget(), at_once=at_once)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):

@@ -4,10 +4,11 @@ It runs over either transport. Over a multiplexer (`Port`) data channels pass th
 end: a descriptor that came with the request, or a vchan-socket. Over `VchanSocket` (`direct`) the qube meets its peers by itself.
 
 What the guest sends here is the control channel only. A guest that breaks the protocol loses qrexec (`on_violation`); what it
-asks for is for `Outgoing` to decide.
+asks for is for `Outgoing` to decide, which also sets the pace: what has not been read yet has no credit, so it waits in the qube.
 """
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Daemon:
         self.qube, self.folder, self.direct = qube, folder, direct
         self._channels, self._on_violation, self._dialer, self._on_ready = channels, on_violation, dialer, on_ready
         self.asked: Asked = self._refuse_all
+        self.pace: Callable[[], float] = lambda: 0.0     # at each request: seconds until the guest is heard again
         self.answerable: Answerable = lambda _ident: False
         self.on_restart: Callable[[], None] = lambda: None
         self._ports = qrexec.Ports(qube.xid)
@@ -72,6 +74,8 @@ class Daemon:
         self._decoder = qrexec.Decoder(qrexec.FROM_AGENT)
         self._outbox: Outbox | None = None           # None: no control channel
         self._early: list[tuple[bytes, Callable[[], None] | None]] = []   # until the agent has said hello
+        self._unread = 0                             # bytes of the guest's that are still to be given credit for
+        self._resting: asyncio.TimerHandle | None = None     # until it is heard again
         self._greeted = self._started = self._closed = False
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -79,6 +83,7 @@ class Daemon:
     def connect(self) -> None:
         """Open the control channel; the guest may not be listening yet."""
         self._decoder = qrexec.Decoder(qrexec.FROM_AGENT)
+        self._unread = 0
         self._greeted = False
         channel = self._channels.open(Address(self.qube.xid, 0, qrexec.CONTROL_PORT), self)
         self._outbox = Outbox(self._channels, channel)
@@ -91,6 +96,7 @@ class Daemon:
     def close(self) -> None:
         """Idempotent."""
         self._closed = True
+        self._stop_resting()
         self._local.close()
         for port in list(self._uses):
             use = self._uses.pop(port)
@@ -218,13 +224,35 @@ class Daemon:
         if self._outbox is None:
             return
         self._decoder.feed(untrusted)
+        self._unread += len(untrusted)
+        if self._resting is None:
+            self._hear(self._outbox)
+
+    def _hear(self, outbox: Outbox) -> None:
+        """Whatever has come, up to the request after which the guest has to wait."""
         try:
             while (message := self._decoder.next_message()) is not None:
-                self._from_agent(message, self._outbox)
+                self._from_agent(message, outbox)
+                if self._outbox is not outbox:
+                    return               # it was answered by giving the channel up
+                if isinstance(message, qrexec.Trigger | qrexec.BadTrigger) and (seconds := self.pace()) > 0:
+                    self._resting = asyncio.get_running_loop().call_later(seconds, self._rested)
+                    return
         except PeerError as error:
             self._on_violation(str(error))
             return
-        self._channels.consumed(self._outbox.channel, len(untrusted))
+        count, self._unread = self._unread, 0
+        self._channels.consumed(outbox.channel, count)
+
+    def _rested(self) -> None:
+        self._resting = None
+        if self._outbox is not None:
+            self._hear(self._outbox)
+
+    def _stop_resting(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
 
     def _from_agent(self, message: qrexec.Message, outbox: Outbox) -> None:
         if isinstance(message, qrexec.Hello):
@@ -266,6 +294,7 @@ class Daemon:
     def closed(self) -> None:
         """The agent is gone; it may come back. Data channels go on, callers that wait are hung up on (4.5)."""
         self._outbox = None
+        self._stop_resting()
         self._early.clear()
         self._local.close()
         self.on_restart()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from cloison.errors import CloisonError
 from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.call_log import path as call_log_path
+from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.daemon import Daemon, Served
 from cloison.qrexec.host.outgoing import Host, Outgoing
 from cloison.qrexec.lookup import FAILED
@@ -88,7 +89,7 @@ async def _serve(options: argparse.Namespace, paths: Paths, on_ready: Callable[[
     daemon = Daemon(channels, served, place, stop, direct=True, on_ready=ready)
     log = CallLog(call_log_path(paths))
     host = Host(os.path.join(place, "policy.sock"), options.policy_program, paths.socket("qubesd.sock"), log)
-    outgoing = Outgoing(daemon, host)
+    outgoing = Outgoing(daemon, host, Budget())
     daemon.connect()
     try:
         reason = await end

@@ -17,6 +17,7 @@ from functools import partial
 from cloison.errors import CloisonError
 from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.host import host_service, peer, policy_client, qubesd_client
+from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.daemon import Daemon
 from cloison.qrexec.host.policy_client import Denied, Verdict
 from cloison.qrexec.session_waiter import Waiter
@@ -44,16 +45,23 @@ class Host:
 
 
 class Outgoing:
-    """Hears what the daemon's qube asks for from now on. `at_once`: seconds within which a verdict without a person comes."""
+    """Hears what the daemon's qube asks for from now on. `at_once`: seconds within which a verdict without a person comes.
 
-    def __init__(self, daemon: Daemon, host: Host, *, at_once: float = AT_ONCE) -> None:
-        self._daemon, self._host, self._at_once = daemon, host, at_once
+    `budget`: how many. `behind` hears, at each request of a flood, for how many seconds the qube is to go after others.
+    """
+
+    def __init__(
+        self, daemon: Daemon, host: Host, budget: Budget, *, behind: Callable[[float], None] = lambda _seconds: None,
+        at_once: float = AT_ONCE,
+    ) -> None:
+        self._daemon, self._host, self._budget, self._behind, self._at_once = daemon, host, budget, behind, at_once
         self._pending: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(MAX_ASKING)
         self._waiter = Waiter(inherit=True)
         self._loop = asyncio.get_running_loop()
         daemon.asked = self._asked
+        daemon.pace = self._pace
         daemon.answerable = self._take
         daemon.on_restart = self._forget_pending
 
@@ -72,6 +80,12 @@ class Outgoing:
         self._pending[trigger.request_id] = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _pace(self) -> float:
+        cost = self._budget.request(self._loop.time(), len(self._tasks))
+        if cost.behind:
+            self._behind(cost.behind)
+        return cost.wait
 
     def _take(self, ident: bytes) -> bool:
         """Answer that request: true once, for who does it."""

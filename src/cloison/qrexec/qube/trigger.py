@@ -2,6 +2,9 @@
 
 Its clients are any programs of the qube. What they ask for is checked here for its form only; the host decides. A call's id is a
 number that is never used again: an answer can't reach another program than the one that asked.
+
+The host answers in its own time. While many requests have no answer, whether or not their programs have waited for it, nobody
+else is heard: who wants to call waits in `connect`, which costs the qube's processor nothing.
 """
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from cloison.wire.mux import Address
 
 SOCKET = "/var/run/qubes/qrexec-agent"
 MAX_CLIENTS = 256
+MAX_UNANSWERED = 256
 _READ = 65536
 
 
@@ -40,13 +44,15 @@ class TriggerSocket:
         self._daemon = daemon
         self._listener: Listener | None = None
         self._clients: dict[_Client, None] = {}            # the oldest first
-        self._asking: dict[bytes, _Client] = {}            # by request id
+        self._asking: dict[bytes, _Client | None] = {}     # by request id; None: the program is gone
         self._last = 0
+        self._hearing = True
 
     def serve(self, path: str) -> None:
         """Idempotent. Every program of the qube may use it, as upstream. Raises OSError."""
         if self._listener is None:       # whoever may run programs here may ask for calls; the host's policy decides
             self._listener = Listener(path, MAX_CLIENTS, self._accept, 0o777)
+            self._hearing = True
 
     def close(self) -> None:
         """The socket is gone, and so are the calls."""
@@ -58,21 +64,41 @@ class TriggerSocket:
 
     def daemon_lost(self) -> None:
         """What was asked gets no answer any more."""
-        for client in list(self._asking.values()):
-            client.close()
+        asking = list(self._asking.values())
+        self._asking.clear()
+        for client in asking:
+            if client is not None:
+                client.close()
+        self._hear()
 
     def connect(self, answer: qrexec.ServiceConnect) -> None:
         """The host has accepted a call. Whoever asked may be gone by now."""
-        client = self._asking.pop(answer.request_id, None)
+        client = self._answered(answer.request_id)
         if client is None:
             self._daemon.terminated(answer.domain, answer.port)
         else:
             client.connect(answer.domain, answer.port)
 
     def refused(self, answer: qrexec.ServiceRefused) -> None:
-        client = self._asking.pop(answer.request_id, None)
+        client = self._answered(answer.request_id)
         if client is not None:
             client.close()
+
+    def _answered(self, request_id: bytes) -> _Client | None:
+        client = self._asking.pop(request_id, None)
+        self._hear()
+        return client
+
+    def _hear(self) -> None:
+        """New programs, unless too many requests wait."""
+        hearing = len(self._asking) < MAX_UNANSWERED
+        if self._listener is None or hearing == self._hearing:
+            return
+        self._hearing = hearing
+        if hearing:
+            self._listener.resume()
+        else:
+            self._listener.pause()
 
     def _accept(self, stream: socket.socket) -> None:
         if len(self._clients) >= MAX_CLIENTS and not self._make_room():
@@ -94,12 +120,13 @@ class TriggerSocket:
         if not self._daemon.trigger(untrusted._replace(request_id=request_id)):
             return None
         self._asking[request_id] = client
+        self._hear()
         return request_id
 
     def gone(self, client: _Client, request_id: bytes | None) -> None:
         self._clients.pop(client, None)
-        if request_id is not None:
-            self._asking.pop(request_id, None)
+        if request_id is not None and request_id in self._asking:
+            self._asking[request_id] = None              # the host still owes an answer
 
 
 class _Client:

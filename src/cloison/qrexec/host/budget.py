@@ -1,0 +1,38 @@
+"""What a qube's calls may cost the others that share policy daemon and processors with it (docs/decisions/0036).
+
+Two limits, both on requests as they are heard. How often at all: beyond it, requests wait in the qube. And how often while many
+calls are open: a qube beyond that floods; nothing of its waits, but it is to go after others where they want the processor.
+A program that makes one call after the other meets neither, however fast it is under emulation.
+"""
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from cloison.qrexec.host.token_bucket import TokenBucket
+
+BURST: Final = 400
+RATE: Final = 200.0                      # requests a second; a service of the host that is a program takes 2 ms or more to start
+FEW: Final = 8                           # open calls beside which a request is free
+CROWD_BURST: Final = 64
+CROWD_RATE: Final = 16.0                 # requests a second beside more
+
+
+class Cost(NamedTuple):
+    """Of one request, in seconds."""
+
+    wait: float                          # until the next one is heard
+    behind: float                        # for which the qube is to go after others; 0 unless it floods
+
+
+class Budget:
+    """One qube's, for as long as it runs: a new agent in it finds what the former one has left."""
+
+    def __init__(self) -> None:
+        self._requests = TokenBucket(BURST, RATE)
+        self._crowd = TokenBucket(CROWD_BURST, CROWD_RATE)
+
+    def request(self, now: float, open_calls: int) -> Cost:
+        """Another request, beside so many calls that are not over. `now`: seconds, monotonic."""
+        self._requests.take(now)
+        floods = open_calls > FEW and not self._crowd.take(now)
+        return Cost(self._requests.wait(now), self._crowd.full_in(now) if floods else 0.0)
