@@ -79,8 +79,10 @@ def test_while_nobody_reads_only_the_latest_is_kept() -> None:
             assert len(console._waiting) <= KEPT
         await loop.sock_sendall(serial, b"last")
         seen = b""
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
         while not seen.endswith(b"last"):
-            seen += await read(path, 1)
+            seen += await asyncio.to_thread(os.read, fd, KEPT)
+        os.close(fd)
         assert len(seen) < 40 * 8192, "what was too old is gone"
 
     on_console(scenario)
