@@ -34,7 +34,7 @@ MAKERS = ("qvm-create",)                 # a name that is to be: its refusal is 
 NAMED = [
     ("qvm-start",), ("qvm-shutdown",), ("qvm-kill",), ("qvm-pause",), ("qvm-unpause",), ("qvm-remove", "-f"), ("qvm-prefs",),
     ("qvm-features",), ("qvm-create", "-l", "red"), ("qvm-run",), ("qvm-tags",), ("qvm-service",),
-    ("qvm-check",), ("qvm-notes", "-p"),
+    ("qvm-notes", "-p"),
 ]
 
 
@@ -136,9 +136,10 @@ def test_no_warning_with_kvm_or_another_qubesd(qubesd: FakeQubesd, capsys: pytes
     assert capsys.readouterr().err == ""
 
 
-def test_patterns_all_and_exclude(qubesd: FakeQubesd) -> None:
-    assert run("qvm-kill", "w*", "--quiet") == 0
+def test_patterns_all_and_exclude(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("qvm-kill", "w*", "z*", "--quiet") == 0
     assert run("qvm-kill", "--all", "--exclude", "work") == 0
+    assert capsys.readouterr().err == "no qube matches z*\n"
     killed = [call[0] for call in changes(qubesd)]
     assert (killed[0], sorted(killed[1:])) == ("work", ["debian-12", "sys-net"])     # one run's are killed at once, in any order
     assert qubesd.qubes["sys-net"]["state"] == "Halted"
@@ -234,6 +235,9 @@ def test_tags_services_check(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[s
     assert run("qvm-check", "-q", "work") == 0
     assert run("qvm-check", "-q", "work", "nowhere") == 1
     assert run("qvm-check", "-q", "--running", "work", "sys-net") == 3
+    capsys.readouterr()
+    assert [run("qvm-check", "--", name) for name in ("*", "a b", "-x")] == [1, 1, 1]
+    assert capsys.readouterr().err.count("non-existent!") == 3
 
 
 # -- qvm-ls --------------------------------------------------------------------------------------------------------------
@@ -376,22 +380,6 @@ def test_run_on_a_terminal_is_filtered_and_coloured(qubesd: FakeQubesd, warden: 
     assert os.waitpid(pid, 0)[1] == 0
     os.close(master)
     assert shown == b"\x1b[0;31ma_]0;x\x07b\x1b[0m"
-
-
-# -- completion ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("shell", "check"), [("bash", ["bash", "-n"]), ("zsh", []), ("fish", [])])
-def test_completion_knows_every_tool(shell: str, check: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("main", "completion", shell) == 0
-    text = capsys.readouterr().out
-    for name in (*completion.TOOLS, "cloison"):
-        assert name in text
-    assert "--raw-list" in text
-    (tmp_path / "c").write_text(text)
-    if check:
-        pid = os.posix_spawnp(check[0], [*check, str(tmp_path / "c")], os.environ)
-        assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_run_takes_no_option_for_a_command(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,10 @@ def _show(rows: Sequence[tuple[str, str]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["complete"]:        # no verb of a person's: shells ask it at every TAB
+        from cloison.cli import complete
+
+        return complete.main(words[1:])
     verb = next((word for word in words if not word.startswith("-")), "")
     try:
         chosen = parser(verb)

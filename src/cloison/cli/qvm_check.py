@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     if args.all_qubes:
         names = [qube.name for qube in known.values() if qube.klass != "AdminVM" and qube.name not in args.exclude]
     else:
-        names = [tool.qube_name(text) for text in args.names]
+        names = args.names               # no pattern means anything here, and a text that is no name is no qube's
     qubes = [known[name] for name in names if name in known]
     wanted = [word for word in ("running", "paused", "template", "networked") if getattr(args, word)]
     matching = [qube for qube in qubes if all(_is(connection, qube, word) for word in wanted)]

@@ -10,6 +10,7 @@ from cloison.client.connection import Connection
 from cloison.client.create import Creation, clone
 from cloison.client.domains import get_property, list_qubes
 from cloison.errors import CloisonError, NoSuchProperty
+from cloison.values import QubeName
 
 PROG = "qvm-clone"
 
@@ -20,7 +21,7 @@ def parser() -> tool.Parser:
         ("qvm-clone --class StandaloneVM debian-12 box", "a template's copy that lives alone"),
     ])
     result.add_argument("new_name", metavar="NEWVM", help="name of the new qube")
-    result.add_argument("--class", "-C", dest="klass", help="its class (default: that of the source)")
+    result.add_argument("--class", "-C", dest="klass", metavar="CLASS", help="its class (default: that of the source)")
     result.add_argument("--ignore-errors", action="store_true", help="tell what could not be copied, and go on")
     pools = result.add_mutually_exclusive_group()
     pools.add_argument("-P", dest="one_pool", metavar="POOL", default="", help="the pool for all volumes")
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
         except NoSuchProperty:
             template = source            # an AppVM made from a template is one on it
     pools = dict(pair_of(text, PROG) for text in args.pool)
-    wanted = Creation(tool.qube_name(args.new_name), klass, label, template, args.one_pool, pools)
+    wanted = Creation(QubeName(args.new_name), klass, label, template, args.one_pool, pools)
     clone(connection, source, wanted, complain=_complain if args.ignore_errors else None)
     return 0
 

@@ -25,7 +25,7 @@ def parser() -> tool.Parser:
         ("qvm-create -C StandaloneVM -t debian-12 -l gray box", "a copy of a template that lives alone"),
     ])
     add = result.add_argument
-    add("--class", "-C", dest="klass", default="AppVM", help="class of the new qube (default: %(default)s)")
+    add("--class", "-C", dest="klass", metavar="CLASS", default="AppVM", help="class of the new qube (default: %(default)s)")
     add("--standalone", dest="klass", action="store_const", const="StandaloneVM", help="the same as --class StandaloneVM")
     add("--disp", action="store_true", help="the same as --class DispVM --label red")
     add("--property", "--prop", dest="properties", metavar="NAME=VALUE", action="append", default=[], help="set a property")
@@ -38,7 +38,7 @@ def parser() -> tool.Parser:
     root.add_argument("--root-copy-from", "-r", metavar="FILE", help="fill its root volume with a copy of this image")
     root.add_argument("--root-move-from", "-R", metavar="FILE", help="the same, and delete the file afterwards")
     root.add_argument("--no-root", action="store_true", help=argparse.SUPPRESS)
-    add("name", metavar="VMNAME", nargs="?", help="name of the new qube")
+    add("name", metavar="NEWVM", nargs="?", help="name of the new qube")
     return result
 
 

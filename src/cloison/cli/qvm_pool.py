@@ -16,7 +16,7 @@ _OLDER = {
     "-a": "add", "--add": "add", "-i": "info", "--info": "info", "-l": "list", "--list": "list", "-r": "remove",
     "--remove": "remove", "-s": "set", "--set": "set", "--help-drivers": "drivers",
 }
-_SETTABLE = ("revisions_to_keep", "ephemeral_volatile")
+SETTABLE = ("revisions_to_keep", "ephemeral_volatile")
 
 
 def parser() -> tool.Parser:
@@ -95,7 +95,7 @@ def _remove(args: argparse.Namespace, connection: Connection) -> int:
 def _set(args: argparse.Namespace, connection: Connection) -> None:
     options = [pair_of(text, PROG) for text in args.option]
     for key, _ in options:
-        if key not in _SETTABLE:
+        if key not in SETTABLE:
             raise CloisonError(f"setting option {key} is not supported for pool {args.pool}")
     for key, value in options:
         connection.call(DOM0, f"admin.pool.Set.{key}", args.pool, value.encode())

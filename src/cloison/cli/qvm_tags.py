@@ -21,11 +21,11 @@ def parser() -> tool.Parser:
     ])
     verbs = result.add_subparsers(dest="verb", metavar="COMMAND")
     listing = verbs.add_parser("list", aliases=("ls", "l"), help="list tags")
-    listing.add_argument("tag", nargs="?", help="only this one, if the qube has it")
+    listing.add_argument("tag", metavar="TAG", nargs="?", help="only this one, if the qube has it")
     adding = verbs.add_parser("add", aliases=("a", "set"), help="add tags")
-    adding.add_argument("tag", nargs="+")
+    adding.add_argument("tag", metavar="TAG", nargs="+")
     deleting = verbs.add_parser("del", aliases=("d", "unset", "u"), help="delete a tag")
-    deleting.add_argument("tag")
+    deleting.add_argument("tag", metavar="TAG")
     return result
 
 

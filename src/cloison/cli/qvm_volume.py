@@ -17,8 +17,8 @@ from cloison.errors import CloisonError, NoSuchProperty, QubeNotFound, StorageEr
 from cloison.values import QubeName
 
 PROG = "qvm-volume"
-_SHOWN = ("pool", "vid", "rw", "source", "save_on_stop", "snap_on_start", "size", "usage", "revisions_to_keep", "ephemeral")
-_SETTABLE = ("rw", "revisions_to_keep", "ephemeral")
+SHOWN = ("pool", "vid", "rw", "source", "save_on_stop", "snap_on_start", "size", "usage", "revisions_to_keep", "ephemeral")
+SETTABLE = ("rw", "revisions_to_keep", "ephemeral")
 _HEADER = ("POOL:VOLUME", "VMNAME", "VOLUME_NAME", "REVERT_POSSIBLE")
 _UNITS: dict[str, int] = {"": 1} | {
     f"{letter}{rest}": base**power
@@ -50,7 +50,7 @@ def parser() -> tool.Parser:
     _add(verbs, "info", ("i",), "tell about a volume", _info).add_argument(
         "property", metavar="PROPERTY", nargs="?", help="only this; 'revisions' for the revisions")
     config = _add(verbs, "config", ("c", "set", "s"), "change a setting of a volume", _config)
-    config.add_argument("property", metavar="PROPERTY", help=" or ".join(_SETTABLE))
+    config.add_argument("property", metavar="PROPERTY", help=" or ".join(SETTABLE))
     config.add_argument("value", metavar="VALUE")
     resize = _add(verbs, "resize", ("extend",), "change a volume's size", _resize)
     resize.add_argument("size", metavar="SIZE", help="in bytes, or with KiB, MiB, GiB (1024) or KB, MB, GB (1000)")
@@ -136,7 +136,7 @@ def _info(args: argparse.Namespace, connection: Connection) -> None:
         return _say(_revisions(connection, dest, volume))
     info = volume_info(connection, dest, volume)
     info["is_outdated"] = str(info.get("is_outdated") == "True")
-    names = (*_SHOWN, "is_outdated")
+    names = (*SHOWN, "is_outdated")
     if wanted is not None:
         if wanted not in names:
             raise StorageError(f"no such property: {wanted}")
@@ -156,7 +156,7 @@ def _say(rows: list[str]) -> None:
 
 def _config(args: argparse.Namespace, connection: Connection) -> None:
     dest, volume = _chosen(args.volume, connection)
-    if args.property not in _SETTABLE:
+    if args.property not in SETTABLE:
         raise NoSuchProperty(f"invalid property: {args.property}")
     connection.call(dest, f"admin.vm.volume.Set.{args.property}", volume, args.value.encode())
 

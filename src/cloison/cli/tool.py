@@ -173,11 +173,13 @@ def _expand(names: Iterable[str], known: Iterable[str]) -> list[str]:
             from fnmatch import fnmatchcase
 
             matching = [candidate for candidate in known if fnmatchcase(candidate, name)]
+            if not matching:             # as in Qubes OS, no failure: a script's pattern may mean none today
+                print(f"no qube matches {name}", file=sys.stderr)
+            expanded.update(dict.fromkeys(matching))
+        elif name in known:
+            expanded[name] = None
         else:
-            matching = [name] if name in known else []
-        if not matching:
             raise NoSuchQube(f"no such domain: {name!r}")
-        expanded.update(dict.fromkeys(matching))
     return list(expanded)
 
 
