@@ -95,7 +95,8 @@ def test_one_is_handed_out_and_replaced(tmp_path: Path) -> None:
         qube = app.system.qube(first)
         assert str(qube.power) == "Running"
         assert {"created-by-work", "disp-created-by-work"} <= set(qube.tags)
-        assert not {"internal", "preload-dispvm-completed"} & set(qube.features)
+        assert not {"internal", "preload-dispvm-in-progress"} & set(qube.features)
+        assert qube.features["preload-dispvm-completed"] == "1", "as Qubes OS leaves it"
         assert ("dvm", "domain-preload-dispvm-used", {"dispvm": first, "delay": "0.0"}) in events
         await app.preloads.settled()
         second = preloaded(app.system.qube("dvm"))
@@ -163,6 +164,99 @@ def test_unpausing_by_hand_uses_it(tmp_path: Path) -> None:
         await app.preloads.settled()
         assert first not in preloaded(app.system.qube("dvm"))
         assert len(preloaded(app.system.qube("dvm"))) == 1
+        qube = app.system.qube(first)
+        assert qube.features["preload-dispvm-in-progress"] == "" and "internal" not in qube.features
+        assert not [tag for tag in qube.tags if tag.startswith("disp-created-by")], "nobody has asked for it"
+
+    preloading(tmp_path, scenario)
+
+
+def test_one_that_waits_can_be_shut_down_without_force(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        first = (await set_max(app, "1"))[0]
+        await ok(app, "admin.vm.Shutdown", first)
+        await app.preloads.settled()
+        assert first not in app.system.qubes and preloaded(app.system.qube("dvm")) == []
+        await ok(app, "admin.vm.CreateDisposable", "dvm", "preload")
+        await app.preloads.settled()
+        assert len(preloaded(app.system.qube("dvm"))) == 1
+
+    preloading(tmp_path, scenario)
+
+
+START = "domain-preload-dispvm-start"
+
+
+@pytest.mark.parametrize(("calls", "told"), [
+    # A value of 0 is one, too; the same value again is none.
+    ([("admin.vm.feature.Set", "dvm", "preload-dispvm-max", "0")], 1),
+    ([("admin.vm.feature.Set", "dvm", "preload-dispvm-max", value) for value in ("1", "1", "")], 2),
+    ([("admin.vm.feature.Set", "dvm", "preload-dispvm-max", "1"), ("admin.vm.feature.Remove", "dvm", "preload-dispvm-max")], 1),
+    # dom0's stands for the default template, whatever its own says; there is one to be told of it or nobody.
+    ([("admin.vm.feature.Set", "dom0", "preload-dispvm-max", "0")], 0),
+    ([("admin.property.Set", "dom0", "default_dispvm", "dvm"), ("admin.vm.feature.Set", "dom0", "preload-dispvm-max", "0"),
+      ("admin.vm.feature.Set", "dvm", "preload-dispvm-max", "1"), ("admin.vm.feature.Remove", "dvm", "preload-dispvm-max"),
+      ("admin.vm.feature.Remove", "dom0", "preload-dispvm-max")], 2),
+    # It goes over with the property, to whom that makes a difference.
+    ([("admin.vm.feature.Set", "dom0", "preload-dispvm-max", "0"), ("admin.property.Set", "dom0", "default_dispvm", "dvm")], 0),
+    ([("admin.vm.feature.Set", "dom0", "preload-dispvm-max", "1"), ("admin.property.Set", "dom0", "default_dispvm", "dvm"),
+      ("admin.property.Set", "dom0", "default_dispvm", "")], 2),
+    # Asked for, it is always told; changed, only if it can be anybody's matter.
+    ([("admin.vm.CreateDisposable", "dvm", "preload", "")], 1),
+    ([("admin.vm.property.Set", "dvm", "template_for_dispvms", "True")], 0),
+    ([("admin.vm.feature.Set", "dvm", "preload-dispvm-max", "1"), ("admin.vm.property.Set", "dvm", "label", "green")], 2),
+    ([("admin.vm.feature.Set", "dvm", "preload-dispvm-max", "1"), ("admin.vm.property.Set", "dvm", "label", "red")], 1),
+    ([("admin.vm.feature.Set", "dvm", "preload-dispvm-max", "1"),
+      ("admin.vm.property.Set", "dvm", "template_for_dispvms", "False")], 1),
+])
+def test_when_preloading_is_told(tmp_path: Path, calls: list[tuple[str, str, str, str]], told: int) -> None:
+    async def scenario(app: App) -> None:
+        events = heard(app)
+        for method, dest, argument, payload in ((*each, "")[:4] for each in calls):
+            await ok(app, method, dest, argument, payload)
+            await app.preloads.settled()
+        assert [subject for subject, name, _ in events if name == START] == ["dvm"] * told
+
+    preloading(tmp_path, scenario)
+
+
+def test_what_a_change_makes_useless_goes_at_once_and_is_replaced_later(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        names = await set_max(app, "2")
+        events = heard(app)
+        await ok(app, "admin.vm.property.Set", "dvm", "label", "green")
+        await app.preloads.settled()
+        assert not set(names) & set(app.system.qubes) and preloaded(app.system.qube("dvm")) == []
+        assert [pairs["delay"] for _, name, pairs in events if name == START] == ["30"]
+
+    preloading(tmp_path, scenario)
+
+
+def test_who_meets_a_gap_has_it_filled_after_a_while(tmp_path: Path) -> None:
+    """The one who asks is not slowed down by it; however often somebody asks, it is done once."""
+    async def scenario(app: App) -> None:
+        host = app.parts.host
+        await ok(app, "admin.vm.feature.Set", "dom0", "preload-dispvm-threshold", str(host.memory))
+        assert await set_max(app, "1") == []
+        events = heard(app)
+        for _ in range(3):
+            await ok(app, "admin.vm.CreateDisposable", "dvm")
+        await app.preloads.settled()
+        assert [pairs["delay"] for _, name, pairs in events if name == START] == ["5"] * 3
+        await ok(app, "admin.vm.feature.Set", "dvm", "preload-dispvm-delay", "-1")
+        await ok(app, "admin.vm.CreateDisposable", "dvm")
+        await app.preloads.settled()
+        assert preloaded(app.system.qube("dvm")) == []
+
+    preloading(tmp_path, scenario)
+
+
+def test_only_the_disposables_concerned_are_told_to_wait_or_not(tmp_path: Path) -> None:
+    async def scenario(app: App) -> None:
+        await ok(app, "admin.vm.Create.DispVM", argument="dvm", payload="name=mine label=red")
+        events = heard(app)
+        names = await set_max(app, "2")
+        assert sorted(subject for subject, name, _ in events if name == "property-reset:is_preload") == sorted(names)
 
     preloading(tmp_path, scenario)
 
@@ -186,11 +280,14 @@ def test_a_template_that_was_updated_refreshes_them(tmp_path: Path) -> None:
     async def scenario(app: App) -> None:
         old = await set_max(app, "1")
         await ok(app, "admin.vm.Start", "tpl")
+        events = heard(app)
         await ok(app, "admin.vm.Shutdown", "tpl", "wait")
         await app.preloads.settled()
-        new = preloaded(app.system.qube("dvm"))
-        assert len(new) == 1 and new != old
         assert old[0] not in app.system.qubes
+        assert [(subject, pairs["delay"]) for subject, name, pairs in events if name == START] == [("dvm", "4")]
+        await ok(app, "admin.vm.CreateDisposable", "dvm", "preload")
+        await app.preloads.settled()
+        assert len(preloaded(app.system.qube("dvm"))) == 1
 
     preloading(tmp_path, scenario)
 

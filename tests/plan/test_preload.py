@@ -73,32 +73,45 @@ def test_one_that_is_not_paused_is_not_ready(system: System, power: PowerState) 
 
 
 def wakes(system: System) -> list[tuple[str, float, bool]]:
-    found = [(wake.template, wake.delay, wake.quiet) for wake in preload.wakes(system, system.journal.events)]
+    found = [(wake.template, wake.delay, wake.told) for wake in preload.wakes(system, system.journal.events)]
     system.journal.clear()
     return found
+
+
+def used(template: Qube, left: str) -> None:
+    """One has gone from the list, because somebody has it now."""
+    template.set_feature(preload.LIST, left)
+    template.journal.emit(template.name, "domain-preload-dispvm-used", dispvm="disp1", delay=preload.delay(template))
 
 
 def test_which_changes_matter(system: System) -> None:
     dvm = system.qube("dvm")
     dvm.set_feature(preload.MAX, "2")
-    assert wakes(system) == [("dvm", 0.0, False)]
+    assert wakes(system) == [("dvm", 0.0, True)]
+    dvm.set_feature(preload.MAX, "2")
+    assert wakes(system) == []
     dvm.set("memory", 600)
     assert wakes(system) == []
     qube = waiting(system)
     dvm.set("memory", 700)
-    assert wakes(system) == [("dvm", preload.AFTER_CHANGE, False)]
+    assert wakes(system) == [("dvm", preload.AFTER_CHANGE, True)]
     dvm.set("autostart", True)
     assert wakes(system) == []
-    dvm.set_feature(preload.LIST, "")
-    assert wakes(system) == [("dvm", preload.DEFAULT_DELAY, True)]
+    used(dvm, "")
+    assert wakes(system) == [("dvm", preload.DEFAULT_DELAY, False)]
     dvm.set_feature(preload.LIST, qube.name)
     assert wakes(system) == []
     system.dom0.set_feature(preload.MAX, "1")
     assert wakes(system) == []
     system.set("default_dispvm", "dvm")
-    assert wakes(system) == [("dvm", 0.0, False)]
+    assert wakes(system) == [("dvm", 0.0, True)]
     dvm.remove_feature(preload.MAX)
-    assert wakes(system) == [("dvm", 0.0, False)]
+    assert wakes(system) == [], "dom0's stands for it"
+    system.dom0.remove_feature(preload.MAX)
+    assert wakes(system) == [("dvm", 0.0, True)]
+    dvm.set_feature(preload.MAX, "1")
+    dvm.remove_feature(preload.MAX)
+    assert wakes(system) == [("dvm", 0.0, True), ("dvm", 0.0, False)]
 
 
 def test_a_negative_delay_waits_until_none_is_left(system: System) -> None:
@@ -106,7 +119,7 @@ def test_a_negative_delay_waits_until_none_is_left(system: System) -> None:
     dvm.set_feature(preload.DELAY, "-5")
     waiting(system, "disp1")
     waiting(system, "disp2")
-    dvm.set_feature(preload.LIST, "disp2")
+    used(dvm, "disp2")
     assert wakes(system) == []
-    dvm.set_feature(preload.LIST, "")
-    assert wakes(system) == [("dvm", 5.0, True)]
+    used(dvm, "")
+    assert wakes(system) == [("dvm", 5.0, False)]

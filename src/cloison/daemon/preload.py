@@ -27,8 +27,7 @@ class Preloads:
         self._qubesd = qubesd
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._delayed: set[asyncio.TimerHandle] = set()
-        self._failed: set[str] = set()          # names of templates that wait for another reason before they try again
+        self._delayed: dict[str, asyncio.TimerHandle] = {}      # uuid of a template -> when to look after it next
         self._closed = False
 
     # -- when -----------------------------------------------------------------------------------------------------
@@ -45,9 +44,6 @@ class Preloads:
             self.wake(wake)
 
     def wake(self, wake: Wake) -> None:
-        if wake.quiet and wake.template in self._failed:
-            return
-        self._failed.discard(wake.template)
         self._spawn(self._run(wake))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -61,7 +57,7 @@ class Preloads:
     async def close(self) -> None:
         """Give up what is under way; what it leaves is for the next daemon's `recover`."""
         self._closed = True
-        for timer in self._delayed:
+        for timer in self._delayed.values():
             timer.cancel()
         for task in list(self._tasks):
             task.cancel()
@@ -77,27 +73,47 @@ class Preloads:
 
     async def _run(self, wake: Wake) -> None:
         template = self._qubesd.system.qubes.get(wake.template)
-        if template is None or not (plan.maximum(template) or preloaded(template)):
+        if template is None or (wake.stale and not await self._drop_stale(template)):
             return
-        if not wake.quiet:
+        if wake.told:
             extra = {"delay": wake.delay} if wake.delay else {}
             self._emit(template, "domain-preload-dispvm-start", reason=wake.reason, **extra)
+        if not (plan.maximum(template) or preloaded(template)):
+            return
         if wake.delay:
             self._later(wake.delay, template)
         else:
             await self._fill(template)
 
+    async def _drop_stale(self, template: Qube) -> bool:
+        """Whether there were any."""
+        async with self._lock(template):
+            stale = [name for name in preloaded(template) if not self._is_good(name)]
+            await self.drop(template, stale)
+        return bool(stale)
+
     def _later(self, delay: float, template: Qube) -> None:
-        """The delay is what the person has set: who took a disposable is to have the machine for itself meanwhile."""
+        """The delay is what the person has set: who took a disposable is to have the machine for itself meanwhile.
+
+        However often it is asked for, it is done once, and as soon as the first one wants.
+        """
         def due() -> None:
-            self._delayed.discard(timer)
+            del self._delayed[template.uuid]
             self._spawn(self._fill(template))
 
-        timer = asyncio.get_running_loop().call_later(delay, due)
-        self._delayed.add(timer)
+        loop = asyncio.get_running_loop()
+        pending = self._delayed.get(template.uuid)
+        if pending is not None:
+            if pending.when() <= loop.time() + delay:
+                return
+            pending.cancel()
+        self._delayed[template.uuid] = loop.call_later(delay, due)
+
+    def _lock(self, template: Qube) -> asyncio.Lock:
+        return self._locks.setdefault(template.uuid, asyncio.Lock())
 
     async def _fill(self, template: Qube) -> None:
-        async with self._locks.setdefault(template.uuid, asyncio.Lock()):
+        async with self._lock(template):
             if self._qubesd.system.qubes.get(template.name) is template:
                 try:
                     await self._settle(template)
@@ -114,9 +130,7 @@ class Preloads:
         good = [name for name in names if self._is_good(name)]
         await self.drop(template, [name for name in names if name not in good[:plan.maximum(template)]])
         count = plan.wanted(template, self._qubesd.system.host.free_memory())
-        self._failed.add(template.name)         # beforehand: one that fails leaves a gap, which must not wake us at once
-        if all(await asyncio.gather(*(self._preload(template) for _ in range(count)))):
-            self._failed.discard(template.name)
+        await asyncio.gather(*(self._preload(template) for _ in range(count)))
 
     def _is_good(self, name: str) -> bool:
         qube = self._qubesd.system.qubes.get(name)
@@ -130,18 +144,18 @@ class Preloads:
             log.error("preloaded disposable %s: %s", qube.name, error)
             return True
 
-    async def _preload(self, template: Qube) -> bool:
-        """Whether one more waits now."""
+    async def _preload(self, template: Qube) -> None:
+        """One more, if all goes well. One that fails is not tried again until something else wakes us."""
         qubesd = self._qubesd
         try:
             qube = await qubesd.create_disposable(template, None)
         except CloisonError as error:
             log.error("no disposable of %s could be preloaded: %s", template.name, error)
-            return False
+            return
         with qubesd.transaction():
-            qube.set_feature("internal", "1")
             qube.set_feature(plan.IN_PROGRESS, "1")
             template.set_feature(plan.LIST, " ".join([*preloaded(template), qube.name]))
+            qube.set_feature("internal", "1")
         try:
             await qubesd.start(qube)
             for service in plan.services(qube):
@@ -153,8 +167,6 @@ class Preloads:
         except CloisonError as error:
             log.error("%s could not be preloaded: %s", qube.name, error)
             await self.drop(template, [qube.name])
-            return False
-        return True
 
     async def drop(self, template: Qube, names: Iterable[str]) -> None:
         """Off the list first, then gone."""
@@ -189,6 +201,9 @@ class Preloads:
     async def take(self, template: Qube, source: Qube) -> Qube | None:
         """One that is ready, running; None if there is none for this source."""
         system = self._qubesd.system
+        gap = plan.gap(template)
+        if gap is not None:
+            self.wake(gap)
         for name in preloaded(template):
             qube = system.qubes.get(name)
             if qube is None or not self._is_good(name) or not plan.is_for(qube, source, template):
@@ -203,25 +218,30 @@ class Preloads:
             return qube
         return None
 
-    def _mark_used(self, template: Qube, qube: Qube, source: Qube) -> None:
-        """From here on it is a disposable like any other; the list has a gap, which is filled after the delay."""
+    def _mark_used(self, template: Qube, qube: Qube, source: Qube | None) -> None:
+        """From here on it is a disposable like any other; the list has a gap, which is filled after the delay.
+
+        Without a source nobody has asked for it: somebody has just let it run.
+        """
         with self._qubesd.transaction():
             drop_preloaded(template, [qube.name])
-            for feature in (plan.COMPLETED, plan.IN_PROGRESS):
-                if feature in qube.features:
-                    qube.remove_feature(feature)
             if "internal" in template.features:
                 qube.set_feature("internal", template.features["internal"])
             elif "internal" in qube.features:
                 qube.remove_feature("internal")
-            for tag in (f"created-by-{source.name}", f"disp-created-by-{source.name}"):
-                qube.add_tag(tag)
+            if source is None:
+                qube.set_feature(plan.IN_PROGRESS, "")
+            else:
+                if plan.IN_PROGRESS in qube.features:
+                    qube.remove_feature(plan.IN_PROGRESS)
+                for tag in (f"created-by-{source.name}", f"disp-created-by-{source.name}"):
+                    qube.add_tag(tag)
             template.journal.emit(template.name, "domain-preload-dispvm-used", dispvm=qube.name, delay=plan.delay(template))
 
     async def _used_by_hand(self, qube: Qube) -> None:
         template = qube.template
         if template is not None and qube.name in preloaded(template):
-            self._mark_used(template, qube, self._qubesd.system.dom0)
+            self._mark_used(template, qube, None)
 
     # -- after a restart ------------------------------------------------------------------------------------------
 

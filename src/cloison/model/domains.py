@@ -165,7 +165,7 @@ class Qube(Holder):
         self.journal.emit(self.name, f"domain-feature-pre-set:{name}", **pairs)
         self.journal.put("features", self.qid, self.features, name, value)
         if pairs.get("oldvalue") != value:
-            self._feature_changed(name)
+            self._feature_changed(name, pairs.get("oldvalue", ""))
         self.journal.emit(self.name, f"domain-feature-set:{name}", **pairs)
         return None
 
@@ -183,10 +183,10 @@ class Qube(Holder):
 
     def remove_feature(self, name: str) -> None:
         """Raises FeatureNotFound."""
-        self.feature(name)
+        before = self.feature(name)
         self.journal.emit(self.name, f"domain-feature-pre-delete:{name}", feature=name)
         self.journal.drop("features", self.qid, self.features, name)
-        self._feature_changed(name)
+        self._feature_changed(name, before)
         self.journal.emit(self.name, f"domain-feature-delete:{name}", feature=name)
 
     def _check_can_preload(self) -> None:
@@ -196,7 +196,7 @@ class Qube(Holder):
         if missing:
             raise BadValue(f"{self.name} can't have preloaded disposables: its template lacks {', '.join(missing)}")
 
-    def _feature_changed(self, name: str) -> None:
+    def _feature_changed(self, name: str, before: str) -> None:
         """Announce the properties whose default depends on it."""
         prefix, _, rest = name.partition("-")
         if name == "boot-mode.active" and self.is_default("bootmode"):
@@ -205,8 +205,10 @@ class Qube(Holder):
             self.announce("appvm_default_bootmode")
             self.announce_bootmode_of_children()
         elif name == "preload-dispvm":
+            changed = set(before.split()) ^ set(self.features.get(name, "").split())
             for child in self.system.children(self):
-                child.announce("is_preload")
+                if child.name in changed:
+                    child.announce("is_preload")
         elif prefix == "net.fake":
             self.announce(f"visible_{rest}")
 

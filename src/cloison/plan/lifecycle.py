@@ -87,7 +87,7 @@ def check_shutdown(qube: Qube, *, force: bool) -> None:
     check_machine(qube)
     if qube.is_halted:
         raise QubeNotStarted(f"{qube.name} is halted already")
-    if force:
+    if force or (qube.power is PowerState.PAUSED and qube.is_preload):
         return
     if qube.power is PowerState.PAUSED:
         raise QubeNotRunning(f"{qube.name} is paused; unpause it, or use force")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cloison.model.creation import preloaded
-from cloison.model.domains import DOM0, Qube, System
+from cloison.model.domains import Qube, System
 from cloison.model.journal import Event
 from cloison.plan.lifecycle import child_netvm
 from cloison.values import PowerState
@@ -14,7 +14,9 @@ MAX, LIST, DELAY, THRESHOLD = "preload-dispvm-max", "preload-dispvm", "preload-d
 IN_PROGRESS, COMPLETED = "preload-dispvm-in-progress", "preload-dispvm-completed"
 MOST = 100                      # of one template, whatever the feature says
 DEFAULT_DELAY = 3.0             # seconds before a used one is replaced
-AFTER_CHANGE = 30.0             # seconds that a template's settings may keep changing
+AFTER_CHANGE = 30               # seconds that a template's settings may keep changing
+AFTER_SHUTDOWN = 4              # seconds for what went with a template's old content to be cleared away
+GAP_DELAY = 5                   # seconds at least before a gap is filled that somebody met who wanted a disposable
 # Properties in which a disposable may differ from its template and still be good: who it is, its addresses, times.
 OWN = frozenset((
     "audiovm", "auto_cleanup", "autostart", "backup_timestamp", "default_dispvm", "dispid", "dns", "gateway",
@@ -26,12 +28,16 @@ OWN = frozenset((
 
 @dataclass(frozen=True)
 class Wake:
-    """Look after the disposables of a template, after so many seconds. A quiet one is not announced."""
+    """Look after the disposables of a template, after so many seconds.
+
+    `told`: with an event. `stale`: only if one has become no good, which goes at once.
+    """
 
     template: str
     reason: str
     delay: float = 0.0
-    quiet: bool = False
+    told: bool = True
+    stale: bool = False
 
 
 def _number(text: str | None) -> int:
@@ -88,34 +94,62 @@ def is_for(qube: Qube, source: Qube, template: Qube) -> bool:
     return not bound or qube.get_or_none("netvm") == netvm
 
 
+def gap(template: Qube) -> Wake | None:
+    """For whoever is about to take one: fill up what is missing, but not while they start what they took."""
+    pause = delay(template)
+    missing = len(preloaded(template)) < maximum(template)
+    return Wake(template.name, "there is a gap", max(GAP_DELAY, pause)) if missing and _may_refill(template, pause) else None
+
+
+def _may_refill(template: Qube, pause: float) -> bool:
+    return pause >= 0 or not preloaded(template)
+
+
 def wakes(system: System, events: Iterable[Event]) -> Iterator[Wake]:
     """Which templates need looking after, because of what has just happened."""
     for event in events:
         kind, _, name = event.name.partition(":")
-        qube = system.qubes.get(event.subject)
-        if name == MAX and kind in ("domain-feature-set", "domain-feature-delete"):
-            target = system.get_or_none("default_dispvm") if event.subject == DOM0 else event.subject
-            if target:
-                yield Wake(target, f"feature {MAX} has changed")
-        elif not event.subject and name == "default_dispvm" and kind in ("property-set", "property-del"):
-            for target in dict.fromkeys(value for key, value in event.pairs if key in ("newvalue", "oldvalue")):
-                if target in system.qubes:
-                    yield Wake(target, "default_dispvm has changed")
+        qube, pairs = system.qubes.get(event.subject), dict(event.pairs)
+        if not event.subject and name == "default_dispvm" and kind in ("property-set", "property-del"):
+            yield from _of_default(system, pairs)
+        elif qube is not None and name == MAX and kind in ("domain-feature-set", "domain-feature-delete"):
+            if kind == "domain-feature-delete" or pairs["value"] != pairs.get("oldvalue"):
+                yield from _of_maximum(qube, deleted=kind == "domain-feature-delete")
         elif qube is not None:
-            yield from _of_qube(qube, kind, name, dict(event.pairs))
+            yield from _of_qube(qube, kind, name, pairs)
+
+
+def _of_default(system: System, pairs: Mapping[str, str]) -> Iterator[Wake]:
+    """dom0's feature has gone over from one template to another: to whom that makes a difference."""
+    if MAX in system.dom0.features and pairs.get("newvalue") != pairs.get("oldvalue"):
+        for name in dict.fromkeys(value for key, value in pairs.items() if key in ("newvalue", "oldvalue")):
+            template = system.qubes.get(name)
+            if template is not None and _number(template.features.get(MAX)) != _number(system.dom0.features[MAX]):
+                yield Wake(name, "default_dispvm has changed")
+
+
+def _of_maximum(qube: Qube, *, deleted: bool) -> Iterator[Wake]:
+    """A template's own feature counts while dom0's does not stand for it."""
+    system = qube.system
+    default = system.get_or_none("default_dispvm")
+    if qube is system.dom0:
+        if default:
+            yield Wake(str(default), f"dom0's feature {MAX} has changed")
+    elif qube.get_or_none("template_for_dispvms") and not (qube.name == default and MAX in system.dom0.features):
+        yield Wake(qube.name, f"feature {MAX} has changed", told=not deleted)
 
 
 def _of_qube(qube: Qube, kind: str, name: str, pairs: Mapping[str, str]) -> Iterator[Wake]:
-    if kind == "domain-feature-set" and name == LIST and len(pairs["value"].split()) < len(pairs.get("oldvalue", "").split()):
+    if kind == "domain-preload-dispvm-used":
         pause = delay(qube)
-        if pause >= 0 or not preloaded(qube):
-            yield Wake(qube.name, "there is a gap", abs(pause), quiet=True)
+        if _may_refill(qube, pause):
+            yield Wake(qube.name, "one was used", abs(pause), told=False)
     elif kind == "domain-shutdown":
         for template in [qube, *qube.system.children(qube)]:
             if preloaded(template):
-                yield Wake(template.name, "a template was shut down")
+                yield Wake(template.name, "a template was shut down", AFTER_SHUTDOWN, stale=True)
     elif kind == "property-set" and name in ("template_for_dispvms", "template"):
-        if preloaded(qube) or maximum(qube):
-            yield Wake(qube.name, f"{name} has changed")
+        if (preloaded(qube) or maximum(qube)) and pairs.get("newvalue") != pairs.get("oldvalue"):
+            yield Wake(qube.name, f"{name} has changed", told=maximum(qube) > 0)
     elif kind in ("property-set", "property-reset") and name not in OWN and preloaded(qube):
-        yield Wake(qube.name, f"property {name} has changed", AFTER_CHANGE)
+        yield Wake(qube.name, f"property {name} has changed", AFTER_CHANGE, stale=True)
