@@ -28,8 +28,8 @@ from cloison.templates.build import Built
 from cloison.wire.admin import Event
 
 TEMPLATE, DVM = "debian-12", "dvm"
-LIMIT = 180.0          # seconds after which anything at all counts as hung; the machine may be very busy
-BUILD_LIMIT = 900.0    # the same of a template, whose packages come from a mirror
+LIMIT = 300.0          # seconds after which anything at all counts as hung; the machine may be very busy
+BUILD_LIMIT = 1800.0    # the same of a template, whose packages come from a mirror
 _TOOL = "import sys; from cloison.cli.{} import main; sys.exit(main())"
 _COMMIT = re.compile(r"\.\d+\.(raw|qcow2)$")
 _ROOT_IMAGE = re.compile(r"root\.(\d+)\.raw")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.boot.place import DVM, Place
+from tests.boot.place import DVM, LIMIT, Place
 
 from cloison.qrexec.host import host_service
 
@@ -37,7 +37,7 @@ def test_a_login_on_the_console_for_one_caller_at_a_time(cloison: Place) -> None
         second = subprocess.run([sys.executable, str(CONSOLE)], env=environ, stdin=subprocess.DEVNULL, check=False)
         assert second.returncode == 200
         console.stdin.close()
-        assert console.wait(60) == 0
+        assert console.wait(LIMIT) == 0
     cloison.kill("seen")
     cloison.remove("seen")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.boot.place import DVM, Place, kill
+from tests.boot.place import DVM, LIMIT, Place, kill
 
 pytestmark = pytest.mark.boot
 
@@ -91,7 +91,7 @@ def test_a_killed_warden_takes_the_disposable_of_its_call_along(caller: Place) -
     assert call.stdout is not None
     assert call.stdout.readline() == b"up\n"
     kill(caller.process("warden", "caller"))
-    call.communicate(timeout=60)
+    call.communicate(timeout=LIMIT)
     await_only(caller, before)
 
 

@@ -9,6 +9,8 @@ from tests.boot.place import LIMIT, Place
 
 pytestmark = pytest.mark.boot
 
+TOLERANCE = 30.0        # seconds that may pass on a busy machine from saying what time it is to its being set
+
 # The very first program of a clone. The initial sequence number of a connection is a secret hash of its four-tuple plus a clock
 # of 64 ns ticks; the same four-tuple in both clones, and the clock taken off, leaves the hash: equal secrets would show.
 PROBE = r"""
@@ -19,7 +21,7 @@ urandom = open('/dev/urandom', 'rb').read(32).hex()
 def isn(port):
     packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     packets.bind(('lo', 0))
-    packets.settimeout(10)
+    packets.settimeout(120)
     server = socket.socket()
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind(('127.0.0.1', port))
@@ -80,18 +82,18 @@ def overlap(one: list[int], two: list[int]) -> bool:
 
 
 def test_a_clone_knows_what_time_it_is(cloison: Place) -> None:
-    """Its snapshot is minutes old or months; what the tools need to get the answer is taken off on both sides."""
+    """Its snapshot is minutes old or months."""
     before = time.time()
     untrusted = float(cloison.ok(["qvm-run", "-p", "--dispvm", "--", "date", "+%s.%N"]))
-    assert before - 0.2 <= untrusted <= time.time() + 0.2
+    assert before - TOLERANCE <= untrusted <= time.time() + TOLERANCE
 
 
 def test_a_paused_qube_learns_the_time_when_it_goes_on(cloison: Place) -> None:
     cloison.create("sleeper")
     cloison.ok(["qvm-start", "sleeper"])
+    assert cloison.sh("sleeper", "date -s @1000000000 +%s", user="root") == b"1000000000\n"      # as if it had slept since
     cloison.ok(["qvm-pause", "sleeper"])
-    cloison.ok(["qvm-run", "-p", "--dispvm", "--", "true"])      # some seconds' worth of other work
     cloison.ok(["qvm-unpause", "sleeper"])
     before = time.time()
-    assert before - 0.2 <= float(cloison.sh("sleeper", "date +%s.%N")) <= time.time() + 0.2
+    assert before - TOLERANCE <= float(cloison.sh("sleeper", "date +%s.%N")) <= time.time() + TOLERANCE
     cloison.remove("sleeper")

@@ -42,7 +42,7 @@ def test_bind_dirs_and_rc_local_work_from_the_private_volume(cloison: Place) -> 
     cloison.halt("binder")
     cloison.sh("binder", "echo bound > /etc/issue; echo letter > /var/spool/letter", user="root")
     # rc.local runs beside everything else, so it is waited for.
-    wait = "timeout 60 sh -c 'until test -e /run/rc-local-was-here; do sleep 0.1; done'; cat /run/rc-local-was-here"
+    wait = "timeout 240 sh -c 'until test -e /run/rc-local-was-here; do sleep 0.1; done'; cat /run/rc-local-was-here"
     assert cloison.sh("binder", wait, user="root") == b"ran\n"
     cloison.halt("binder")
     assert cloison.sh("binder", "cat /etc/issue /var/spool/letter") == b"bound\nletter\n"
@@ -131,4 +131,4 @@ def test_ctrl_c_ends_the_tool_and_the_program_sees_its_streams_end(cloison: Plac
         tool.send_signal(signal.SIGINT)
         tool.stdout.close()
         assert tool.wait(LIMIT) in (130, -signal.SIGINT)
-    cloison.sh(running, "timeout 60 sh -c 'until test -e ~/ended; do :; done'")
+    cloison.sh(running, "timeout 240 sh -c 'until test -e ~/ended; do :; done'")

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.boot.place import TEMPLATE, Place
+from tests.boot.place import LIMIT, TEMPLATE, Place
 
 from cloison.wire import clock
 
@@ -74,7 +74,7 @@ def test_backup_comes_back(work: Place) -> None:
 def test_connect_tcp(work: Place) -> None:
     listener = listen(work, 4321)
     assert call(work, "qubes.ConnectTCP+4321", b"hello") == b"HELLO"
-    assert listener.wait(60) == 0
+    assert listener.wait(LIMIT) == 0
     listener.communicate()
 
 
@@ -96,5 +96,5 @@ def test_a_template_reaches_the_updates_proxy_and_reports_to_the_host(work: Plac
         assert work.ok(["qvm-features", TEMPLATE, "supported-rpc.qubes.WaitForSession"]) == b"1\n"
     finally:
         work.halt(TEMPLATE)
-        listener.communicate(timeout=60)
+        listener.communicate(timeout=LIMIT)
         policy.unlink()

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.boot.place import DVM, Place
+from tests.boot.place import DVM, LIMIT, Place
 
 pytestmark = pytest.mark.boot
 
@@ -59,7 +59,7 @@ def test_wait_for_session(work: Place) -> None:
     waiting.stdin.flush()
     assert waiting.poll() is None
     work.sh("work", "true", user="bob")
-    assert waiting.wait(60) == 0
+    assert waiting.wait(LIMIT) == 0
     waiting.communicate()
     work.sh("work", "mkdir -p /run/qubes/rpc-config; echo 'wait-for-session=1' > /run/qubes/rpc-config/qubes.VMShell", user="root")
     assert work.ok(["qvm-run", "-p", "--service", "work", "qubes.VMShell"], b"echo $XDG_RUNTIME_DIR\n") == b"/run/user/1000\n"

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.boot
 USERS = ["root", "ordinary"] if os.geteuid() == 0 else ["ordinary"]
 NOBODY = "65534"
 UNIT = b"cloison-agent.serv"     # systemd shortens the rest of its line
-DEADLINE = 120.0       # seconds after which a boot counts as hung
+DEADLINE = 300.0       # seconds after which a boot counts as hung
 
 BUILD = """
 import os, sys
