@@ -138,15 +138,15 @@ def test_classes(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
 def test_assign_change_list_unassign(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_block.main(["assign", "--port", "--ro", "work", "net:sda"]) == 0
     assert rules(real) == ["net+sda:* device_id='*' port_id='sda' devclass='block' backend_domain='net' mode='auto-attach' "
-                           "_read-only='yes'"]
+                           "frontend_domain='work' _read-only='yes'"]
     assert qvm_block.main(["s", "--port", "--ask", "work", "net:sda"]) == 0
-    assert "mode='ask-to-attach' _read-only='yes'" in rules(real)[0]
+    assert "mode='ask-to-attach' frontend_domain='work' _read-only='yes'" in rules(real)[0]
     assert qvm_block.main(["s", "--port", "--ro", "work", "net:sda"]) == 1
     assert "already" in capsys.readouterr().err
-    assert qvm_block.main(["assign", "--required", "work", "net:*:1234:5678::b******"]) == 0
+    assert qvm_block.main(["assign", "--required", "work", "net:*:1234:5678::b080650"]) == 0
     assert qvm_block.main(["list", "--assignments"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "net:*    1234:5678::b******  *work (required)",
+        "net:*    1234:5678::b080650  *work (required)",
         "net:sda  any device          *work (ask-to-attach: read-only=yes)"]
     assert qvm_block.main(["unassign", "--port", "work", "net:sda"]) == 0
     assert len(rules(real)) == 1
@@ -159,12 +159,12 @@ def test_assign_change_list_unassign(real: Connection, capsys: pytest.CaptureFix
 def test_pci_is_required(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_pci.main(["assign", "--port", "work", "dom0:00_1f.2"]) == 1
     assert qvm_pci.main(["assign", "--required", "--port", "-o", "permissive=True", "work", "dom0:00_1f.2"]) == 0
-    assert rules(real, "pci")[0].endswith("mode='required' _permissive='True'")
+    assert rules(real, "pci")[0].endswith("mode='required' frontend_domain='work' _permissive='True'")
 
 
 @pytest.mark.parametrize(("words", "status"), [
-    (("attach", "work"), 2), (("attach", "work", "net"), 1), (("attach", "work", "net:sda"), 1),
-    (("attach", "nowhere", "net:sda"), 1),
+    (("attach", "work"), 2), (("attach", "work", "net"), 2), (("attach", "work", "net:sda"), 1),
+    (("attach", "nowhere", "net:sda"), 2),
     (("attach", "work", "gone:sda"), 1), (("attach", "work", "a b:sda"), 1), (("assign", "work", "net:sda"), 1),
     (("assign", "--port", "--device", "work", "net:sda"), 2), (("assign", "--ask", "--required", "work", "net:sda"), 2),
     (("assign", "--port", "-o", "x", "work", "net:sda"), 2), (("assign", "--port", "-o", "ro=so", "work", "net:sda"), 2),

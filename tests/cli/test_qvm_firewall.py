@@ -18,7 +18,7 @@ def kept(real: Connection) -> list[str]:
 ADDED = [
     (("accept",), "action=accept"),
     (("drop", "10.1.2.3"), "action=drop dst4=10.1.2.3/32"),
-    (("accept", "10.1.2.3/8", "tcp", "80"), "action=accept dst4=10.0.0.0/8 proto=tcp dstports=80-80"),
+    (("accept", "10.1.2.3/8", "tcp", "80"), "action=accept dst4=10.1.2.3/8 proto=tcp dstports=80-80"),
     (("accept", "example.org", "udp", "53-54"), "action=accept dsthost=example.org proto=udp dstports=53-54"),
     (("accept", "fd00::1", "icmp", "8"), "action=accept dst6=fd00::1/128 proto=icmp icmptype=8"),
     (("action=accept", "proto=tcp", "dstports=1"), "action=accept proto=tcp dstports=1-1"),

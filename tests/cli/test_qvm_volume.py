@@ -173,7 +173,7 @@ def test_import_and_revert(real: Connection, image: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(("words", "status"), [
-    (("info",), 2), (("info", "work"), 2), (("info", "work:"), 2), (("info", ":private"), 2), (("info", "work:a:b"), 2),
+    (("info",), 2), (("info", "work"), 2), (("info", "work:"), 1), (("info", ":private"), 1), (("info", "work:a:b"), 2),
     (("info", "nowhere:root"), 1), (("info", "work:gone"), 1), (("info", "a b:root"), 1),
     (("info", "work:private", "colour"), 1),
     (("config", "work:private", "size", "1"), 1), (("config", "work:private", "revisions_to_keep", "-2"), 1),

@@ -345,6 +345,7 @@ def test_run_with_a_local_command(qubesd: FakeQubesd, warden: FakeWarden, tmp_pa
 @pytest.mark.parametrize("words", [
     (), ("work",), ("--dispvm=work",), ("--service", "work", "a", "b"), ("--localcmd", "x", "work", "y"), ("-p", "--all", "x"),
     ("--exclude", "a", "work", "x"), ("-p", "--colour-output", "31", "work", "x"),
+    ("--colour-output", "31", "work", "x"),
 ])
 def test_run_wrong_usage(qubesd: FakeQubesd, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("qvm-run", *words) == 2
@@ -358,6 +359,12 @@ def test_run_wrong_usage(qubesd: FakeQubesd, words: tuple[str, ...], monkeypatch
 def test_run_hostile_words(qubesd: FakeQubesd, words: tuple[str, ...]) -> None:
     assert run("qvm-run", *words) == 1
     assert changes(qubesd) == []
+
+
+def test_run_that_never_ran_ends_as_no_common_command_does(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
+    qubesd.answers["admin.vm.Start"] = lambda _, __: admin.exception("QubesException", "no kernel to boot")
+    assert run("qvm-run", "work", "true") == 255
+    assert capsys.readouterr().err == "qvm-run: error: no kernel to boot\n"
 
 
 def test_run_does_not_start_what_it_may_not(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,17 @@ qvm-ls --tags personal
 qvm-ls --exclude-tags personal
 qvm-ls --pending-update
 qvm-ls --format nosuch
+qvm-ls --raw-l
+qvm-ls --raw
+qvm-ls --tree --raw-list
+qvm-ls --tree --raw-data
+qvm-ls --all dom0
+qvm-ls '@anyvm'
+qvm-ls 'a b'
+qvm-ls -O 'name, label'
+qvm-ls -O ''
+qvm-ls --prefs nosuch=1
+qvm-ls --features servicevm
 qvm-prefs app1
 qvm-prefs dom0
 qvm-prefs tpl
@@ -107,7 +118,14 @@ qvm-check --quiet app1
 qvm-check --all
 qvm-check --all --running
 qvm-check
+qvm-check '*'
+qvm-check 'a b'
 qvm-create
+qvm-create --class DispVM --template app1 --label red new
+qvm-create --class AdminVM --label red new
+qvm-create --label red --pool private new
+qvm-create --label red x-dm
+qvm-create --label red ''
 qvm-create --label red
 qvm-create new
 qvm-create --help-classes
@@ -122,6 +140,9 @@ qvm-create --label red --template tpl --root-copy-from /etc/hostname new
 qvm-clone nosuch new
 qvm-clone app1 app2
 qvm-clone app1
+qvm-clone app1 ''
+qvm-clone dom0 new
+qvm-clone -p private=nosuch app1 new
 qvm-clone app1 2new
 qvm-remove
 qvm-remove nosuch
@@ -138,18 +159,32 @@ qvm-shutdown app1
 qvm-shutdown --all --dry-run
 qvm-kill app1
 qvm-kill dom0
+qvm-kill --all
+qvm-start --install-windows-tools app1
+qvm-start --drive hd:x:y app1
 qvm-pause app1
 qvm-unpause app1
 qvm-unpause --all
 qvm-run nosuch true
 qvm-run --no-autostart app1 true
 qvm-run --all --exclude app1 true
+qvm-run app1 true
+qvm-run --dispvm=nosuch true
+qvm-run --dispvm=tpl true
+qvm-run --color-output 31 app1 true
+qvm-run --color-stderr 31 -n app1 true
+qvm-run -n dom0 true
 qvm-pool
 qvm-pool list
 qvm-pool drivers
 qvm-pool info linux-kernel
 qvm-pool info nosuch
 qvm-pool add new nosuch
+qvm-pool -l
+qvm-pool -i linux-kernel
+qvm-pool --help-drivers
+qvm-pool -a x
+qvm-pool set varlibqubes -o name=x
 qvm-volume
 qvm-volume list
 qvm-volume list app1
@@ -157,6 +192,13 @@ qvm-volume info app1:private
 qvm-volume info app1:private size
 qvm-volume info app1:nosuch
 qvm-volume info nosuch:private
+qvm-volume info app1:
+qvm-volume info :private
+qvm-volume info app1:private:x
+qvm-volume list -p nosuch
+qvm-volume resize app1:root 1G
+qvm-volume resize app1:kernel 1G
+qvm-volume clone app1:private nosuch:private
 qvm-volume config app1:private nosuch 1
 qvm-volume revert app1:private
 qvm-firewall app1
@@ -167,6 +209,10 @@ qvm-firewall app1 add nosuch
 qvm-firewall nosuch
 qvm-device block
 qvm-device block list app1
+qvm-device block attach nosuch dom0:sda
+qvm-device block attach app1 x
+qvm-device block info x
+qvm-device block assign --required --ask app1 dom0:sda
 qvm-device nosuch list
 qvm-device --list-device-classes
 qvm-device --list-classes
@@ -231,6 +277,8 @@ qvm-firewall {} add accept specialtarget=dns expire=4000000000 comment=resolver
 qvm-firewall {} del --rule-no 0
 qvm-firewall {} del accept proto=icmp icmptype=8
 qvm-firewall {} add accept dst4=300.1.1.1
+qvm-firewall {} add accept dsthost=192.0.2.1/24
+qvm-firewall {} add drop dst6=2001:db8::1/32
 qvm-firewall {} reset
 qvm-volume resize {}:private 3G
 qvm-volume resize {}:private 1G

@@ -13,7 +13,7 @@ from cloison.client.devices import Line
 from cloison.client.domains import DOM0, get_property, lines, list_qubes
 from cloison.devicetext import ANY, UNKNOWN_IDENTITY, Device, interface_matches, interfaces
 from cloison.errors import BadRequest, CloisonError, DeviceAlreadyAssigned, NoSuchProperty, NotPermitted, QubeNotFound
-from cloison.values import QubeName
+from cloison.values import InvalidValue, QubeName
 
 PROG = "qvm-device"
 _CLASSES = ("--list-device-classes", "--list-classes")
@@ -122,7 +122,10 @@ class Access:
 
     def chosen(self, text: str) -> tuple[Device, Line | None]:
         """The device that was typed, and what is known of it if it is there. Raises CloisonError, InvalidValue."""
-        backend, port, identity = devices.parse_device(text)
+        try:
+            backend, port, identity = devices.parse_device(text)
+        except InvalidValue as error:
+            tool.quit_usage(PROG, str(error))
         if backend != DOM0:
             QubeName(backend)
         try:
@@ -215,7 +218,7 @@ def _options(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _attach(args: argparse.Namespace, access: Access) -> None:
-    dest, (device, line) = _dest(args), access.chosen(args.device)
+    dest, (device, line) = _dest(args, access), access.chosen(args.device)
     if line is None:
         raise access.not_exposed(device)
     options = _options(args) | ({"force": "yes"} if args.force else {})
@@ -234,7 +237,7 @@ def _attach(args: argparse.Namespace, access: Access) -> None:
 
 
 def _detach(args: argparse.Namespace, access: Access) -> None:
-    dest = _dest(args)
+    dest = _dest(args, access)
     pattern, line = access.chosen(args.device) if args.device else (None, None)
     if pattern is not None and pattern.port != ANY:
         # What is no longer plugged in may still be attached: then any device at that port is meant.
@@ -248,8 +251,11 @@ def _detach(args: argparse.Namespace, access: Access) -> None:
     return None
 
 
-def _dest(args: argparse.Namespace) -> str:
-    return DOM0 if args.name == DOM0 else tool.qube_name(args.name)
+def _dest(args: argparse.Namespace, access: Access) -> str:
+    """Raises NoName, or QubeNotFound: which device is meant is asked after that."""
+    dest = DOM0 if args.name == DOM0 else tool.qube_name(args.name)
+    list_qubes(access.connection, dest)
+    return dest
 
 
 # -- assign, unassign ------------------------------------------------------------------------------------------------------
@@ -269,7 +275,7 @@ def _narrowed(args: argparse.Namespace, device: Device) -> Device:
 
 
 def _assign(args: argparse.Namespace, access: Access) -> None:
-    dest, (device, line) = _dest(args), access.chosen(args.device)
+    dest, (device, line) = _dest(args, access), access.chosen(args.device)
     if line is None and not args.only_port and device.identity == UNKNOWN_IDENTITY:
         raise access.not_exposed(device)
     pattern, options = _narrowed(args, device), _options(args)
@@ -307,7 +313,7 @@ def _hint(access: Access, dest: str, device: Device, done: str, command: str, *,
 
 
 def _unassign(args: argparse.Namespace, access: Access) -> None:
-    dest = _dest(args)
+    dest = _dest(args, access)
     if args.device:
         patterns = [_narrowed(args, access.chosen(args.device)[0])]
     else:

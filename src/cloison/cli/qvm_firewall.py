@@ -116,14 +116,14 @@ def _canonical(rule: Rule) -> Rule:
 
 
 def _destination(host: str) -> Rule:
-    """Everything is no restriction, so it is left out."""
+    """Everything is no restriction, so it is left out. The address stays as typed, bits beyond the prefix included."""
     import ipaddress
 
     try:
-        network = ipaddress.ip_network(host, strict=False)
+        address = ipaddress.ip_interface(host)
     except ValueError:
         return {"dsthost": host}
-    return {f"dst{network.version}": str(network)} if network.prefixlen else {}
+    return {f"dst{address.version}": str(address)} if address.network.prefixlen else {}
 
 
 def parse_line(line: str) -> Rule:

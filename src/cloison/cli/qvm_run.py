@@ -17,15 +17,17 @@ from typing import NamedTuple
 
 from cloison.cli import progress, tool
 from cloison.client import qrexec
-from cloison.client.connection import Connection
+from cloison.client.connection import Connection, NoDaemon
 from cloison.client.disposables import Disposable
 from cloison.client.domains import DOM0, Qube, feature, get_property, list_qubes
 from cloison.client.local import Local
+from cloison.errors import CloisonError
 from cloison.values import InvalidValue
 from cloison.wire.qrexec import MAX_COMMAND
 
 PROG = "qvm-run"
 RED = "31"
+NEVER_RAN = 255                          # exit status when the command could not be run; its own may be the same, as with ssh
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+,.-]{0,63}")
 _SERVICE = re.compile(r"[A-Za-z0-9_.-]{1,255}(\+[A-Za-z0-9_.+-]*)?")
 _COLOUR = re.compile(r"[0-9]{1,3}(;[0-9]{1,3})*")
@@ -161,20 +163,24 @@ def encode_words(words: Sequence[str]) -> str:
 
 def run(args: argparse.Namespace, connection: Connection) -> int:
     name, job = _job(args)
+    qube = None if args.dispvm is not None or args.all_qubes else list_qubes(connection, tool.qube_name(name))[name]
+    base = args.dispvm if args.dispvm in (None, DOM0) else tool.qube_name(args.dispvm)
+    exclude = [tool.qube_name(text) for text in args.exclude]
     verbose = tool.verbosity(args) - bool(args.passio) > 0
     with _coloured(args) as output:
-        if args.dispvm is not None:
-            base = args.dispvm if args.dispvm == DOM0 else tool.qube_name(args.dispvm)
-            quiet = tool.verbosity(args) < 1
-            with Disposable(connection, base, lambda lease: progress.wait(lease, "disposable", quiet=quiet)) as disposable:
-                return _run_in(connection, args, job, output, [disposable.name], verbose=verbose)
-        if args.all_qubes:
-            names = _running(connection, [tool.qube_name(text) for text in args.exclude])
-            return _run_in(connection, args, job, output, names, verbose=verbose)
-        qube = list_qubes(connection, tool.qube_name(name))[name]
-        if not _make_ready(connection, qube, autostart=args.autostart, verbose=verbose):
-            return 1
-        return _run_in(connection, args, job, output, [name], verbose=verbose)
+        try:
+            if base is not None:
+                quiet = tool.verbosity(args) < 1
+                with Disposable(connection, base, lambda lease: progress.wait(lease, "disposable", quiet=quiet)) as disposable:
+                    return _run_in(connection, args, job, output, [disposable.name], verbose=verbose)
+            if qube is None:
+                return _run_in(connection, args, job, output, _running(connection, exclude), verbose=verbose)
+            if not _make_ready(connection, qube, autostart=args.autostart, verbose=verbose):
+                return 1
+            return _run_in(connection, args, job, output, [name], verbose=verbose)
+        except CloisonError as error:
+            status = tool.report(PROG, error)
+            return status if isinstance(error, NoDaemon) else NEVER_RAN
 
 
 def _running(connection: Connection, exclude: Sequence[str]) -> list[str]:
@@ -246,14 +252,14 @@ def _wait_for_session(connection: Connection, name: str) -> None:
 @contextlib.contextmanager
 def _coloured(args: argparse.Namespace) -> Iterator[qrexec.Ends]:
     """Our ends of the streams. What a qube says is coloured while it does, and can't drive a terminal (QSB-013b)."""
-    if not args.passio:
-        yield qrexec.Ends()
-        return
     stdout, stderr = os.isatty(1), os.isatty(2)
     filtered = stdout if args.filter_esc is None else args.filter_esc
     colour = args.color_output if args.color_output is not None else RED if filtered else ""
     if colour and not filtered:
         tool.quit_usage(PROG, "--colour-output must be used with --filter-escape-chars")
+    if not args.passio:
+        yield qrexec.Ends()
+        return
     error_colour = args.color_stderr if args.color_stderr is not None else RED if stderr else ""
     for text in (colour, error_colour):
         if text and not _COLOUR.fullmatch(text):

@@ -14,6 +14,7 @@ from cloison.errors import CloisonError
 from cloison.values import InvalidValue
 
 PROG = "qvm-start"
+_WINDOWS_TOOLS = "cdrom:dom0:/usr/lib/qubes/qubes-windows-tools.iso"
 TCG_WARNING = "warning: this machine runs qubes without KVM (TCG): a qube is NOT a security boundary here; see cloison doctor"
 
 
@@ -35,6 +36,8 @@ def parser() -> tool.Parser:
                        "hd: before it makes it a disk, cdrom: a CD (default)")
     drive.add_argument("--hddisk", metavar="DRIVE", dest="drive", type="hd:{}".format, help="the same as --drive hd:DRIVE")
     drive.add_argument("--cdrom", metavar="DRIVE", dest="drive", type="cdrom:{}".format, help="the same as --drive cdrom:DRIVE")
+    drive.add_argument("--install-windows-tools", dest="drive", action="store_const", const=_WINDOWS_TOOLS,
+                       help=f"the same as --drive {_WINDOWS_TOOLS}")
     return result
 
 

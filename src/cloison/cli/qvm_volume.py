@@ -109,7 +109,7 @@ def parse_size(text: str) -> int:
 def _chosen(text: str, connection: Connection) -> tuple[str, str]:
     """Qube and volume, both there."""
     qube, colon, volume = text.partition(":")
-    if not colon or not qube or not volume or ":" in volume:
+    if not colon or ":" in volume:
         tool.quit_usage(PROG, f"expected a qube and a volume such as work:private, not {text!r}")
     dest = qube if qube == DOM0 else QubeName(qube)
     try:
