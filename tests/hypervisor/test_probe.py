@@ -89,14 +89,21 @@ def test_a_flood_of_output_ends(kernel: Path, fake: Fake) -> None:
 
 
 def test_verdict_is_kept_until_the_kernel_changes(paths: Paths, kernel: Path, device: str, fake: Fake) -> None:
-    fake(ENDS)
+    fake(RUNS)
     first = probe.probe(paths, device=device)
     qemu = os.path.join(os.path.dirname(device), "programs", "qemu-system-x86_64")
     before = os.stat(qemu)
-    fake(RUNS)
+    fake(ENDS)
     os.utime(qemu, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert probe.probe(paths, device=device) == first
     os.utime(kernel / "vmlinuz", ns=(1, 1))
+    assert probe.probe(paths, device=device).kvm is Kvm.FAILS
+
+
+def test_what_ended_early_is_tried_again(paths: Paths, kernel: Path, device: str, fake: Fake) -> None:
+    fake(ENDS)
+    assert probe.probe(paths, device=device).kvm is Kvm.FAILS
+    fake(RUNS)
     assert probe.probe(paths, device=device).kvm is Kvm.WORKS
 
 

@@ -5,6 +5,7 @@ Safe to run again: it makes what is missing, uses what is there, and touches onl
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import time
 from typing import Any
 
 from cloison.cli import tool
+from cloison.client.aio import Connection
 from cloison.errors import CloisonError
 
 TEMPLATE = "debian-12"
 DISPOSABLE_TEMPLATE = "default-dvm"
 QUBES = (("work", "blue"), ("untrusted", "red"))
 NOTE = "demo-note"
+GONE_LIMIT = 60     # seconds
 
 
 class DemoFailed(CloisonError):
@@ -78,7 +81,22 @@ def _disposable() -> None:
     found = _get("qvm-run", "--dispvm", "-p", f"hostname; id -un; cat ~/{NOTE} /etc/{NOTE} 2>/dev/null || echo no note here")
     tool.say(found)
     _expect(found.endswith("no note here"), "it sees neither note")
-    _expect(not any(name.startswith("disp") for name in _qubes() - {DISPOSABLE_TEMPLATE}), "and it is gone")
+    disposable = found.split("\n", 1)[0]
+    try:
+        asyncio.run(_gone(disposable))      # the tool does not wait for the cleaning up
+    except TimeoutError:
+        raise DemoFailed(f"{disposable} is still there {GONE_LIMIT} s after its program ended") from None
+    _expect(disposable not in _qubes(), "and it is gone")
+
+
+async def _gone(name: str) -> None:
+    """Wait until a qube is no more. Raises TimeoutError."""
+    async with asyncio.timeout(GONE_LIMIT), Connection().events() as events:
+        if name not in _qubes():
+            return
+        async for event in events:
+            if event.event == "domain-delete" and ("vm", name) in event.pairs:
+                return
 
 
 # -- running our own tools -------------------------------------------------------------------------------------------------

@@ -162,7 +162,8 @@ def _recent(name: str, program: str, package: str, *, oldest: tuple[int, int], o
 
 _NAMESPACES_ADVICE = """\
 Allow user namespaces: sudo sysctl kernel.unprivileged_userns_clone=1 (Debian), user.max_user_namespaces above 0,
-or kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu). In a container, run it with user namespaces allowed."""
+or kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu). In a container, run it with user namespaces allowed and an
+unmasked /proc (podman: --security-opt unmask=ALL)."""
 
 
 def _try(argv: list[str]) -> str | None:
@@ -175,10 +176,14 @@ def _try(argv: list[str]) -> str | None:
 
 
 def _sandbox() -> Check:
-    failure = _try([find("bwrap"), "--unshare-all", "--ro-bind", "/", "/", "--cap-drop", "ALL", find("true")])
+    # With a /proc of its own, as each qube's box has: in a container whose /proc is masked, namespaces work and this doesn't.
+    failure = _try([
+        find("bwrap"), "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev",
+        "--cap-drop", "ALL", find("true"),
+    ])
     if failure:
-        return Check("sandbox", "fail", f"this user can't make namespaces: {failure}.", _NAMESPACES_ADVICE)
-    return Check("sandbox", "ok", "this user can make namespaces.")
+        return Check("sandbox", "fail", f"this user can't make the namespaces a qube runs in: {failure}.", _NAMESPACES_ADVICE)
+    return Check("sandbox", "ok", "this user can make the namespaces a qube runs in.")
 
 
 def _subordinate_ids(root: str, user: str) -> Check:

@@ -2,7 +2,8 @@
 
 Opening `/dev/kvm` proves nothing: nested set-ups exist where the device opens and every stock kernel hangs. A verdict costs
 seconds where KVM hangs, so it is kept for as long as nothing that shapes it changes (host kernel, its boot, QEMU, CPU,
-guest kernel).
+guest kernel). That QEMU ended early is known at once and may have causes mended without any of these changing, a sandbox
+that can't be built for one; so that is not kept.
 """
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def probe(paths: Paths, *, device: str = DEVICE) -> Verdict:
         known = _cached(paths, key)
         if known is None:
             known = run_guest(folder, "kvm", SECONDS)
-            _remember(paths, key, known)
+            if known.kvm in (Kvm.WORKS, Kvm.HANGS):
+                _remember(paths, key, known)
     except (OSError, HostError) as error:
         return Verdict(Kvm.FAILS, f"the probe could not run: {error}")
     return known
