@@ -8,6 +8,8 @@ pytestmark = pytest.mark.boot
 
 SEEN = 'echo "$XDG_RUNTIME_DIR $(stat -c %U:%a "$XDG_RUNTIME_DIR") $(ulimit -Sn) $(cat /proc/self/oom_score_adj)"'
 
+PLAIN = ["HOME", "LANG", "LOGNAME", "PATH", "PWD", "QREXEC_AGENT_PID", "SHELL", "SHLVL", "USER", "_"]    # some are the shell's
+
 
 def keeper(place: Place, user: str) -> str:
     """The process id of that user's."""
@@ -19,6 +21,17 @@ def test_calls_are_in_their_users_session(work: Place) -> None:
     assert work.sh("work", "loginctl --no-legend list-sessions | wc -l") == b"1\n"
     assert work.sh("work", "cat /proc/$QREXEC_AGENT_PID/oom_score_adj; ulimit -Sn", user="root") == b"-900\n1024\n"
     assert work.sh("work", "ls /run/cloison/sessions") == b"root\nuser\n"
+
+
+@pytest.mark.parametrize("user", ["user", "root"])
+def test_a_program_inherits_nothing_of_the_agents(work: Place, user: str) -> None:
+    """Neither its place before others (nice -10) nor its shelter, no signal's handling, no descriptor, no variable."""
+    assert work.sh("work", "nice; cat /proc/self/oom_score_adj", user=user) == b"0\n0\n"
+    assert work.sh("work", "nice -n -5 true 2>/dev/null && echo may || echo may not", user="user") == b"may not\n"
+    assert work.sh("work", "grep -E 'Sig(Blk|Ign)' /proc/self/status | cut -f2 | sort -u", user=user) == b"0" * 16 + b"\n"
+    assert work.sh("work", "exec ls /proc/self/fd", user=user) == b"0\n1\n2\n3\n"          # 3: the folder that ls reads
+    assert work.sh("work", "env | cut -d= -f1 | grep -v ^XDG_ | sort", user=user).decode().split() == PLAIN
+    assert b"-10\n" == work.sh("work", "ps -o ni= -p $QREXEC_AGENT_PID | tr -d ' '", user=user)
 
 
 def test_so_are_those_of_a_disposable(work: Place) -> None:

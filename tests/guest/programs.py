@@ -57,6 +57,10 @@ class Bin:
     def calls(self) -> list[list[str]]:
         return [eval(line) for line in self._calls.read_text().splitlines()] if self._calls.exists() else []  # noqa: S307 our own
 
+    def noted(self) -> str:
+        """What programs of the test's own wrote to the file of calls."""
+        return self._calls.read_text()
+
     def environment(self, **extra: str) -> dict[str, str]:
         return {"PATH": f"{self.folder}:{os.environ['PATH']}", "CALLS": str(self._calls), "HOME": str(self._home),
                 "LC_ALL": "C.UTF-8", "XDG_RUNTIME_DIR": str(self._home), **extra}

@@ -82,6 +82,38 @@ def test_wait_for_session_ends_when_that_user_has_one(tmp_path: Path) -> None:
         assert waiting.wait(PATIENCE) == 0
 
 
+# -- qubes.SyncNtpClock ----------------------------------------------------------------------------------------------------
+
+
+def time_programs(bin: Bin, on: str) -> None:
+    """`systemctl` says that this unit is on, and each program notes its words and succeeds."""
+    bin.add("systemctl", f'#!/bin/sh\necho "systemctl $*" >> "$CALLS"\n[ "$2" != is-enabled ] || [ "$3" = {on}.service ]\n')
+    for name in ("chronyc", "timeout", "rm"):
+        bin.add(name, f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n')
+
+
+@pytest.mark.parametrize(("on", "last"), [
+    ("chrony", "chronyc makestep"), ("systemd-timesyncd", "timeout 30 /usr/lib/systemd/systemd-time-wait-sync"),
+])
+def test_sync_ntp_clock_asks_what_keeps_the_time_here(bin: Bin, on: str, last: str) -> None:
+    time_programs(bin, on)
+    assert script(bin, "qubes.SyncNtpClock").returncode == 0
+    assert bin.noted().splitlines()[-1] == last
+
+
+def test_sync_ntp_clock_fails_where_nothing_keeps_the_time(bin: Bin) -> None:
+    time_programs(bin, "none")
+    result = script(bin, "qubes.SyncNtpClock")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert b"neither chrony nor systemd-timesyncd" in result.stderr
+
+
+def test_sync_ntp_clock_fails_when_no_server_answers(bin: Bin) -> None:
+    time_programs(bin, "chrony")
+    bin.add("chronyc", "#!/bin/sh\n[ $1 != waitsync ]\n")
+    assert script(bin, "qubes.SyncNtpClock").returncode == 1
+
+
 # -- reading ---------------------------------------------------------------------------------------------------------------
 
 

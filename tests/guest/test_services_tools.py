@@ -41,7 +41,7 @@ def test_copy_to_vm_names_the_target(bin: Bin) -> None:
     result = bin.run(TOOLS + "copy", "qvm-copy-to-vm", "--without-progress", "other", "f/", SERVICE=receiver(bin))
     assert result.returncode == 0
     assert bin.calls() == [["--use-stdin-socket", "--", "other", "qubes.Filecopy"]]
-    assert b"qvm-copy asks for the destination only once" in result.stderr
+    assert b"the host may ask for the destination again" in result.stderr
 
 
 def test_move_removes_what_has_arrived(bin: Bin) -> None:

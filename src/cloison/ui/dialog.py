@@ -39,6 +39,7 @@ _MARGIN = 16
 _ROWS = 7                 # targets that are seen without scrolling
 _ENTER = (Qt.Key.Key_Return, Qt.Key.Key_Enter)
 _TARGET = Qt.ItemDataRole.UserRole
+_FOUND_BY = Qt.ItemDataRole.UserRole + 1
 _PURPOSES = {
     "qubes.ClipboardPaste": "paste the clipboard's text into",
     "qubes.Filecopy": "copy files to",
@@ -65,14 +66,14 @@ def _order(target: str) -> tuple[bool, bool, str]:
 class QuestionDialog(QDialog):
     """`answer` is the chosen target once it was accepted, else None."""
 
-    def __init__(self, question: wire.Question, shades: Mapping[str, str]) -> None:
+    def __init__(self, question: wire.Question, shades: Mapping[str, str], arming: int = ARMING) -> None:
         super().__init__(None, Qt.WindowType.Window | Qt.WindowType.WindowStaysOnTopHint)
         self.answer: str | None = None
         self._question, self._shades = question, shades
         self._armed = False
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(ARMING)
+        self._timer.setInterval(arming)
         self._timer.timeout.connect(self._arm)
         self._filter, self._list = QLineEdit(), QListView()
         self._allow, self._deny = QPushButton("&Allow"), QPushButton("&Deny")
@@ -93,9 +94,11 @@ class QuestionDialog(QDialog):
             shade = self._shades.get(target, UNKNOWN)
             item = QStandardItem(square(shade, disposable=target.startswith("@dispvm")), _shown(target))
             item.setData(target, _TARGET)
+            item.setData(f"{_shown(target)} {target}", _FOUND_BY)
             item.setEditable(False)
             items.appendRow(item)
         self._model.setSourceModel(items)
+        self._model.setFilterRole(_FOUND_BY)
         self._model.setFilterCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
         self._list.setModel(self._model)
         self._list.setIconSize(QSize(20, 20))
@@ -273,7 +276,7 @@ def _service(question: wire.Question) -> str:
     return shown if len(shown) <= 160 else f"{shown[:157]}..."
 
 
-def main() -> int:
+def main(arming: int = ARMING) -> int:
     line = sys.stdin.buffer.readline(MAX_INPUT)
     order = json.loads(line)
     question = wire.parse(order["request"].encode("ascii"))
@@ -282,7 +285,7 @@ def main() -> int:
     application = QApplication(["cloison-ask"])
     application.setStyle("Fusion")
     application.setFont(QFont("Sans Serif"))
-    dialog = QuestionDialog(question, order["colours"])
+    dialog = QuestionDialog(question, order["colours"], arming)
     gone = QSocketNotifier(0, QSocketNotifier.Type.Read)
     gone.activated.connect(dialog.reject)
     dialog.show()

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         return _usage(prog, 1)
     target = words.pop(0) if named else _DEFAULT
     if named:
-        print(f"{prog}: {prog.removesuffix('-to-vm')} asks for the destination only once: in the host's dialog", file=sys.stderr)
+        print(f"{prog}: the host may ask for the destination again; {prog.removesuffix('-to-vm')} needs none", file=sys.stderr)
     return copy(prog, target, [os.fsencode(word) for word in words], show=show, ignore_links=ignore_links, move=move)
 
 
