@@ -15,6 +15,7 @@ SIZE = (1000, 800)
 SHADES = {"untrusted": "#cc0000", "work": "#3465a4", "vault": "#000000", "@dispvm:dvm": "#f57900", "dom0": "#000000"}
 ALLOWED = "#2C7A3F"       # of the button, when it can be pressed
 WAITING = "#E4E2DF"       # and when not
+ARMING = 1000             # milliseconds of quiet focus before it can be pressed
 
 
 class Display:
@@ -114,11 +115,12 @@ def question(*targets: str, default: str = "") -> wire.Question:
 
 
 @contextmanager
-def asking(shown: Display, asked: wire.Question) -> Iterator[Dialog]:
+def asking(shown: Display, asked: wire.Question, arming: int = ARMING) -> Iterator[Dialog]:
     """The dialog's process, with the focus in its window."""
     order = {"request": wire.encode_question(asked).decode(), "colours": SHADES}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "cloison.ui.dialog"], env=shown.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [sys.executable, "-P", "-c", f"from cloison.ui.dialog import main; main({arming})"],
+        env=shown.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(order).encode() + b"\n")
