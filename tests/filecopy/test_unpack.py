@@ -14,6 +14,7 @@ import pytest
 from tests.filecopy.support import SOURCE, answer_of, ended, file, folder, link, receive, unpacker
 
 from cloison.qrexec.filecopy import unpack
+from cloison.runtime import inotify
 from cloison.wire import filecopy as wire
 
 
@@ -125,11 +126,9 @@ def test_qsb_014_a_folder_moved_out_under_us(place: Path, tmp_path: Path) -> Non
 
 def wait_for(path: Path) -> None:
     """Until it is there."""
-    parent = path.parent
-    while not parent.exists():
-        os.sched_yield()
-    while not path.exists():
-        os.sched_yield()
+    if not path.parent.exists():
+        wait_for(path.parent)
+    assert inotify.wait_for(str(path))
 
 
 def test_an_existing_file_is_never_overwritten(place: Path) -> None:

@@ -88,7 +88,7 @@ RPC = "DEFAULT:QUBESRPC {} dom0"
     ([f"{USER}:kill -9 $$"], b"", (137, b"", b"")),
     (["-l", "exec >&-; cat >&2; exit 9", RPC.format("test.Cat")], b"", (9, b"", b"")),
     (["-l", "echo from here; exec >&-; cat >&2; exit 9", RPC.format("test.Cat")], b"", (9, b"", b"from here\n")),
-    (["-l", "echo $QREXEC_REMOTE_DOMAIN; cat >&2", RPC.format("test.Both")], b"", (3, b"", b"e\x1brr\no\x1but\n")),
+    (["-l", "cat >&2; echo $QREXEC_REMOTE_DOMAIN >&2", RPC.format("test.Both")], b"", (3, b"", b"e\x1brr\no\x1but\nwork\n")),
 ])
 def test_calls(folder: Path, words: list[str], stdin: bytes, outcome: Outcome) -> None:
     async def work(_qube: Qube) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.patience import PATIENCE
 
 from cloison.qrexec.qube import client_vm
+from cloison.runtime import inotify
 from cloison.wire import qrexec
 from cloison.wire.qrexec import STDIN, Data
 
@@ -208,14 +209,7 @@ def test_the_channel_is_listened_for_where_vchans_are_sockets(place: Place) -> N
     place.start("work", "test.S", VCHAN_SOCKET_DIR=str(place.folder), VCHAN_DOMAIN="42")
     place.agent.sendall(qrexec.PARAMS.pack(43, 520))
     path = place.folder / "vchan.42.43.520.sock"
-    from cloison.runtime.inotify import CREATE, MOVED_TO, Watch
-
-    watch = Watch(str(place.folder), CREATE | MOVED_TO)
-    import select
-
-    while not path.exists():
-        select.select([watch], [], [], 0.2)
-    watch.close()
+    assert inotify.wait_for(str(path))
     with socket.socket(socket.AF_UNIX) as stream:
         stream.settimeout(PATIENCE)
         stream.connect(str(path))
