@@ -45,3 +45,24 @@ def test_a_path_that_is_gone_already_is_no_error_at_the_end(tmp_path: Path) -> N
         listener.close()
 
     asyncio.run(run())
+
+
+def test_who_comes_during_a_pause_is_handed_over_after_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+
+    async def run() -> None:
+        came: asyncio.Queue[socket.socket] = asyncio.Queue()
+        listener = Listener(path, 4, came.put_nowait)
+        listener.pause()
+        listener.pause()
+        with unix.connect(path), unix.connect(path):
+            await asyncio.to_thread(lambda: None)    # a turn of the loop that looks at its descriptors
+            assert came.empty()
+            listener.resume()
+            listener.resume()
+            for _ in range(2):
+                (await asyncio.wait_for(came.get(), PATIENCE)).close()
+        listener.pause()
+        listener.close()
+
+    asyncio.run(run())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.qrexec.served_qube import USER, XID, Qube, Result
-from tests.runtime.ports import News
+from tests.runtime.ports import PATIENCE, News
 
 from cloison.client import qrexec as client
 from cloison.errors import QubeNotRunning
@@ -477,6 +477,68 @@ def test_triggers_without_end_from_an_agent_that_reads_nothing(tmp_path: Path) -
         control.send(AGENT_HELLO + TRIGGER * (3 * MEGABYTE // 32))
         await qube.host.until(lambda: bool(qube.host.reasons))
         assert qube.violations == ["calls without end, and no answer is read"]
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+def test_a_guest_that_is_not_heard_for_a_while_waits_with_all_it_has_to_say(tmp_path: Path, services: Path) -> None:
+    """It gets no credit, so what this process holds of it is bounded; calls into it go on."""
+    async def work(qube: Qube) -> None:
+        heard: list[qrexec.Trigger] = []
+        qube.daemon.asked = heard.append
+        qube.daemon.pace = lambda: PATIENCE
+        control = await qube.scripted_control()
+        count = 2 * WINDOW // len(TRIGGER)
+        control.send(AGENT_HELLO + TRIGGER * count)
+        with qube.caller("test.Cat") as caller:
+            assert await caller.request() is not None
+            qube.guest.recorder(Address(0, XID, 513)).send(b"all the same")
+            assert await asyncio.get_running_loop().sock_recv(caller.data, 64) == b"all the same"
+        assert len(heard) == 1 and len(control.to_send) >= count * len(TRIGGER) - WINDOW
+        assert qube.violations == []
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+def test_nothing_is_lost_or_out_of_turn_when_a_guest_is_heard_bit_by_bit(tmp_path: Path) -> None:
+    async def work(qube: Qube) -> None:
+        heard: list[bytes] = []
+        qube.daemon.asked = lambda trigger: heard.append(trigger.request_id)
+        qube.daemon.pace = lambda: 0.0 if len(heard) % 100 else 0.001
+        control = await qube.scripted_control()
+        idents = [qrexec.request_id(f"SOCKET{number}") for number in range(3 * WINDOW // len(TRIGGER))]
+        control.send(AGENT_HELLO + b"".join(qrexec.trigger_service4("", "dom0", ident, "test.Cat") for ident in idents))
+        await control.until(lambda: not control.to_send)
+        control.send(qrexec.trigger_service4("", "dom0", qrexec.request_id("last"), "+"))      # refused by the daemon itself
+        await control.until(lambda: control.got.endswith(qrexec.service_refused(qrexec.request_id("last"))))
+        assert heard == idents and qube.violations == []
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+@pytest.mark.parametrize("end", ["agent", "daemon"])
+def test_what_a_guest_said_is_nothing_when_its_channel_has_ended_while_it_waited(tmp_path: Path, end: str) -> None:
+    async def work(qube: Qube) -> None:
+        heard: list[qrexec.Trigger] = []
+
+        def asked(trigger: qrexec.Trigger) -> None:
+            heard.append(trigger)
+            qube.host.tell()
+
+        qube.daemon.asked = asked
+        qube.daemon.pace = lambda: 0.001
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO + TRIGGER * 2)
+        await qube.host.until(lambda: bool(heard))
+        if end == "agent":
+            control.port.close(control.channel)
+            await qube.guest.until(lambda: qube.control is not control)      # the daemon waits for a new one
+        else:
+            qube.daemon.close()
+        passed = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.002, passed.set_result, None)
+        await passed
+        assert len(heard) == 1 and qube.violations == []
 
     with_qube(tmp_path, work, scripted=True)
 

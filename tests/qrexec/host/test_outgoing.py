@@ -16,7 +16,7 @@ from tests.qrexec.served_qube import USER, Qube, Result
 from tests.runtime.ports import PATIENCE, News, Recorder
 
 from cloison.qrexec.call_log import CallLog
-from cloison.qrexec.host.budget import Budget
+from cloison.qrexec.host.budget import BURST, CROWD_BURST, Budget
 from cloison.qrexec.host.outgoing import AT_ONCE, MAX_ASKING, MAX_PENDING, Host, Outgoing
 from cloison.runtime.port import Handler
 from cloison.wire import admin, qrexec
@@ -194,10 +194,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 def with_caller(
     place: Place, work: Callable[[Caller], Awaitable[None]], *, policy: bool = True, at_once: float = AT_ONCE,
+    behind: Callable[[float], None] = lambda _seconds: None,
 ) -> None:
     async def run() -> None:
         with Qube(place.folder, "work", A, scripted=True) as qube:
-            outgoing = Outgoing(qube.daemon, place.host, Budget(), at_once=at_once)
+            outgoing = Outgoing(qube.daemon, place.host, Budget(), behind=behind, at_once=at_once)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
@@ -686,3 +687,56 @@ def test_whatever_an_agent_says_costs_it_its_channels_at_most(place: Place, mess
                 assert await other.request() is not None
 
     with_caller(place, work, policy=False)
+
+
+# -- a flood ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_qube_that_floods_goes_after_others_and_one_that_calls_in_turn_does_not(place: Place) -> None:
+    """Calls that stay open, as fast as they can be asked for; then the same number, one after the other."""
+    place.policy = allow("dom0")
+    behind: list[float] = []
+
+    async def flood(caller: Caller) -> None:
+        decided = asyncio.Event()
+        place.deny_after(decided)
+        async with place.server:
+            for number in range(2 * CROWD_BURST):
+                caller.ask("test.Cat", ident=f"SOCKET{number}")
+            caller.ask("+", ident="SOCKET1000")      # refused by the daemon itself, after it has dealt with all the others
+            assert await caller.answer() == qrexec.ServiceRefused(qrexec.request_id("SOCKET1000"))
+            assert behind and all(seconds > 0 for seconds in behind)
+            decided.set()
+            for _ in range(2 * CROWD_BURST):
+                assert isinstance(await caller.answer(), qrexec.ServiceRefused)
+
+    async def in_turn(caller: Caller) -> None:
+        for number in range(2 * CROWD_BURST):
+            assert await caller.call("test.Missing", ident=f"SOCKET{number}") == Result(b"", b"", 127)
+        assert behind == []
+
+    with_caller(place, in_turn, behind=behind.append)
+    with_caller(place, flood, policy=False, behind=behind.append)
+
+
+def test_a_qube_that_asks_at_full_speed_waits_itself_and_is_refused_nothing(place: Place) -> None:
+    """Beyond what it may ask for at once, its requests wait in it, and all are answered in the end."""
+    place.policy = allow("dom0")
+
+    async def work(caller: Caller) -> None:
+        for number in range(BURST + 20):
+            caller.ask("test.Missing", ident=f"SOCKET{number}")
+            if number % 100 == 99:               # no more than may wait
+                for _ in range(100):
+                    await end(caller)
+        for _ in range(20):
+            await end(caller)
+
+    async def end(caller: Caller) -> None:
+        answer = await caller.answer()
+        assert isinstance(answer, qrexec.ServiceConnect)
+        assert await caller.expect(answer.domain, answer.port).result(b"") == Result(b"", b"", 127)
+        del caller.channels[answer.domain, answer.port]
+        caller.control.send(qrexec.connection_terminated(answer.domain, answer.port))
+
+    with_caller(place, work)

@@ -10,6 +10,7 @@ from tests.patience import PATIENCE
 from tests.runtime.ports import Recorder, Side, Wire
 
 from cloison.qrexec.qube.agent import ControlChannel
+from cloison.qrexec.qube.trigger import MAX_UNANSWERED
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 
@@ -120,5 +121,64 @@ def test_back_pressure_goes_through(tmp_path: Path) -> None:
         assert bytes(got) == data
         for each in (program, channel, *other):
             each.close()
+
+    run(tmp_path, talk)
+
+
+def test_while_many_requests_have_no_answer_nobody_else_is_heard_and_nobody_is_turned_away(tmp_path: Path) -> None:
+    """Whether their programs have waited or not: a flood of calls that nobody waits for stops in `connect`."""
+    async def talk(qube: Qube) -> None:
+        loop = asyncio.get_running_loop()
+        request = qrexec.trigger_service4("", "dom0", qrexec.request_id("SOCKET"), "test.S")
+
+        async def program() -> socket.socket:
+            stream = socket.socket(socket.AF_UNIX)
+            stream.setblocking(False)
+            await loop.sock_connect(stream, qube.path)
+            await loop.sock_sendall(stream, request)
+            return stream
+
+        idents, waiting = [], []
+        for number in range(MAX_UNANSWERED):
+            stream = await program()
+            said = await qube.said()
+            assert isinstance(said, qrexec.Trigger)
+            idents.append(said.request_id)
+            if number % 2:
+                stream.close()                   # without waiting for the answer
+            else:
+                waiting.append(stream)
+        late = await program()
+        for _ in range(3):                       # the agent has turned to all that came, and has not heard the late one
+            qube.daemon.send(qrexec.service_connect(PEER, PORT, qrexec.request_id("nobody")))
+            assert await qube.said() == qrexec.Terminated(PEER, PORT)
+        qube.daemon.send(qrexec.service_refused(idents[-2]))
+        assert await loop.sock_recv(waiting[-1], 8) == b""
+        said = await qube.said()
+        assert isinstance(said, qrexec.Trigger)  # the late one's, now that there is room
+        qube.daemon.send(qrexec.service_connect(PEER, PORT, idents[-1]))
+        assert await qube.said() == qrexec.Terminated(PEER, PORT)
+        qube.daemon.send(qrexec.service_refused(said.request_id))
+        assert await loop.sock_recv(late, 8) == b""
+        for each in (late, *waiting):
+            each.close()
+
+    run(tmp_path, talk)
+
+
+def test_a_daemon_that_goes_owes_no_answers(tmp_path: Path) -> None:
+    async def talk(qube: Qube) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(MAX_UNANSWERED):
+            with socket.socket(socket.AF_UNIX) as stream:
+                stream.setblocking(False)
+                await loop.sock_connect(stream, qube.path)
+                await loop.sock_sendall(stream, qrexec.trigger_service4("", "dom0", qrexec.request_id("SOCKET"), "test.S"))
+                assert isinstance(await qube.said(), qrexec.Trigger)
+        qube.host.port.close(qube.daemon.channel)
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.setblocking(False)
+            await loop.sock_connect(stream, qube.path)
+            assert await loop.sock_recv(stream, 8) == b""
 
     run(tmp_path, talk)

@@ -33,6 +33,6 @@ class Budget:
 
     def request(self, now: float, open_calls: int) -> Cost:
         """Another request, beside so many calls that are not over. `now`: seconds, monotonic."""
-        self._requests.take(now)
+        self._requests.spend(now)
         floods = open_calls > FEW and not self._crowd.take(now)
         return Cost(self._requests.wait(now), self._crowd.full_in(now) if floods else 0.0)

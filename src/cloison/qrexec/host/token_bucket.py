@@ -21,9 +21,13 @@ class TokenBucket:
         """Seconds until there is a token, 0 if there is one."""
         return max(0.0, self.full_in(now) + self._interval - self._depth)
 
+    def spend(self, now: float) -> None:
+        """Take a token, or owe one."""
+        self._full_at = now + self.full_in(now) + self._interval
+
     def take(self, now: float) -> bool:
-        """False if there is none."""
+        """Take a token; False, and nothing owed, if there is none."""
         if self.wait(now) > 0:
             return False
-        self._full_at = now + self.full_in(now) + self._interval
+        self.spend(now)
         return True
