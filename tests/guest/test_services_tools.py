@@ -32,7 +32,7 @@ def test_copy_sends_to_what_the_host_chooses(bin: Bin) -> None:
     assert result.returncode == 0, result.stderr
     assert bin.calls() == [["--use-stdin-socket", "--", "@default", "qubes.Filecopy"]]
     assert (bin.home / "QubesIncoming/work/f").read_text() == "content"
-    assert re.fullmatch(rb"sent 0\.0 of 0\.0 MiB, [0-9.]+ MiB/s  \n", result.stderr)
+    assert re.fullmatch(rb"sent 0\.0 of 0\.0 KiB, [0-9.]+ KiB/s  \n", result.stderr)
     assert (bin.home / "f").exists()
 
 
@@ -65,6 +65,15 @@ def test_move_keeps_what_was_refused_or_not_all_copied(bin: Bin) -> None:
     assert (partly.returncode, b"the originals stay" in partly.stderr) == (1, True)
     assert (bin.home / "f").exists()
     assert (bin.home / "d/pipe").exists()
+
+
+def test_a_receiver_that_is_gone_is_told_of(bin: Bin) -> None:
+    """The other qube was killed: the client can say no more than that it lost the channel."""
+    (bin.home / "f").write_bytes(bytes(4 << 20))
+    lost = bin.run(TOOLS + "copy", "qvm-move", "--without-progress", "f", SERVICE=bin.add("lost", "#!/bin/sh\nexit 255\n"))
+    assert lost.returncode == 255
+    assert lost.stderr == b"qvm-move: error: the other qube or its service ended before all was there\n"
+    assert (bin.home / "f").exists()
 
 
 def test_unsafe_names_ask_for_the_argument_that_allows_them(bin: Bin) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CLIENT = "qrexec-client-vm"
 REFUSED = 126
+LOST = 255                               # the channel went before the status came
 
 
 class Outgoing:

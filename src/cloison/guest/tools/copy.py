@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cloison.guest.tools.call import Outgoing, fail
+from cloison.guest.tools.call import LOST, Outgoing, fail
 from cloison.qrexec.filecopy import progress
 from cloison.qrexec.filecopy.agent import send
 from cloison.qrexec.filecopy.pack import CopyFailed, Survey, quote
@@ -86,6 +86,8 @@ def copy(prog: str, target: str, files: Sequence[bytes], *, show: bool, ignore_l
         fail(prog, f"error: can't start a call: {error.strerror}")
     sent = send(call.socket.fileno(), call.socket.fileno(), files, shown, ignore_links=ignore_links, prog=prog)
     status = call.wait()
+    if sent and status == LOST:
+        print(f"{prog}: error: the other qube or its service ended before all was there", file=sys.stderr)
     if sent or status:
         return status or sent
     return _remove(prog, files, survey) if move else 0

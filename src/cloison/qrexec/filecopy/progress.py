@@ -10,7 +10,10 @@ _MIB = 1 << 20
 
 
 class Console:
-    """`sent 12.0 of 100.0 MiB, 85.3 MiB/s` on standard error: a line that changes; if that is no terminal, its last state."""
+    """`sent 12.0 of 100.0 MiB, 85.3 MiB/s` on standard error: a line that changes; if that is no terminal, its last state.
+
+    Less than a MiB in all is told in KiB.
+    """
 
     def __init__(self, total: int | None, fd: int = 2) -> None:
         self._total = total
@@ -29,9 +32,10 @@ class Console:
         self._write(sent, monotonic(), "\n")
 
     def _write(self, sent: int, now: float, end: str) -> None:
-        total = "" if self._total is None else f" of {self._total / _MIB:.1f}"
-        rate = sent / _MIB / max(now - self._begin, 1e-6)
-        os.write(self._fd, f"sent {sent / _MIB:.1f}{total} MiB, {rate:.1f} MiB/s  {end}".encode())
+        unit, size = ("MiB", _MIB) if max(sent, self._total or 0) >= _MIB else ("KiB", 1 << 10)
+        total = "" if self._total is None else f" of {self._total / size:.1f}"
+        rate = sent / size / max(now - self._begin, 1e-6)
+        os.write(self._fd, f"sent {sent / size:.1f}{total} {unit}, {rate:.1f} {unit}/s  {end}".encode())
 
 
 class Numbers:
