@@ -11,8 +11,9 @@ import pytest
 from tests.patience import PATIENCE
 
 from cloison.admin.qubesd import Driver
+from cloison.daemon import recovery
 from cloison.daemon.app import App
-from cloison.daemon.fake import ask, fake_drivers, fake_parts
+from cloison.daemon.fake import FakeHost, ask, fake_drivers, fake_parts
 from cloison.daemon.recovery import bring_up
 from cloison.storage.base import Pool, VolumeConfig
 from cloison.storage.fake import FakePool
@@ -67,6 +68,10 @@ class SlowPool(FakePool):
     def start(self, volume: VolumeConfig) -> DiskSource:
         self._disk.touch("start")
         return super().start(volume)
+
+    def is_dirty(self, volume: VolumeConfig) -> bool:
+        self._disk.touch("is_dirty")
+        return super().is_dirty(volume)
 
     def stop(self, volume: VolumeConfig) -> None:
         self._disk.touch("stop")
@@ -185,3 +190,118 @@ def test_twenty_calls_that_hang_hold_up_none_that_do_not(tmp_path: Path) -> None
         assert {answer.failure for answer in await asyncio.gather(*waiting)} == {""}
 
     run(tmp_path, scenario)
+
+
+# -- a daemon that comes up while a disk hangs ----------------------------------------------------------------------------
+
+
+class Installation:
+    """A store and pools that outlive their daemons: `tpl` in the default pool, `stuck` in `slow`, which starts by itself."""
+
+    def __init__(self, tmp_path: Path, disk: Disk) -> None:
+        self._path, self._pools, self._disk, self._host = tmp_path, dict[str, Pool](), disk, FakeHost()
+
+    def _open(self, name: str, config: Mapping[str, str]) -> Pool:
+        if name not in self._pools:
+            folder = config["dir_path"]
+            self._pools[name] = FakePool(name, folder) if name == "varlibqubes" else SlowPool(name, folder, self._disk)
+        return self._pools[name]
+
+    async def daemon(self) -> App:
+        driver = replace(fake_drivers()["qcow2"], open=self._open)
+        app = App(fake_parts(str(self._path), drivers={**fake_drivers(), "qcow2": driver, "file": driver}, host=self._host))
+        await bring_up(app)
+        return app
+
+    async def furnish(self) -> None:
+        """It was lost while `stuck` ran, as in a power cut."""
+        app = await self.daemon()
+        await ok(app, "admin.vm.Create.TemplateVM", payload="name=tpl label=black")
+        await ok(app, "admin.pool.Add", argument="file", payload=f"name=slow\ndir_path={self._path}/slow")
+        await ok(app, "admin.vm.CreateInPool.AppVM", argument="tpl", payload="name=stuck label=red pool:private=slow")
+        await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload="name=eager label=red")
+        for name in ("stuck", "eager"):
+            await ok(app, "admin.vm.property.Set", name, "autostart", "True")
+        await ok(app, "admin.vm.Start", "stuck")
+        await self.end(app)
+
+    async def end(self, app: App) -> None:
+        await app.close()
+        await app.preloads.close()
+        await app.machines.close()
+        app.parts.store.close()
+
+
+def come_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str, scenario: Callable[[App, Disk], Awaitable[None]]) -> None:
+    monkeypatch.setattr(recovery, "POOL_TIME", 0.2)
+
+    async def go() -> None:
+        disk = Disk()
+        installation = Installation(tmp_path, disk)
+        await installation.furnish()
+        disk.hangs.add(hangs)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                app = await installation.daemon()
+                await scenario(app, disk)
+                await installation.end(app)
+        finally:
+            disk.release()
+
+    asyncio.run(go())
+
+
+def test_a_pool_that_hangs_does_not_hold_up_the_daemons_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its qubes say why they can't be used; when it answers they are mended, and are as good as the others."""
+    async def scenario(app: App, disk: Disk) -> None:
+        await others_are_served(app)
+        assert "slow" in await ok(app, "admin.pool.List")
+        assert "size=" not in await ok(app, "admin.pool.Info", argument="slow")
+        assert await ok(app, "admin.pool.UsageDetails", argument="slow") == ""
+        assert "size=" in await ok(app, "admin.vm.volume.Info", "stuck", "private"), "as the model knows it"
+        for call in (("admin.vm.Start", "stuck"), ("admin.vm.volume.Clear", "stuck", "private"),
+                     ("admin.vm.CreateInPool.AppVM", "dom0", "tpl", "name=another label=red pool:private=slow")):
+            answer = await ask(app, *call)
+            assert answer.failure == "StoragePoolException" and "pool slow can't be used: it has not answered yet" in answer.content
+        assert "another" not in app.system.qubes
+        disk.release()
+        await asyncio.gather(*app.recovering)
+        assert not await app.volumes.is_dirty(app.system.qube("stuck")), "what the power cut left is committed"
+        await ok(app, "admin.vm.Start", "stuck")
+        assert "size=" in await ok(app, "admin.pool.Info", argument="slow")
+
+    come_up(tmp_path, monkeypatch, "setup", scenario)
+
+
+def test_a_pool_that_hangs_later_holds_up_its_own_qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(app: App, disk: Disk) -> None:
+        await others_are_served(app)
+        starting = asyncio.ensure_future(ask(app, "admin.vm.Start", "stuck"))
+        await others_are_served(app)
+        assert not starting.done()
+        disk.release()
+        assert (await starting).failure == ""
+
+    come_up(tmp_path, monkeypatch, "is_dirty", scenario)
+
+
+def test_what_starts_by_itself_starts_when_its_pool_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(app: App, disk: Disk) -> None:
+        started: asyncio.Queue[str] = asyncio.Queue()
+        app.listen(app.system.dom0, None, lambda qube, name, _: started.put_nowait(qube) if name == "domain-start" else None)
+        starting = asyncio.ensure_future(app.autostart())
+        assert await started.get() == "eager"
+        disk.release()
+        assert await started.get() == "stuck"
+        await starting
+
+    come_up(tmp_path, monkeypatch, "setup", scenario)
+
+
+def test_a_daemon_ends_while_a_pool_hangs_and_the_next_one_mends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(app: App, disk: Disk) -> None:
+        assert app.recovering
+        await app.close()
+        assert not app.recovering
+
+    come_up(tmp_path, monkeypatch, "setup", scenario)

@@ -161,6 +161,11 @@ class Qubesd(abc.ABC):
     def pool(self, name: str) -> Pool:
         """The open driver of a pool of the model."""
 
+    @property
+    @abc.abstractmethod
+    def pool_folders(self) -> Mapping[str, str]:
+        """Where each pool really is, of those that have answered."""
+
     @abc.abstractmethod
     def volume_config(self, qube: Qube, volume: Volume) -> VolumeConfig: ...
 

@@ -9,7 +9,7 @@ import logging
 import secrets
 import socket
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -72,6 +72,7 @@ class App(Qubesd):
         self.machines.on_qdb_change = self.live.qdb_changed
         self.devices.on_added = self.attachments.appeared
         self._locks: dict[str, asyncio.Lock] = {}
+        self.recovering: set[asyncio.Task[None]] = set()        # what the start has begun, and did not wait for to its end
 
     # -- model ----------------------------------------------------------------------------------------------------
 
@@ -202,19 +203,49 @@ class App(Qubesd):
         usage = self.parts.wardens.usage(qube.uuid)
         return usage.memory, usage.cpu_time
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A part of the daemon's start that may take longer than that."""
+        task = asyncio.create_task(work)
+        self.recovering.add(task)
+        task.add_done_callback(self.recovering.discard)
+        return task
+
     async def autostart(self) -> None:
-        """Start what is to run with the system, netvms first, then preload. One that fails does not hold up the rest."""
-        for name in lifecycle.autostart_order(self.system):
+        """Start what is to run with the system, netvms first, then preload. One that fails does not hold up the rest; one in a
+        pool that has not answered is started when that has.
+        """
+        names = lifecycle.autostart_order(self.system)
+        late = [name for name in names if not self.volumes.is_usable(self.system.qube(name))]
+        await self._start_all([name for name in names if name not in late])
+        await self.preloads.recover(fill=True)
+        while late and self.recovering:
+            await asyncio.wait(self.recovering, return_when=asyncio.FIRST_COMPLETED)
+            late = [name for name in late if name in self.system.qubes]
+            there = [name for name in late if self.volumes.is_usable(self.system.qube(name))]
+            await self._start_all(there)
+            late = [name for name in late if name not in there]
+
+    async def _start_all(self, names: Iterable[str]) -> None:
+        for name in names:
             try:
                 await self.start(self.system.qube(name))
             except CloisonError as error:
                 log.error("%s was not started: %s", name, error)
-        await self.preloads.recover(fill=True)
+
+    async def close(self) -> None:
+        """Give up what the start has begun; the next one begins it again."""
+        for task in self.recovering:
+            task.cancel()
+        await asyncio.gather(*self.recovering, return_exceptions=True)
 
     # -- volumes and the rest --------------------------------------------------------------------------------------------
 
     def pool(self, name: str) -> Pool:
         return self.volumes.pool(name)
+
+    @property
+    def pool_folders(self) -> Mapping[str, str]:
+        return self.volumes.folders
 
     def volume_config(self, qube: Qube, volume: Volume) -> VolumeConfig:
         return self.volumes.config(volume)

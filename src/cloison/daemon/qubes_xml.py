@@ -43,15 +43,15 @@ async def take_over(qubesd: Qubesd, volumes: Volumes, untrusted: bytes) -> list[
             system.journal.emit("", "domain-add", vm=qube.name)
     faults.point("import:after-store")
     for qube in imported:
-        await make_disks(qubesd, volumes, qube)
+        async with qubesd.lock(qube):
+            await make_disks(qubesd, volumes, qube)
     return remarks
 
 
 async def make_disks(qubesd: Qubesd, volumes: Volumes, qube: Qube) -> None:
-    """Empty ones, whatever of them a crash may have left."""
-    async with qubesd.lock(qube):
-        await volumes.remove(qube)
-        await volumes.create(qube)
-        faults.point("import:after-volumes")
-        with qubesd.transaction():
-            qube.set_state(READY)
+    """Empty ones, whatever of them a crash may have left. The caller holds the qube's lock."""
+    await volumes.remove(qube)
+    await volumes.create(qube)
+    faults.point("import:after-volumes")
+    with qubesd.transaction():
+        qube.set_state(READY)

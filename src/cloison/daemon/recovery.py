@@ -2,11 +2,15 @@
 
 A qube that was being made is undone, one that was being removed goes, one that was being imported is finished; volumes of
 qubes that do not run are stopped, so that what a power loss left dirty is committed; disposables that do not run are removed.
+
+A pool on a disk that hangs is not waited for longer than POOL_TIME: its qubes are mended when it answers.
 """
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+from collections.abc import Sequence
 
 from cloison.daemon import qubes_xml, rpc_links
 from cloison.daemon.app import App
@@ -22,6 +26,7 @@ from cloison.runtime.paths import Paths
 
 log = logging.getLogger(__name__)
 DEFAULT_POOL, KERNEL_POOL = "varlibqubes", "linux-kernel"
+POOL_TIME = 5.0         # s that all pools together may hold up the daemon's start, once to open and once to mend
 
 
 async def bring_up(app: App) -> None:
@@ -39,13 +44,14 @@ async def bring_up(app: App) -> None:
     else:
         store.load(system)
     _follow_data_folder(app)
-    await _open_pools(app)
+    opening = {pool.name: app.begin(_open_pool(app, pool)) for pool in system.pools.values()}
+    await _wait(app, "open")
     _break_network_loops(system)
     await app.machines.adopt()
     await app.attachments.ready()
-    for qube in list(system.qubes.values()):
-        if qube.kind.machine and qube.is_halted:
-            await _mend(app, qube)
+    for pools, qubes in _by_pools(app).items():
+        app.begin(_mend_all(app, [opening[pool] for pool in pools if pool in opening], qubes))
+    await _wait(app, "mend")
     app.sync_services()
     await app.preloads.recover(fill=False)
     app.live.watch_expiry()
@@ -91,12 +97,38 @@ def furnish(system: System, paths: Paths) -> None:
     system.dom0.store_value("label", "black")
 
 
-async def _open_pools(app: App) -> None:
-    for pool in app.system.pools.values():
-        try:
-            await app.volumes.open_pool(pool.name, pool.driver, pool.config)
-        except CloisonError as error:
-            log.error("pool %s can't be used: %s", pool.name, error)
+async def _wait(app: App, what: str) -> None:
+    """For what is under way, but for no disk that hangs."""
+    if app.recovering:
+        await asyncio.wait(app.recovering, timeout=POOL_TIME)
+    if app.recovering:
+        log.warning("a pool takes long to %s: what is in it can't be used until it answers", what)
+
+
+async def _open_pool(app: App, pool: Pool) -> None:
+    try:
+        await app.volumes.open_pool(pool.name, pool.driver, pool.config)
+    except CloisonError as error:
+        log.error("pool %s can't be used: %s", pool.name, error)
+
+
+def _by_pools(app: App) -> dict[frozenset[str], list[Qube]]:
+    """Halted qubes by the pools that they are kept in: who is in the same ones waits for the same disks anyway."""
+    groups: dict[frozenset[str], list[Qube]] = {}
+    for qube in app.system.qubes.values():
+        if qube.kind.machine and qube.is_halted:
+            groups.setdefault(frozenset(volume.pool for volume in qube.volumes.values()), []).append(qube)
+    return groups
+
+
+async def _mend_all(app: App, opening: Sequence[asyncio.Task[None]], qubes: Sequence[Qube]) -> None:
+    """When their pools have answered. The daemon may serve by then: each is locked, and left alone if somebody was faster."""
+    if opening:
+        await asyncio.wait(opening)
+    for qube in qubes:
+        async with app.lock(qube):
+            if app.system.qubes.get(qube.name) is qube and qube.is_halted:
+                await _mend(app, qube)
 
 
 def _break_network_loops(system: System) -> None:
@@ -116,7 +148,7 @@ async def _mend(app: App, qube: Qube) -> None:
             log.info("removing %s, which was %s", qube.name, "left over" if qube.state == READY else qube.state)
             await app.discard(qube)
             return
-        if any(app.pool(volume.pool).is_dirty(app.volumes.config(volume)) for volume in app.volumes.kept(qube)):
+        if await app.volumes.is_dirty(qube):
             await app.volumes.stop(qube)
         await app.volumes.follow_pool(qube)
         with app.transaction():

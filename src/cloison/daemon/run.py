@@ -42,6 +42,7 @@ async def serve(
         await end.wait()
     finally:
         await server.close()
+        await app.close()
         await app.preloads.close()
         app.visibility.close()
         await app.live.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -36,7 +36,8 @@ class Volumes:
         self._qubesd, self._parts = qubesd, parts
         self._threads = ThreadPoolExecutor(MAX_THREADS, "storage")
         self._open: dict[str, Pool] = {}
-        self._closed: dict[str, str] = {}                   # name -> why that pool could not be opened
+        self._closed: dict[str, str] = {}                   # name -> why that pool can't be used (yet)
+        self.folders: dict[str, str] = {}                   # name -> where that pool really is, of those that have answered
         self._commits: dict[tuple[str, str], str] = {}      # (uuid, volume) -> commit a running snapshot was taken of
 
     async def in_thread(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -53,34 +54,42 @@ class Volumes:
             raise StorageError(f"pool {name} can't be used: {why}") from None
 
     async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
-        """One at a time. Raises CloisonError, StorageError; `pool` says the same from then on."""
+        """Raises CloisonError, StorageError; `pool` says the same from then on, and before that it has not answered yet."""
+        self._closed[name] = "it has not answered yet"
         try:
-            pool = await self.in_thread(self._opened, name, driver, config, list(self._open.values()))
+            folder, pool = await self.in_thread(self._found, name, driver, config)
+            twin = next((other for other in self._open if self.folders[other] == folder), None)
+            if pool is not None and twin is not None:
+                raise StorageError(f"pool {twin} is kept in {folder} already")
+            self.folders[name] = folder
+            if pool is not None:
+                await self.in_thread(pool.setup)
+                self._open[name] = pool
         except CloisonError as error:
+            self.folders.pop(name, None)
             self._closed[name] = str(error)
             raise
-        if pool is not None:
-            self._open[name] = pool
-        self._closed.pop(name, None)
+        del self._closed[name]
 
-    def _opened(self, name: str, driver: str, config: Mapping[str, str], others: Sequence[Pool]) -> Pool | None:
-        """The pool after its `setup`; None for one that holds kernels."""
+    def _found(self, name: str, driver: str, config: Mapping[str, str]) -> tuple[str, Pool | None]:
+        """Where the pool really is, and the pool; None for one that holds kernels."""
         if driver not in self._parts.drivers:
             raise CloisonError(f"it needs the driver {driver}, which this version does not have")
-        if driver == "linux-kernel":
-            if os.path.realpath(config["dir_path"]) != os.path.realpath(self._parts.paths.kernels):
-                raise CloisonError(f"kernels are kept in {self._parts.paths.kernels} and nowhere else")
-            return None
-        pool = self._parts.drivers[driver].open(name, config)
-        for other in others:
-            if os.path.realpath(other.folder) == os.path.realpath(pool.folder):
-                raise StorageError(f"pool {other.name} is kept in {pool.folder} already")
-        pool.setup()
-        return pool
+        folder = os.path.realpath(config["dir_path"])
+        if driver != "linux-kernel":
+            return folder, self._parts.drivers[driver].open(name, config)
+        if folder != os.path.realpath(self._parts.paths.kernels):
+            raise CloisonError(f"kernels are kept in {self._parts.paths.kernels} and nowhere else")
+        return folder, None
+
+    def is_usable(self, qube: Qube) -> bool:
+        """Whether all pools that hold something of it have answered."""
+        return all(volume.pool in self._open for volume in self._stored(qube))
 
     async def close_pool(self, name: str) -> None:
         """Take back what the pool made for itself. What can't be taken back stays, and harms nobody."""
         self._closed.pop(name, None)
+        self.folders.pop(name, None)
         pool = self._open.pop(name, None)
         if pool is not None:
             try:
@@ -175,6 +184,13 @@ class Volumes:
                 failed = error
         if failed is not None:
             raise failed
+
+    async def is_dirty(self, qube: Qube) -> bool:
+        """Whether a volume was started and not stopped. Raises StorageError."""
+        return await self.in_thread(self._is_dirty, self.kept(qube))
+
+    def _is_dirty(self, volumes: list[Volume]) -> bool:
+        return any(self.pool(volume.pool).is_dirty(self.config(volume)) for volume in volumes)
 
     def take_over(self, qube: Qube, commits: Mapping[str, str]) -> None:
         """A qube that an earlier qubesd started: disk -> the commit that it is a snapshot of."""

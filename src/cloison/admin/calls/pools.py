@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 
 from cloison.admin.calls.volumes import flag, number
 from cloison.admin.qubesd import Call, Driver
@@ -40,14 +39,12 @@ async def _space(call: Call, pool: Pool) -> tuple[int, int] | None:
         return None
 
 
-def _included_in(pool: Pool, others: Sequence[Pool]) -> str | None:
-    """Name of the first pool in whose folder this one is kept. Looks at the disk."""
-    place = os.path.realpath(pool.config.get("dir_path", ""))
-    for other in others:
-        if other is not pool and "dir_path" in other.config:
-            above = os.path.realpath(other.config["dir_path"])
-            if os.path.commonpath((above, place)) == above:
-                return other.name
+def _included_in(call: Call, pool: Pool) -> str | None:
+    """Name of the first pool in whose folder this one is kept."""
+    folders = call.qubesd.pool_folders
+    for other, above in folders.items():
+        if pool.name in folders and other != pool.name and os.path.commonpath((above, folders[pool.name])) == above:
+            return other
     return None
 
 
@@ -58,7 +55,7 @@ async def info(call: Call) -> str:
     space = await _space(call, pool)
     if space is not None:
         lines += [f"size={space[0]}\n", f"usage={space[1]}\n"]
-    above = await call.qubesd.in_storage(_included_in, pool, list(call.system.pools.values()))
+    above = _included_in(call, pool)
     return "".join(lines) + (f"included_in={above}\n" if above else "")
 
 
