@@ -179,6 +179,7 @@ def test_a_daemon_that_goes_owes_no_answers(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as stream:
             stream.setblocking(False)
             await loop.sock_connect(stream, qube.path)
-            assert await loop.sock_recv(stream, 8) == b""
+            await loop.sock_sendall(stream, qrexec.trigger_service4("", "dom0", qrexec.request_id("SOCKET"), "test.S"))
+            assert await loop.sock_recv(stream, 8) == b""        # heard, and refused for want of a daemon
 
     run(tmp_path, talk)
