@@ -4,12 +4,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from cloison.daemon import launch
 from cloison.daemon.fake import FakeHost
+from cloison.errors import BadValue
 from cloison.model import labels
 from cloison.model.catalogue import SYSTEM
 from cloison.model.creation import Birth, create
 from cloison.model.domains import READY, System
+from cloison.model.features import CALL_DISPOSABLES
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Pool
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, launch_from_json, launch_to_json
@@ -37,10 +41,10 @@ def system() -> System:
     return made
 
 
-def launched(name: str) -> Launch:
+def launched(name: str, made: System | None = None) -> Launch:
     disks = (DiskSource("modules", 512, (Layer("/k/modules.img", "raw"),), writable=False), DiskSource("volatile", 1 << 30),
              DiskSource("root", 1 << 30, (Layer("/p/root", "raw"),)))
-    qube = system().qube(name)
+    qube = (made or system()).qube(name)
     qube.xid = 7
     return launch.build(qube, launch.Facts(disks, KERNEL, "tcg", "c2VlZA==", "Europe/Paris", 100.0, "/warm/1"))
 
@@ -64,3 +68,26 @@ def test_the_provider_learns_its_clients_rules_by_family_and_without_the_expired
     assert tree == {"/qubes-firewall/10.137.0.3/policy": "drop", "/qubes-firewall/10.137.0.3/0000": "action=accept dst4=10.0.0.0/8",
                     "/qubes-firewall/10.137.0.3": ""}
     assert list(tree)[-1] == "/qubes-firewall/10.137.0.3"
+
+
+@pytest.mark.parametrize(("where", "said", "most"), [
+    ("work", "0", 0), ("work", "3", 3), ("tpl", "5", 5), ("dom0", "7", 7), ("work", "9999999", 256), ("work", None, 16),
+])
+def test_how_many_disposables_calls_may_have_is_a_feature(where: str, said: str | None, most: int) -> None:
+    made = system()
+    if said is not None:
+        made.qube(where).set_feature(CALL_DISPOSABLES, said)
+    assert launched("work", made).disposables == most
+
+
+@pytest.mark.parametrize(("memory", "most"), [(512, 1), (4096, 4), (8192, 8), (65536, 16)])
+def test_disposables_of_calls_take_half_of_the_hosts_memory_at_most(memory: int, most: int) -> None:
+    made = system()
+    made.host.memory = memory
+    assert launched("work", made).disposables == most
+
+
+@pytest.mark.parametrize("said", ["", "-1", "many", "1.5", "\u0663", "12345678"])
+def test_no_number_of_disposables(said: str) -> None:
+    with pytest.raises(BadValue):
+        system().qube("work").set_feature(CALL_DISPOSABLES, said)

@@ -9,6 +9,8 @@ from cloison.model.properties import to_text
 from cloison.wire.warden import DiskSource, Kernel, Launch
 
 START_TIMEOUT = 300         # s: a cold start of a busy host without KVM takes 85 s
+MOST_DISPOSABLES, MOST_BY_DEFAULT = 256, 16          # that a qube's calls may have at once
+MEMORY_EACH = 512                        # MiB that a disposable is taken for where nobody says how many
 ROLES = ("root", "private", "volatile", "modules")
 
 
@@ -32,7 +34,7 @@ def build(qube: Qube, facts: Facts) -> Launch:
         kernel=facts.kernel, kernelopts=_kernelopts(qube), warm=facts.warm, accelerator=facts.accelerator,
         identity=identity(qube, facts),
         default_user=qube.get("default_user"), start_timeout=max(START_TIMEOUT, qube.get("qrexec_timeout")),
-        debug=qube.get("debug"),
+        debug=qube.get("debug"), disposables=_disposables(qube),
     )
 
 
@@ -40,6 +42,14 @@ def _kernelopts(qube: Qube) -> str:
     """What somebody has set, here or in a template. The default is advice for Xen, of no use here."""
     holders = [qube, *qube.templates()]
     return next((str(holder.values["kernelopts"]) for holder in holders if "kernelopts" in holder.values), "")
+
+
+def _disposables(qube: Qube) -> int:
+    """By the feature, here, of a template or of dom0; else so many that they take no more than half of the host's memory."""
+    said = qube.feature_or_none(features.CALL_DISPOSABLES, template=True, adminvm=True)
+    if said is not None and said.isascii() and said.isdecimal():
+        return min(int(said[:9]), MOST_DISPOSABLES)
+    return max(1, min(MOST_BY_DEFAULT, qube.system.host.memory // 2 // MEMORY_EACH))
 
 
 def identity(qube: Qube, facts: Facts) -> dict[str, str]:

@@ -13,6 +13,7 @@ PRELOAD_SERVICES = ("qubes.WaitForRunningSystem", "qubes.WaitForSession")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
 TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _PERSIST = re.compile(r"((file|dir):[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[0-7]{1,4}:)?/[^\0]*")
+CALL_DISPOSABLES = "call-disposables-max"            # how many disposables the calls of a qube may have at once
 RESERVED = frozenset(("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"))
 
 
@@ -39,6 +40,8 @@ def check_tag(untrusted: str) -> str:
 
 def check_meaning(name: str, value: str) -> None:
     """What the core demands of the features it acts on. Raises BadValue."""
+    if name == CALL_DISPOSABLES and not (value.isascii() and value.isdecimal() and len(value) < 8):
+        raise BadValue(f"feature {name} takes a number")
     prefix, dot, rest = name.partition(".")
     if dot and prefix == "service":
         if not rest or rest in (".", "..") or (len(rest) > 48 and not rest.startswith("app-dispvm.")):

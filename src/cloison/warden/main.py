@@ -63,7 +63,7 @@ class Warden:
         self._stream: socket.socket | None = None
         self._daemon: Daemon | None = None
         self._outgoing: Outgoing | None = None
-        self._budget = Budget()
+        self._budget = Budget(launch.disposables)
         self._priority = Priority()
         self._dialer: Dialer | None = None
         self._qubesdb: QubesDb | None = None

@@ -74,6 +74,7 @@ class Launch:
     default_user: str = "user"
     start_timeout: int = 300        # seconds until the agent must have answered
     debug: bool = False
+    disposables: int = 16           # that the qube's calls may have at once
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -138,6 +139,7 @@ _TYPES: dict[str, Callable[[object], bool]] = {
 _WORDS = {"format": ("raw", "qcow2"), "accelerator": ("tcg", "kvm"), "role": ("root", "private", "volatile", "modules")}
 _RANGES = {
     "size": (1, 1 << 50), "xid": (1, 0xFFFFFFFF), "memory": (1, 1 << 24), "vcpus": (1, 1024), "start_timeout": (1, 1 << 20),
+    "disposables": (0, 256),
 }
 
 

@@ -16,7 +16,7 @@ from tests.qrexec.served_qube import USER, Qube, Result
 from tests.runtime.ports import PATIENCE, News, Recorder
 
 from cloison.qrexec.call_log import CallLog
-from cloison.qrexec.host.budget import BURST, CROWD_BURST, Budget
+from cloison.qrexec.host.budget import BURST, CROWD_BURST, DISPOSABLES, Budget
 from cloison.qrexec.host.outgoing import AT_ONCE, MAX_ASKING, MAX_PENDING, Host, Outgoing
 from cloison.runtime.port import Handler
 from cloison.wire import admin, qrexec
@@ -194,11 +194,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 def with_caller(
     place: Place, work: Callable[[Caller], Awaitable[None]], *, policy: bool = True, at_once: float = AT_ONCE,
-    behind: Callable[[float], None] = lambda _seconds: None,
+    behind: Callable[[float], None] = lambda _seconds: None, disposables: int = DISPOSABLES,
 ) -> None:
     async def run() -> None:
         with Qube(place.folder, "work", A, scripted=True) as qube:
-            outgoing = Outgoing(qube.daemon, place.host, Budget(), behind=behind, at_once=at_once)
+            outgoing = Outgoing(qube.daemon, place.host, Budget(disposables), behind=behind, at_once=at_once)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
@@ -566,6 +566,30 @@ def test_a_disposable_lives_as_long_as_its_call(place: Place) -> None:
             server.close()
 
     with_caller(place, work)
+
+
+def test_a_second_disposable_waits_for_the_firsts_end_and_the_log_says_so(place: Place) -> None:
+    place.policy = allow("@dispvm:template", autostart=True)
+
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "disp1", B):
+            async def lease(_request: bytes) -> bytes:
+                return admin.event("disp1", "disposable-ready", [("name", "disp1")])
+
+            async with FakeServer(place.folder / "qubesd.sock", lease, end=b"") as qubesd:
+                for ident in ("SOCKET1", "SOCKET2"):
+                    caller.ask("test.Cat", ident=ident)
+                for ident in ("SOCKET1", "SOCKET2"):
+                    answer = await caller.answer()
+                    assert isinstance(answer, qrexec.ServiceConnect) and answer.request_id == qrexec.request_id(ident)
+                    assert len(qubesd.heard) == int(ident[-1])
+                    assert await caller.expect(answer.domain, answer.port).result(b"x") == Result(b"x", b"", 0)
+                    del caller.channels[answer.domain, answer.port]
+                    caller.control.send(qrexec.connection_terminated(answer.domain, answer.port))
+
+    with_caller(place, work, disposables=1)
+    waits = place.entries()[0]
+    assert (waits["event"], waits["source"], waits["outcome"]) == ("waits", "work", "1 disposables of its calls run")
 
 
 def _hung_up(writer: asyncio.StreamWriter) -> bool:

@@ -15,6 +15,7 @@ RATE: Final = 200.0                      # requests a second; a service of the h
 FEW: Final = 8                           # open calls beside which a request is free
 CROWD_BURST: Final = 64
 CROWD_RATE: Final = 16.0                 # requests a second beside more
+DISPOSABLES: Final = 16                  # at once, where nobody says how many
 
 
 class Cost(NamedTuple):
@@ -25,9 +26,13 @@ class Cost(NamedTuple):
 
 
 class Budget:
-    """One qube's, for as long as it runs: a new agent in it finds what the former one has left."""
+    """One qube's, for as long as it runs: a new agent in it finds what the former one has left.
 
-    def __init__(self) -> None:
+    `disposables`: how many its calls may have at once.
+    """
+
+    def __init__(self, disposables: int = DISPOSABLES) -> None:
+        self.disposables = disposables
         self._requests = TokenBucket(BURST, RATE)
         self._crowd = TokenBucket(CROWD_BURST, CROWD_RATE)
 

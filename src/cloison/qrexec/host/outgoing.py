@@ -19,6 +19,7 @@ from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.host import host_service, peer, policy_client, qubesd_client
 from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.daemon import Daemon
+from cloison.qrexec.host.disposables import Disposables
 from cloison.qrexec.host.policy_client import Denied, Verdict
 from cloison.qrexec.session_waiter import Waiter
 from cloison.wire import qrexec
@@ -47,7 +48,8 @@ class Host:
 class Outgoing:
     """Hears what the daemon's qube asks for from now on. `at_once`: seconds within which a verdict without a person comes.
 
-    `budget`: how many. `behind` hears, at each request of a flood, for how many seconds the qube is to go after others.
+    `budget`: how many calls, and disposables for them. `behind` hears, at each request of a flood, for how many seconds the
+    qube is to go after others.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Outgoing:
         self._pending: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(MAX_ASKING)
+        self._disposables = Disposables(budget.disposables)
         self._waiter = Waiter(inherit=True)
         self._loop = asyncio.get_running_loop()
         daemon.asked = self._asked
@@ -115,9 +118,12 @@ class Outgoing:
         finally:
             if self._take(trigger.request_id):
                 self._daemon.refuse(trigger.request_id)
+        self._log("end", trigger, target, outcome=outcome, seconds=round(self._loop.time() - started, 3))
+
+    def _log(self, event: str, trigger: qrexec.Trigger, target: str, **more: object) -> None:
         self._host.log.write(
-            event="end", source=self._daemon.qube.name, service=trigger.service, requested_target=trigger.target, target=target,
-            outcome=outcome, seconds=round(self._loop.time() - started, 3))
+            event=event, source=self._daemon.qube.name, service=trigger.service, requested_target=trigger.target, target=target,
+            **more)
 
     async def _verdict(self, query: Query) -> Verdict:
         """One after the other, nearly: however many calls a qube makes, others find a short queue. Raises Denied."""
@@ -146,7 +152,8 @@ class Outgoing:
         if not verdict.autostart:
             raise Denied("a disposable can't be had without being started")
         template = qubesd_client.named(target.removeprefix(_DISPOSABLE))
-        async with qubesd_client.Disposable(self._host.qubesd, template) as disposable:
+        waits = partial(self._log, "waits", trigger, target, outcome=f"{self._budget.disposables} disposables of its calls run")
+        async with self._disposables.one(self._host.qubesd, template, waits) as disposable:
             await self._on_qube(trigger.request_id, command, disposable.target, autostart=False)
 
     async def _on_host(self, ident: bytes, command: qrexec.Command) -> None:
