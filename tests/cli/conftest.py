@@ -6,4 +6,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
 
-from tools_fixtures import qubesd, real, root, warden  # noqa: F401
+from tools_fixtures import paths, qubesd, real, root, warden  # noqa: F401

@@ -30,13 +30,6 @@ def data(root: Path) -> None:
 
 
 @pytest.fixture
-def paths(root: Path) -> Paths:
-    paths = Paths.from_environment()
-    paths.ensure()
-    return paths
-
-
-@pytest.fixture
 def place(root: Path) -> Place:
     """With the policy's folders."""
     return Place(root)

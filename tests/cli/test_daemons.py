@@ -27,13 +27,6 @@ while True:
 
 
 @pytest.fixture
-def paths(root: Path) -> Paths:
-    paths = Paths.from_environment()
-    paths.ensure()
-    return paths
-
-
-@pytest.fixture
 def log(paths: Paths) -> str:
     return os.path.join(paths.log, "qubesd.log")
 

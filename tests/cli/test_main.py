@@ -14,13 +14,6 @@ from cloison.runtime.paths import Paths
 from cloison.wire import admin
 
 
-@pytest.fixture
-def paths(root: Path) -> Paths:
-    paths = Paths.from_environment()
-    paths.ensure()
-    return paths
-
-
 def test_down_without_qubesd_is_no_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["down"]) == 0
     assert "does not run" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from fake_qubesd import FakeQubesd, FakeWarden, listening
 from real_qubesd import real_qubesd
 
 from cloison.client.connection import Connection
+from cloison.runtime.paths import Paths
 
 
 @pytest.fixture
@@ -16,6 +17,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CLOISON_ROOT", str(tmp_path))
     monkeypatch.delenv("DISPLAY", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def paths(root: Path) -> Paths:
+    paths = Paths.from_environment()
+    paths.ensure()
+    return paths
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cloison.daemon.app import App
-from cloison.daemon.fake import ask, fake_app, fake_parts
+from cloison.daemon.fake import ask, close_app, fake_app, fake_parts
 from cloison.daemon.recovery import bring_up
 
 FEATURE = "deferred-netvm-original"
@@ -34,17 +34,9 @@ def run(tmp_path: Path, scenario: Callable[[App, Heard], Awaitable[None]]) -> No
         heard: Heard = []
         app.listen(app.system.dom0, None, lambda subject, name, pairs: heard.append((subject, name, dict(pairs))))
         await scenario(app, heard)
-        await close(app)
+        await close_app(app)
 
     asyncio.run(go())
-
-
-async def close(app: App) -> None:
-    await app.live.close()
-    await app.preloads.close()
-    await app.machines.close()
-    await app.parts.wardens.close()
-    app.parts.store.close()
 
 
 async def original(app: App) -> str | None:
@@ -149,6 +141,6 @@ def test_the_end_of_the_qube_ends_the_waiting_also_while_no_daemon_watches(tmp_p
         app = App(fake_parts(str(tmp_path)))        # whose wardens know of no machine any more
         await bring_up(app)
         assert await original(app) is None
-        await close(app)
+        await close_app(app)
 
     asyncio.run(next_daemon())

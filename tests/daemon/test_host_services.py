@@ -6,15 +6,7 @@ import os
 from pathlib import Path
 
 from cloison.daemon.app import App
-from cloison.daemon.fake import ask, fake_app
-
-
-async def close(app: App) -> None:
-    await app.live.close()
-    await app.preloads.close()
-    await app.machines.close()
-    await app.parts.wardens.close()
-    app.parts.store.close()
+from cloison.daemon.fake import ask, close_app, fake_app
 
 
 def test_files_follow_features(tmp_path: Path) -> None:
@@ -38,7 +30,7 @@ def test_files_follow_features(tmp_path: Path) -> None:
         for bad in ("service.", "service...", "service.a/b", "service." + "x" * 49):
             assert (await ask(app, "admin.vm.feature.Set", "dom0", bad, "1")).failure, bad
         assert os.listdir(folder) == ["on"]
-        await close(app)
+        await close_app(app)
 
     asyncio.run(first())
     (folder / "on").unlink()
@@ -50,6 +42,6 @@ def test_files_follow_features(tmp_path: Path) -> None:
         folder.rename(tmp_path / "elsewhere")
         folder.symlink_to("/proc/nowhere")          # whatever is wrong there, the change is made
         await set_feature(app, "dom0", "service.more", "1")
-        await close(app)
+        await close_app(app)
 
     asyncio.run(next_daemon())

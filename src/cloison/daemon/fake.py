@@ -110,6 +110,15 @@ class Answer(NamedTuple):
     events: list[tuple[str, str, dict[str, str]]]
 
 
+async def close_app(app: App) -> None:
+    """End what it has under way, and its parts."""
+    await app.live.close()
+    await app.preloads.close()
+    await app.machines.close()
+    await app.parts.wardens.close()
+    app.parts.store.close()
+
+
 async def ask(app: App, method: str, dest: str = "dom0", argument: str = "", payload: str | bytes = b"", *,
               source: str = "dom0", socket: str = "qubesd.sock") -> Answer:
     """One call, from the header's checks to the reply, without a socket."""

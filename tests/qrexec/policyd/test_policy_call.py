@@ -4,11 +4,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.client.real_qubesd import real_qubesd
 from tests.patience import PATIENCE
 from tests.qrexec.policy_place import Place
 from tests.qrexec.served_qube import USER, Qube
@@ -39,12 +37,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setenv("VCHAN_SOCKET_DIR", str(tmp_path / "vchan"))
     monkeypatch.setenv("CLOISON_ROOT", str(tmp_path))
     return Place(tmp_path)
-
-
-@pytest.fixture
-def qubesd(place: Place, tmp_path: Path) -> Iterator[Connection]:
-    with real_qubesd(tmp_path) as connection:
-        yield connection
 
 
 async def program(*words: str) -> tuple[int | None, bytes, bytes]:

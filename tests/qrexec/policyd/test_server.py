@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,6 @@ DENY = "result=deny"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setenv("CLOISON_ROOT", str(tmp_path))
     return Place(tmp_path)
-
-
-@pytest.fixture
-def qubesd(place: Place, tmp_path: Path) -> Iterator[Connection]:
-    with real_qubesd(tmp_path) as connection:
-        yield connection
 
 
 def test_an_allowed_call(place: Place, qubesd: Connection) -> None:
