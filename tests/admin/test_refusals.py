@@ -123,6 +123,17 @@ def test_a_reference_that_can_be_no_name_is_a_bad_value(tmp_path: Path, name: st
     (("admin.vm.notes.Get", "rem"), "QubesVMError"),
     (("admin.vm.notes.Set", "rem", "", "x"), "QubesVMError"),
     (("admin.vm.feature.Set", "rem", "vm-config.", "x"), ""),
+    # What is sent is looked at before whose it is to be.
+    (("admin.vm.notes.Set", "rem", "", "x" * 256_001), "ProtocolError"),
+    (("admin.vm.firewall.Set", "rem", "", "action=perhaps"), "QubesValueError"),
+    (("admin.vm.firewall.Set", "rem", "", "action=accept comment=\u00e9"), "ProtocolError"),
+    (("admin.vm.firewall.Set", "rem", "", "action=accept"), "QubesVMError"),
+    (("admin.vm.device.block.Assign", "rem", "work+sda", "mode='x'"), "ProtocolError"),
+    (("admin.vm.device.block.Assign", "rem", "work+sda", "mode='required'"), "QubesException"),
+    (("admin.vm.device.block.Attach", "rem", "work+sda", "frontend_domain='nope'"), "ProtocolError"),
+    # The memory to leave free is dom0's to say; elsewhere that feature is any feature.
+    (("admin.vm.feature.Set", "dom0", "preload-dispvm-threshold", "x"), "QubesValueError"),
+    (("admin.vm.feature.Set", "dvm", "preload-dispvm-threshold", "x"), ""),
     (("admin.vm.feature.Set", "work", "vm-config.", "x"), "QubesValueError"),
 ])
 def test_refusals(tmp_path: Path, call: tuple[str, ...], failure: str) -> None:

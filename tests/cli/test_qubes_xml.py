@@ -7,6 +7,7 @@ import pytest
 from real_qubesd import real_qubesd
 
 from cloison.cli import main as cloison
+from cloison.client.connection import Connection
 
 
 def test_export_is_a_qubes_xml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -22,3 +23,20 @@ def test_export_is_a_qubes_xml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert cloison.main(["qubes-xml", "export", str(target)]) == 1
         assert cloison.main(["qubes-xml", "import", str(target)]) == 1
         assert b"without qubes" in capfdbinary.readouterr().err
+
+
+def test_rules_and_notes_lie_beside_a_file_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOISON_ROOT", str(tmp_path))
+    with real_qubesd(tmp_path):
+        connection = Connection()
+        connection.call("work", "admin.vm.firewall.Set", payload=b"action=drop")
+        connection.call("work", "admin.vm.notes.Set", payload="hé".encode())
+        out = tmp_path / "out"
+        out.mkdir()
+        assert cloison.main(["qubes-xml", "export", str(out / "qubes.xml")]) == 0
+        written = sorted(str(path.relative_to(out)) for path in out.rglob("*.*") if path.is_file())
+        assert written == ["appvms/work/firewall.xml", "appvms/work/notes.txt", "qubes.xml"]
+        assert b'<property name="action">drop</property>' in (out / "appvms/work/firewall.xml").read_bytes()
+        assert (out / "appvms/work/notes.txt").read_text() == "hé"
+        (out / "qubes.xml").unlink()
+        assert cloison.main(["qubes-xml", "export", str(out / "qubes.xml")]) == 1, "nothing there is overwritten"

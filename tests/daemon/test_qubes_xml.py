@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 from tests.daemon.test_crash import call, daemon, inventory
 from tests.patience import PATIENCE
 
+from cloison.daemon import qubes_xml
 from cloison.daemon.app import App
 from cloison.daemon.fake import Answer, ask, fake_app
+from cloison.errors import CloisonError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qubes-4.4.xml"
 INTERNAL = "qubesd.internal.sock"
@@ -78,7 +81,7 @@ def test_volumes_of_pools_that_are_not_here_find_a_place(tmp_path: Path) -> None
             "pool vm-pool of driver lvm_thin is not taken over: 6 volumes are made in varlibqubes",
             "property default_pool is unset now: pool vm-pool is not taken over",
             "the disks of 2 qubes are made empty: restore a backup to fill them",
-            "firewall rules and notes are not in a qubes.xml: each qube may connect to all until its rules are set"]
+            "no firewall.xml is beside the qubes.xml: each qube may connect to all until its rules are set"]
         info = (await ask(app, "admin.vm.volume.Info", "work", "root")).content
         assert "pool=varlibqubes\nvid=appvms/work/root\nsize=20000000000\n" in info
         assert "source=vm-templates/tpl/root\n" in info
@@ -90,6 +93,78 @@ def test_volumes_of_pools_that_are_not_here_find_a_place(tmp_path: Path) -> None
         app.parts.store.close()
 
     asyncio.run(scenario())
+
+
+RULES = b"""<firewall version="2"><rules>
+<rule><properties><property name="action">accept</property><property name="dsthost">10.0.0.0/8</property></properties></rule>
+<rule><properties><property name="action">drop</property></properties></rule></rules></firewall>"""
+
+
+def beside(folder: Path, **files: bytes) -> Path:
+    """A qubes.xml with files of the qube `work` and its template, such as `firewall.xml`, with `_` for the point."""
+    (folder / "qubes.xml").write_bytes(THIN)
+    for group, name in (("appvms", "work"), ("vm-templates", "tpl")):
+        place = folder / group / name
+        place.mkdir(parents=True)
+        for file, content in files.items():
+            (place / file.replace("_", ".")).write_bytes(content)
+    (folder / "appvms" / "no qube").mkdir()
+    return folder / "qubes.xml"
+
+
+def test_rules_and_notes_beside_it_are_taken_along(tmp_path: Path) -> None:
+    file = beside(tmp_path, firewall_xml=RULES, notes_txt="hé\x1b[31m\n".encode())
+
+    async def scenario() -> None:
+        app = await fake_app(str(tmp_path / "root"))
+        answer = await take(app, file)
+        assert not answer.failure and "connect to all" not in answer.content, answer
+        for qube in ("work", "tpl"):
+            assert (await ask(app, "admin.vm.firewall.Get", qube)).content == "action=accept dst4=10.0.0.0/8\naction=drop\n"
+            assert (await ask(app, "admin.vm.notes.Get", qube)).content == "hé_[31m\n"
+        app.parts.store.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("firewall_xml", b""), ("firewall_xml", b"<firewall version='3'/>"), ("firewall_xml", RULES.replace(b"drop", b"perhaps")),
+    ("firewall_xml", b" " * ((2 << 20) + 1)), ("notes_txt", b"\xff"), ("notes_txt", b"x" * 256_001),
+])
+def test_bad_ones_beside_it_are_named_and_nothing_is_taken(tmp_path: Path, name: str, content: bytes) -> None:
+    file = beside(tmp_path, **{name: content})
+
+    async def scenario() -> None:
+        app = await fake_app(str(tmp_path / "root"))
+        answer = await take(app, file)
+        assert answer.failure == "QubesException" and f"vm-templates/tpl/{name.replace('_', '.')}: " in answer.content or (
+            f"appvms/work/{name.replace('_', '.')}: " in answer.content), answer
+        assert list(app.system.qubes) == ["dom0"]
+        app.parts.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_no_file_beside_it_is_not_read(tmp_path: Path) -> None:
+    file = beside(tmp_path)
+    os.mkfifo(tmp_path / "appvms" / "work" / "notes.txt")
+
+    async def scenario() -> None:
+        app = await fake_app(str(tmp_path / "root"))
+        answer = await take(app, file)
+        assert "notes.txt is not a file" in answer.content and list(app.system.qubes) == ["dom0"]
+        app.parts.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_all_of_them_together_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = beside(tmp_path, notes_txt=b"x" * 100)
+    monkeypatch.setattr(qubes_xml, "MAX_BESIDE", 200)
+    assert len(qubes_xml.read(str(file)).beside) == 2
+    monkeypatch.setattr(qubes_xml, "MAX_BESIDE", 199)
+    with pytest.raises(CloisonError, match="more than 199 bytes"):
+        qubes_xml.read(str(file))
 
 
 @pytest.mark.parametrize("xml", [b"", b"<qubes", b"<!DOCTYPE x><qubes/>", THIN.replace(b"tpl</property>", b"no</property>", 1)])

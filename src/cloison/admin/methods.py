@@ -160,6 +160,7 @@ INTERNAL = _table(
     Method("internal.cloison.FeaturesRequest", "V-R", "lw", requests.template_features),
     Method("internal.cloison.ImportQubesXml", "0-R", "gw", store.import_qubes_xml),
     Method("internal.cloison.ExportQubesXml", "0--", "gr", store.export_qubes_xml),
+    Method("internal.cloison.ExportFirewall", "V--", "lr", firewall.export),
     Method("internal.cloison.Status", "0--", "gr", internal.status),
 )
 

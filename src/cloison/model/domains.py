@@ -154,7 +154,7 @@ class Qube(Holder):
         if self.klass != "RemoteVM":
             features.check_meaning(name, value)
         if "template_for_dispvms" in self.properties or self.name == DOM0:
-            features.check_preload(name, value)
+            features.check_preload(name, value, dom0=self.name == DOM0)
         if name == "preload-dispvm-max" and "template_for_dispvms" in self.properties:
             self._check_can_preload()
         pairs = {"feature": name, "value": value}

@@ -55,9 +55,10 @@ def check_meaning(name: str, value: str) -> None:
                            "file|dir:<owner>:<group>:<mode>:<path>")
 
 
-def check_preload(name: str, value: str) -> None:
-    """What is demanded of qubes that can have disposables, and of dom0. Raises BadValue."""
-    if name in ("preload-dispvm-max", "preload-dispvm-threshold") and value and not (value.isdecimal() and len(value) < 8):
+def check_preload(name: str, value: str, *, dom0: bool) -> None:
+    """What is demanded of qubes that can have disposables, and of dom0, whose threshold is everybody's. Raises BadValue."""
+    numbers = ("preload-dispvm-max", "preload-dispvm-threshold") if dom0 else ("preload-dispvm-max",)
+    if name in numbers and value and not (value.isdecimal() and len(value) < 8):
         raise BadValue(f"feature {name} takes a number")
     if name == "preload-dispvm-delay" and value:
         try:

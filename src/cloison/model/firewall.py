@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloison.errors import BadRequest, BadValue
@@ -29,6 +30,13 @@ class Rule:
     dstports: str | None = None         # a-b
     icmptype: int | None = None
     comment: str | None = None
+
+    def words(self) -> list[tuple[str, str]]:
+        """As names and values; whatever spelling the destination has, it is `dsthost`."""
+        pairs = (("action", self.action), ("proto", self.proto), ("dsthost", (self.destination or "").partition("=")[2]),
+                 ("dstports", self.dstports), ("icmptype", self.icmptype), ("specialtarget", self.specialtarget),
+                 ("expire", self.expire), ("comment", self.comment))
+        return [(name, str(value)) for name, value in pairs if value not in (None, "")]
 
     def text(self, *, for_qubesdb: bool = False) -> str:
         """Canonical line; QubesDB gets it without expiry and comment."""
@@ -64,19 +72,22 @@ def parse_rule(untrusted: str) -> Rule:
         if not equals or key not in _KEYS or key in words:
             raise BadValue(f"firewall rule: {word[:60]!r} is not a known key=value, or is there twice")
         words[key] = value
-    if found:
-        if not _COMMENT.fullmatch(comment):
-            raise BadValue("firewall rule: a comment may hold letters, digits, space and :;,./_[]- only")
-        if comment:
-            words["comment"] = comment
-    return _build(words)
+    if found and comment:
+        words["comment"] = comment
+    return from_words(words)
 
 
 def _has_comment(text: str) -> bool:
     return text.startswith("comment=") or " comment=" in text
 
 
-def _build(words: dict[str, str]) -> Rule:
+def from_words(words: Mapping[str, str]) -> Rule:
+    """Raises BadValue."""
+    unknown = words.keys() - set(_KEYS)
+    if unknown:
+        raise BadValue(f"firewall rule: {min(unknown)[:60]!r} is not known")
+    if not _COMMENT.fullmatch(words.get("comment", "")):
+        raise BadValue("firewall rule: a comment may hold letters, digits, space and :;,./_[]- only")
     action, proto = words.get("action"), words.get("proto")
     if action not in ("accept", "drop"):
         raise BadValue("firewall rule: action must be accept or drop")
@@ -95,7 +106,7 @@ def _build(words: dict[str, str]) -> Rule:
     )
 
 
-def _number(words: dict[str, str], key: str, most: int) -> int | None:
+def _number(words: Mapping[str, str], key: str, most: int) -> int | None:
     text = words.get(key)
     if text is None:
         return None
@@ -115,7 +126,7 @@ def _ports(text: str | None) -> str | None:
     raise BadValue("firewall rule: dstports must be a port or a range of ports, 0 to 65535")
 
 
-def _destination(words: dict[str, str]) -> str | None:
+def _destination(words: Mapping[str, str]) -> str | None:
     """All four spellings mean the same; what the text is decides the spelling that goes out."""
     given = [words[key] for key in ("dsthost", "dst4", "dst6", "dstname") if key in words]
     if not given:

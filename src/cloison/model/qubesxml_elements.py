@@ -24,9 +24,10 @@ class BadQubesXml(CloisonError):
 
 
 class _Bounded:
-    """What expat calls: builds the elements, and ends at the first thing out of bounds."""
+    """What expat calls: builds the elements, and ends at the first thing out of bounds. `name` is the file's."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self.builder = TreeBuilder()
         self._depth = self._count = 0
 
@@ -34,9 +35,9 @@ class _Bounded:
         self._depth += 1
         self._count += 1
         if self._depth > MAX_DEPTH:
-            raise BadQubesXml(f"qubes.xml: elements are nested deeper than {MAX_DEPTH}")
+            raise BadQubesXml(f"{self._name}: elements are nested deeper than {MAX_DEPTH}")
         if self._count > MAX_ELEMENTS or len(attributes) > MAX_ATTRIBUTES:
-            raise BadQubesXml(f"qubes.xml: more than {MAX_ELEMENTS} elements, or {MAX_ATTRIBUTES} attributes in one")
+            raise BadQubesXml(f"{self._name}: more than {MAX_ELEMENTS} elements, or {MAX_ATTRIBUTES} attributes in one")
         self.builder.start(tag, attributes)
 
     def end(self, tag: str) -> None:
@@ -45,14 +46,14 @@ class _Bounded:
 
     def refuse(self, *_: object) -> None:
         """A document type is where entities are declared: none is needed, so none is read."""
-        raise BadQubesXml("qubes.xml: it declares a document type")
+        raise BadQubesXml(f"{self._name}: it declares a document type")
 
 
-def elements(untrusted: bytes) -> Element:
-    """The root element. Raises BadQubesXml."""
+def elements(untrusted: bytes, root_tag: str = "qubes", name: str = "qubes.xml") -> Element:
+    """The root element. Raises BadQubesXml, which begins with the file's name."""
     if len(untrusted) > MAX_BYTES:
-        raise BadQubesXml(f"qubes.xml: longer than {MAX_BYTES} bytes")
-    bounded = _Bounded()
+        raise BadQubesXml(f"{name}: longer than {MAX_BYTES} bytes")
+    bounded = _Bounded(name)
     parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
     parser.StartElementHandler = bounded.start
@@ -62,10 +63,10 @@ def elements(untrusted: bytes) -> Element:
     try:
         parser.Parse(untrusted, True)
     except expat.ExpatError as error:
-        raise BadQubesXml(f"qubes.xml: line {error.lineno}: {expat.ErrorString(error.code)}") from error
+        raise BadQubesXml(f"{name}: line {error.lineno}: {expat.ErrorString(error.code)}") from error
     root = bounded.builder.close()
-    if root.tag != "qubes":
-        raise BadQubesXml(f"qubes.xml: its root is {root.tag[:30]!r}, not 'qubes'")
+    if root.tag != root_tag:
+        raise BadQubesXml(f"{name}: its root is {root.tag[:30]!r}, not {root_tag!r}")
     return root
 
 

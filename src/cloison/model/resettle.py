@@ -26,7 +26,6 @@ def resettle(system: System, pools: Collection[str], default: str) -> list[str]:
     made = sum(1 for qube in system.qubes.values() if any(volume.save_on_stop for volume in qube.volumes.values()))
     if made:
         remarks.append(f"the disks of {made} qubes are made empty: restore a backup to fill them")
-        remarks.append("firewall rules and notes are not in a qubes.xml: each qube may connect to all until its rules are set")
     return remarks
 
 

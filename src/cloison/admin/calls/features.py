@@ -90,13 +90,19 @@ def notes_get(call: Call) -> str:
 
 
 def notes_set(call: Call) -> None:
-    """An empty payload clears the notes. What a person may not be shown as it is becomes `_`."""
+    """An empty payload clears the notes."""
+    text = checked_notes(call.payload)
     _check_has_notes(call.dest)
-    if len(call.payload) > MAX_NOTES:
-        raise BadRequest(f"notes have at most {MAX_NOTES} bytes, not {len(call.payload)}")
+    with call.qubesd.transaction():
+        call.dest.put_text("notes", text)
+
+
+def checked_notes(untrusted: bytes) -> str:
+    """What a person may not be shown as it is becomes `_`. Raises BadRequest."""
+    if len(untrusted) > MAX_NOTES:
+        raise BadRequest(f"notes have at most {MAX_NOTES} bytes, not {len(untrusted)}")
     try:
-        text = call.payload.decode("utf-8")
+        text = untrusted.decode("utf-8")
     except UnicodeDecodeError:
         raise BadRequest("notes are UTF-8 text") from None
-    with call.qubesd.transaction():
-        call.dest.put_text("notes", display.safe(text, also="\t\n"))
+    return display.safe(text, also="\t\n")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from cloison.admin.qubesd import Call
 from cloison.errors import QubeError
-from cloison.model import firewall
+from cloison.model import firewall, firewall_xml
 from cloison.model.domains import Qube
 
 
@@ -19,12 +19,17 @@ def get(call: Call) -> str:
 
 
 def set_(call: Call) -> None:
-    """The whole new list; an empty one drops everything."""
-    rules_of(call.dest)
+    """The whole new list; an empty one drops everything. What it says is looked at first, then whose it is to be."""
     text = firewall.to_text(firewall.parse_rules(call.payload))
+    rules_of(call.dest)
     with call.qubesd.transaction():
         call.dest.put_text("firewall", text)
         call.system.journal.emit(call.dest.name, "firewall-changed")
+
+
+def export(call: Call) -> str:
+    """The rules as a firewall.xml; empty where none were ever set."""
+    return firewall_xml.dump(firewall.parse_rules(get(call).encode())).decode() if "firewall" in call.dest.texts else ""
 
 
 def reload(call: Call) -> None:
