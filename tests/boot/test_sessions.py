@@ -83,3 +83,13 @@ def test_the_fork_server_serves_the_calls_of_its_user(work: Place) -> None:
     assert work.sh("work", 'echo "$FROM_SERVER $XDG_RUNTIME_DIR"') == b"yes /run/user/1000\n"
     assert work.sh("work", 'echo "${FROM_SERVER-no}"', user="root") == b"no\n"
     assert work.run(["qvm-run", "-p", "work", "exit 7"]).returncode == 7
+
+
+def test_a_users_own_units_run_where_the_service_is_on(work: Place) -> None:
+    work.halt("work")
+    work.ok(["qvm-features", "work", "service.user-manager", "1"])
+    work.ok(["qvm-start", "work"])
+    work.sh("work", "systemctl start user@1000.service", user="root")       # or waits for what the agent has begun
+    work.sh("work", "mkdir -p .config/systemd/user && cat > .config/systemd/user/mine.service",
+            b"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo as $(id -un) at $(nice) > ran'\nWorkingDirectory=%h\n")
+    assert work.sh("work", "systemctl --user daemon-reload; systemctl --user start mine; cat ran") == b"as user at 0\n"
