@@ -35,6 +35,13 @@ def tree(tmp_path: Path) -> Path:
     (services / "qubes.VMRootShell").symlink_to("qubes.VMShell")
     (services / "qubes.ConnectTCP").symlink_to("/dev/tcp/127.0.0.1")
     (services / "folder").mkdir()
+    units = root / "usr/lib/systemd/system"
+    (units / "user@.service.d").mkdir(parents=True)
+    (units / "sync.service").write_text("[Unit]\nConditionPathExists=!/run/qubes-service/clocksync\nConditionPathExists=/etc/x\n")
+    (units / "proxy.path").write_text("[Path]\nPathExists=/run/qubes-service/updates-proxy-setup\n")
+    (units / "user@.service.d/10.conf").write_text("ConditionPathExists=/run/qubes-service/user-manager\n")
+    (units / "odd.service").write_text("ConditionPathExists=/run/qubes-service/../x\n#ConditionPathExists=/run/qubes-service/no\n")
+    (units / "other.txt").write_text("ConditionPathExists=/run/qubes-service/no\n")
     return root
 
 
@@ -43,6 +50,7 @@ def test_system_and_services(tree: Path) -> None:
         "qrexec": "1", "vmexec": "1", "os": "Linux", "qubes-agent-version": offers.AGENT_VERSION,
         "os-distribution": "debian", "os-distribution-like": "x y", "os-version": "12", "os-eol": "2028-06-30",
         "supported-rpc.custom.Service": "1", "supported-rpc.qubes.VMRootShell": "1", "supported-rpc.qubes.VMShell": "1",
+        "supported-service.clocksync": "1", "supported-service.updates-proxy-setup": "1", "supported-service.user-manager": "1",
     }
 
 
@@ -58,6 +66,9 @@ def test_links_do_not_lead_to_the_hosts_files(tree: Path, tmp_path: Path) -> Non
     assert "os-distribution" not in found and "supported-rpc.leads.Out" not in found
     shutil.rmtree(tree / "etc/qubes-rpc")
     (tree / "etc/qubes-rpc").symlink_to(tmp_path)
+    units = tree / "usr/lib/systemd/system"
+    units.rename(tmp_path / "system")
+    units.symlink_to(tmp_path / "system")
     assert offers.of_tree(str(tree)) == offers.ALWAYS
 
 
@@ -81,6 +92,7 @@ def test_a_running_template_says_the_same(tree: Path, tmp_path: Path) -> None:
     said = tmp_path / "said"
     script = SCRIPT.read_text().replace("/etc/os-release", str(tree / "etc/os-release"))
     script = script.replace("/etc/qubes-rpc", str(tree / "etc/qubes-rpc"))
+    script = script.replace("/usr/lib/systemd", str(tree / "usr/lib/systemd"))
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "qvm-features-request").write_text(f'#!/bin/sh\nfor word in "$@"; do echo "$word" >> {said}; done\n')

@@ -9,20 +9,26 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Iterator
 
 AGENT_VERSION = "4.4"               # the release of Qubes OS whose agents ours stands in for
 MAX_OS_RELEASE = 1 << 16            # bytes
 MAX_SERVICES = 512
+MAX_UNITS = 4096                    # in one folder
 ALWAYS = {"qrexec": "1", "vmexec": "1", "os": "Linux", "qubes-agent-version": AGENT_VERSION}
 _OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
 _FROM_OS_RELEASE = {"ID": "os-distribution", "ID_LIKE": "os-distribution-like", "VERSION_ID": "os-version", "SUPPORT_END": "os-eol"}
 _VALUE = re.compile(r"[A-Za-z0-9.,_ -]{1,128}")
 _SERVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# What depends on a qube's feature service.NAME: its file is there while that is on.
+_SWITCH = re.compile(r"^(?:Condition)?PathExists=!?/run/qubes-service/([A-Za-z0-9_.-]{1,48})$", re.MULTILINE)
+_UNITS = "usr/lib/systemd/system"
 
 
 def of_tree(tree: str) -> dict[str, str]:
     """Requests as a qube makes them: name -> value. Raises OSError."""
-    return {**ALWAYS, **_system(tree), **{f"supported-rpc.{name}": "1" for name in _services(tree)}}
+    return {**ALWAYS, **_system(tree), **{f"supported-rpc.{name}": "1" for name in _services(tree)},
+            **{f"supported-service.{name}": "1" for name in _switches(tree)}}
 
 
 def _system(tree: str) -> dict[str, str]:
@@ -70,3 +76,19 @@ def _services(tree: str) -> list[str]:
 def _is_program(path: str) -> bool:
     mode = os.lstat(path).st_mode
     return stat.S_ISREG(mode) and bool(mode & 0o111)
+
+
+def _switches(tree: str) -> list[str]:
+    """Names of the services that some unit of the system heeds."""
+    files = [path for path in _units(tree) if path.endswith((".service", ".path", ".conf"))]
+    return sorted({found for path in files for found in _SWITCH.findall(_read(path))})[:MAX_SERVICES]
+
+
+def _units(tree: str) -> Iterator[str]:
+    """Paths of units and their drop-ins."""
+    folder = os.path.join(tree, _UNITS)
+    parts = [os.path.join(tree, *_UNITS.split("/")[:depth]) for depth in range(1, 5)]
+    if any(map(os.path.islink, parts)) or not os.path.isdir(folder):
+        return
+    for each in (folder, *(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))):
+        yield from (os.path.join(each, name) for name in sorted(os.listdir(each))[:MAX_UNITS])
