@@ -13,7 +13,8 @@ import contextlib
 import json
 import statistics
 import subprocess
-from pathlib import Path
+
+from true_service import true_service
 
 from cloison.cli.bench_qubes import TAG, Qubes, alone, choose_template, tool_command
 from cloison.client.connection import Connection
@@ -60,11 +61,7 @@ def measure(rounds: int, at_once: int) -> dict[str, list[tuple[int, float]]]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(paths))
         qubes = stack.enter_context(Qubes(connection, choose_template(connection)))
-        policy, service = Path(paths.run, "policy.d", "05-bench.policy"), Path(paths.run, "qubes-rpc", "bench.True")
-        policy.write_text(POLICY, encoding="ascii")
-        stack.callback(policy.unlink)
-        service.symlink_to("/usr/bin/true")
-        stack.callback(service.unlink)
+        stack.enter_context(true_service(paths, POLICY))
         name = qubes.app("bench-client")
         connection.call(name, "admin.vm.Start")
         done = subprocess.run(

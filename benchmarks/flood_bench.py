@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from true_service import true_service
+
 from cloison.cli.bench_qubes import TAG, Qubes, alone, choose_template, tool_command
 from cloison.client.connection import Connection
 from cloison.client.create import Creation, create
@@ -225,11 +227,7 @@ def with_qubes(calls: int) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(paths))
         qubes = stack.enter_context(Qubes(connection, choose_template(connection)))
-        policy, service = Path(paths.run, "policy.d", "05-bench.policy"), Path(paths.run, "qubes-rpc", "bench.True")
-        policy.write_text(POLICY.replace("* *", f"* @tag:{TAG}"), encoding="ascii")
-        stack.callback(policy.unlink)
-        service.symlink_to("/usr/bin/true")
-        stack.callback(service.unlink)
+        stack.enter_context(true_service(paths, POLICY.replace("* *", f"* @tag:{TAG}")))
         quiet, noisy = qubes.app("bench-quiet"), qubes.app("bench-flood")
         for name in (quiet, noisy):
             connection.call(name, "admin.vm.Start")
