@@ -48,10 +48,10 @@ def test_low_once_and_normal_after_the_last_word(tmp_path: Path) -> None:
         priority = Priority(group.path)
         for seconds in (0.001, 0.02, 0.01):
             priority.lower(seconds)
-        assert group.written() == b"10"
+        assert group.written() == b"15"
         assert await group.next() == b"0"
         priority.lower(0.0)
-        assert group.written() == b"10"
+        assert group.written() == b"15"
         assert await group.next() == b"0"
         priority.close()
 
@@ -67,7 +67,7 @@ def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
         passed = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(0.0, passed.set_result, None)
         await passed
-        assert group.written() == b"10"
+        assert group.written() == b"15"
 
     with Autogroup(tmp_path) as group:
         asyncio.run(run(group))
@@ -93,7 +93,7 @@ def test_a_change_that_came_too_early_is_made_later(tmp_path: Path) -> None:
         priority.lower(0.001)                        # refused
         os.rename(away, group.path)
         priority.lower(0.001)
-        assert group.written() == b"10"
+        assert group.written() == b"15"
         os.rename(group.path, away)                  # the way back is refused, and tried again
         turned = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(0.01, turned.set_result, None)
@@ -113,7 +113,7 @@ async def main():
     if os.path.exists(AUTOGROUP):
         os.setsid()
         priority = Priority()
-        while "nice 10" not in open(AUTOGROUP).read():       # as the next requests of a flood do
+        while "nice 15" not in open(AUTOGROUP).read():       # as the next requests of a flood do
             priority.lower(60)
         print("low")
 asyncio.run(main())

@@ -9,7 +9,7 @@ import asyncio
 import os
 
 AUTOGROUP = "/proc/self/autogroup"
-NORMAL, LOW = 0, 10                      # as nice values: a tenth of what others get, if they want it
+NORMAL, LOW = 0, 15                      # as nice values: a thirtieth of what others get, if they want it
 AGAIN = 0.15                             # s after which a refused change is tried once more
 
 
