@@ -16,8 +16,9 @@ from cloison.client.connection import Connection
 from cloison.client.domains import DOM0
 from cloison.policy.facts import BadFacts, Facts, facts_from_system_info
 from cloison.policy.graph import Edge, edges
-from cloison.policy.parse import LEGACY_DIRECTIVE, Root, parse
+from cloison.policy.parse import Root, parse
 from cloison.policy.rules import Rule
+from cloison.policy.syntax import LEGACY_DIRECTIVE
 from cloison.qrexec.policyd.policy_admin import NEW, PolicyAdminFileNotFoundException
 from cloison.qrexec.policyd.policy_files import FolderReader, Folders, folders
 from cloison.runtime.files import rename

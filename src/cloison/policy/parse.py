@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from cloison.errors import CloisonError
-from cloison.policy.rules import Action, Rule, Rules, Verb
-from cloison.policy.tokens import DEFAULT, Column, Token, TokenError, parse_token
+from cloison.policy.rules import Rule, Rules
+from cloison.policy.syntax import LEGACY_DIRECTIVE, Fault, Service, modernised, parse_action, parse_directive, parse_rule_line
+from cloison.policy.tokens import Column, parse_token
 
 MAX_FILE = 1 << 20      # bytes
 MAX_READS = 16_384      # files read, the same one counted each time
@@ -24,23 +25,11 @@ MAX_RULES = 65_536
 MAX_DEPTH = 64
 SUFFIX = ".policy"
 UNREADABLE = (OSError, ValueError)      # the latter is what Python makes of a NUL in a path
-LEGACY_DIRECTIVE = "!compat-4.0"
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 _FILE_NAME = re.compile(r"[a-z0-9_.-]+")
-_SERVICE = re.compile(r"[A-Za-z0-9._-]+")
-_ARGUMENT = re.compile(r"[A-Za-z0-9+._-]*")
 _LEGACY_NAME = re.compile(r"[A-Za-z0-9+._-]+")
 _LEGACY_IGNORED = (".rpmsave", ".rpmnew", ".swp")
-_DIRECTIVES = {"!include": 1, "!include-dir": 1, "!include-service": 3, LEGACY_DIRECTIVE: 0}    # with how many words
-_SERVICE_DIRECTIVES = {"!include": 1}
-_PARAMETERS = {
-    Verb.ALLOW: frozenset({"target", "user", "notify", "autostart"}),
-    Verb.ASK: frozenset({"target", "default_target", "user", "notify", "autostart"}),
-    Verb.DENY: frozenset({"notify"}),
-}
-
-
 class Root(enum.StrEnum):
     """Where paths begin; the value is how a place is written before the path."""
 
@@ -75,14 +64,6 @@ class PolicySyntaxError(CloisonError):
         return f"{self.file}:{self.line}: {self.text}"
 
 
-class _Fault(Exception):
-    """A PolicySyntaxError that doesn't know its place yet."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
 class _Place(NamedTuple):
     root: Root
     path: str
@@ -92,13 +73,6 @@ class _Place(NamedTuple):
     def file(self) -> str:
         """One spelling of it, whatever an include wrote. What is read is the path as it was written, which may go through links."""
         return f"{self.root.value}{posixpath.normpath(self.path)}"
-
-
-class _Service(NamedTuple):
-    """What a file in service format is read for."""
-
-    name: str
-    argument: str
 
 
 def parse(reader: Reader) -> Rules:
@@ -125,14 +99,14 @@ def parse(reader: Reader) -> Rules:
 def parse_rule(line: str, file: str) -> Rule:
     """A line that is a rule, on its own; `file` is what its place shall be called. Raises PolicySyntaxError."""
     try:
-        return _rule(line, None, _Place(Root.MAIN, file, None))
-    except _Fault as fault:
+        return parse_rule_line(line, None, file, None)
+    except Fault as fault:
         raise PolicySyntaxError(fault.kind, str(fault), file) from None
 
 
 def lint(content: bytes, file: str, service_format: bool = False) -> list[PolicySyntaxError]:
     """Every fault of one file, each line on its own, includes not followed."""
-    service = _Service("*", "*") if service_format else None
+    service = Service("*", "*") if service_format else None
     try:
         lines = LINE_END.split(content.decode())
     except UnicodeDecodeError:
@@ -141,24 +115,24 @@ def lint(content: bytes, file: str, service_format: bool = False) -> list[Policy
     for number, line in enumerate(lines, 1):
         try:
             _check(_meaning(line, service), service)
-        except _Fault as fault:
+        except Fault as fault:
             faults.append(PolicySyntaxError(fault.kind, str(fault), file, number))
     return faults
 
 
-def _check(line: str, service: _Service | None) -> None:
+def _check(line: str, service: Service | None) -> None:
     if line.startswith("!"):
-        _directive(line, service)
+        parse_directive(line, service)
     elif line:
-        _rule(line, service, _Place(Root.MAIN, "", None))
+        parse_rule_line(line, service, "", None)
 
 
-def _meaning(line: str, service: _Service | None) -> str:
+def _meaning(line: str, service: Service | None) -> str:
     """The line without what means nothing. In service format a line is one of the old format still; a comment is told before."""
     line = line.strip()
     if line.startswith("#"):
         return ""
-    return line if service is None else _modernised(line)
+    return line if service is None else modernised(line)
 
 
 def _policy_files(names: Sequence[str]) -> list[str]:
@@ -179,14 +153,14 @@ class _Parser:
         self._open: list[str] = []
         self._reads = 0
         self._lines: dict[tuple[Root, str], list[str]] = {}
-        self._directives: dict[str, Callable[[_Place, _Service | None, list[str]], None]] = {
+        self._directives: dict[str, Callable[[_Place, Service | None, list[str]], None]] = {
             "!include": self._include,
             "!include-dir": self._include_dir,
             "!include-service": self._include_service,
             LEGACY_DIRECTIVE: self._include_legacy,
         }
 
-    def read_file(self, root: Root, path: str, service: _Service | None = None) -> None:
+    def read_file(self, root: Root, path: str, service: Service | None = None) -> None:
         """`service` is set for a file in service format. An OSError is the caller's to explain."""
         lines = self._load(root, path)
         with self._opened(_Place(root, path, None).file):
@@ -194,7 +168,7 @@ class _Parser:
                 place = _Place(root, path, number)
                 try:
                     self._line(place, _meaning(line, service), service)
-                except _Fault as fault:
+                except Fault as fault:
                     raise PolicySyntaxError(fault.kind, str(fault), place.file, number) from None
 
     def _load(self, root: Root, path: str) -> list[str]:
@@ -221,146 +195,50 @@ class _Parser:
         yield
         self._open.pop()
 
-    def _line(self, place: _Place, line: str, service: _Service | None) -> None:
+    def _line(self, place: _Place, line: str, service: Service | None) -> None:
         if not line:
             return
         if line.startswith("!"):
-            name, words = _directive(line, service)
+            name, words = parse_directive(line, service)
             self._directives[name](place, service, words)
             return
         if len(self.rules) >= MAX_RULES:
-            raise _Fault("too-large", f"the policy has more than {MAX_RULES} rules")
-        self.rules.append(_rule(line, service, place))
+            raise Fault("too-large", f"the policy has more than {MAX_RULES} rules")
+        self.rules.append(parse_rule_line(line, service, place.file, place.line))
 
-    def _include(self, place: _Place, service: _Service | None, words: list[str]) -> None:
+    def _include(self, place: _Place, service: Service | None, words: list[str]) -> None:
         try:
             self.read_file(place.root, words[0], service)
         except UNREADABLE as error:
-            raise _Fault("include-missing", f"{words[0]} can't be read: {error}") from error
+            raise Fault("include-missing", f"{words[0]} can't be read: {error}") from error
 
-    def _include_service(self, place: _Place, _: _Service | None, words: list[str]) -> None:
+    def _include_service(self, place: _Place, _: Service | None, words: list[str]) -> None:
         name, argument, path = words
-        self._include(place, _Service(name, argument), [path])
+        self._include(place, Service(name, argument), [path])
 
-    def _include_dir(self, place: _Place, _: _Service | None, words: list[str]) -> None:
+    def _include_dir(self, place: _Place, _: Service | None, words: list[str]) -> None:
         folder = words[0]
         try:
             names = self._reader.names(place.root, folder)
         except UNREADABLE as error:
-            raise _Fault("include-dir-missing", f"the folder {folder} can't be read: {error}") from error
+            raise Fault("include-dir-missing", f"the folder {folder} can't be read: {error}") from error
         for name in _policy_files(names):
             self._include(place, None, [f"{folder.rstrip('/')}/{name}"])
 
-    def _include_legacy(self, place: _Place, _: _Service | None, __: list[str]) -> None:
+    def _include_legacy(self, place: _Place, _: Service | None, __: list[str]) -> None:
         """The 4.0 folder: a file a service, or a service with an argument; the latter ends in a refusal of the rest (14)."""
         try:
             names = self._reader.names(Root.LEGACY, ".")
         except OSError as error:
-            raise _Fault("include-dir-missing", f"the folder of the 4.0 policy can't be read: {error}") from error
+            raise Fault("include-dir-missing", f"the folder of the 4.0 policy can't be read: {error}") from error
         for name in sorted(filter(_is_legacy_file, names), key=_legacy_order):
             service, plus, argument = name.partition("+")
-            self._include(_Place(Root.LEGACY, name, None), _Service(service, f"+{argument}" if plus else "*"), [name])
+            self._include(_Place(Root.LEGACY, name, None), Service(service, f"+{argument}" if plus else "*"), [name])
             if plus:
                 self.rules += _legacy_end(service, f"+{argument}", _Place(Root.LEGACY, name, None))
 
 
-def _directive(line: str, service: _Service | None) -> tuple[str, list[str]]:
-    name, *words = line.split()
-    counts = _DIRECTIVES if service is None else _SERVICE_DIRECTIVES
-    if name not in counts:
-        raise _Fault("directive", f"there is no directive {name!r} in a file of this kind")
-    if len(words) != counts[name]:
-        raise _Fault("directive-params", f"{name} takes {counts[name]} parameters, not {len(words)}")
-    if name == "!include-service":
-        _check_service(*words[:2])
-    return name, words
-
-
-def _rule(line: str, service: _Service | None, place: _Place) -> Rule:
-    words = line.split()
-    if service is not None:
-        words[:0] = service
-    if len(words) < 5:
-        raise _Fault("field-count", "a rule has at least the fields service, argument, source, target, action"
-                     if service is None else "a rule has at least the fields source, target, action")
-    name, argument, source, target, verb, *parameters = words
-    if service is None:
-        _check_service(name, argument)
-    columns = _token(source, Column.SOURCE), _token(target, Column.TARGET)
-    action = _action(verb, parameters)
-    if action.verb is Verb.ALLOW and target == DEFAULT and action.target is None:
-        raise _Fault("allow-default-needs-target", f"allow for {DEFAULT} needs target=, or there is nothing to call")
-    return Rule(name, argument, *columns, action, place.file, place.line)
-
-
-def _check_service(name: str, argument: str) -> None:
-    if name != "*" and not _SERVICE.fullmatch(name):
-        raise _Fault("service-chars", f"the service {name!r} may only hold letters, digits, '-', '.', '_'")
-    if argument == "*":
-        return
-    if not _ARGUMENT.fullmatch(argument):
-        raise _Fault("argument-chars", f"the argument {argument!r} may only hold letters, digits, '+', '-', '.', '_'")
-    if not argument.startswith("+"):
-        raise _Fault("argument-plus", f"the argument {argument!r} must be '*' or begin with '+'")
-    if name == "*":
-        raise _Fault("wildcard-service-arg", "a rule for every service must be for every argument too")
-
-
-def _token(text: str, column: Column) -> Token:
-    try:
-        return parse_token(text, column)
-    except TokenError as error:
-        raise _Fault(error.kind, str(error)) from None
-
-
-def _action(verb: str, words: list[str]) -> Action:
-    try:
-        kind = Verb(verb)
-    except ValueError:
-        raise _Fault("action", f"the action must be allow, ask or deny, not {verb!r}") from None
-    values = _parameters(words)
-    notify = _yes("notify", values.get("notify", "yes" if kind is Verb.DENY else "no"))
-    autostart = _yes("autostart", values.get("autostart", "yes"))
-    for key in values:
-        if key not in _PARAMETERS[kind]:
-            raise _Fault("param-unknown", f"{kind} has no parameter {key!r}")
-    return Action(
-        verb=kind,
-        notify=notify,
-        autostart=autostart,
-        user=values.get("user"),
-        target=_redirect(values.get("target")),
-        default_target=_redirect(values.get("default_target")),
-    )
-
-
-def _parameters(words: list[str]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise _Fault("param-syntax", f"{word!r} is not of the form name=value")
-        if key in values:
-            raise _Fault("param-duplicate", f"{key} is given twice")
-        values[key] = value
-    return values
-
-
-def _yes(key: str, value: str) -> bool:
-    if value not in ("yes", "no"):
-        raise _Fault("param-bool", f"{key} must be yes or no, not {value!r}")
-    return value == "yes"
-
-
-def _redirect(text: str | None) -> str | None:
-    return None if text is None else _token(text, Column.REDIRECT).text
-
-
 # -- the format of Qubes OS 4.0 ------------------------------------------------------------------------------------------
-
-
-def _modernised(line: str) -> str:
-    return line.replace("$include:", "!include ").replace("$", "@").replace(",", " ")
 
 
 def _is_legacy_file(name: str) -> bool:
@@ -373,7 +251,7 @@ def _legacy_order(name: str) -> tuple[str, bool, str]:
 
 
 def _legacy_end(service: str, argument: str, place: _Place) -> list[Rule]:
-    deny = _action("deny", [])
-    anyone = _token("@anyvm", Column.SOURCE)
-    targets = (_token("@anyvm", Column.TARGET), _token("@adminvm", Column.TARGET))
+    deny = parse_action("deny", [])
+    anyone = parse_token("@anyvm", Column.SOURCE)
+    targets = (parse_token("@anyvm", Column.TARGET), parse_token("@adminvm", Column.TARGET))
     return [Rule(service, argument, anyone, target, deny, place.file, place.line) for target in targets]
