@@ -4,13 +4,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import logging
 import os
 from typing import Any
 
 from cloison.client.connection import Connection
 from cloison.errors import HostError
 from cloison.runtime.daemon import told_to_end
+from cloison.runtime.logs import log_to_stderr
 from cloison.runtime.paths import Paths
 from cloison.ui.agent import Agent, Asker, take_lock
 
@@ -29,7 +29,7 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     paths = Paths.from_environment()
     paths.ensure()
     asker = _asker(Connection(paths), terminal=args.terminal)

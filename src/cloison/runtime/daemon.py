@@ -2,17 +2,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import signal
 
+from cloison.runtime.logs import log_to_stderr
 from cloison.runtime.paths import Paths, leave_folder
 
 
 def begin() -> Paths:
     """Log to where standard error goes, and hold on to nothing of whoever started it. Raises HostError, OSError."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     os.umask(0o077)
     _allow_many_files()
     leave_folder()

@@ -26,6 +26,7 @@ from cloison.qrexec.host.daemon import Daemon, Served
 from cloison.qrexec.host.outgoing import Host, Outgoing
 from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
+from cloison.runtime.logs import harmless
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Port
 from cloison.runtime.vchan_dialer import Dialer
@@ -82,7 +83,7 @@ class Warden:
             self._control.event({"event": "stopped", "status": status})
         except (CloisonError, OSError) as error:
             reason = f"{self._launch.name} did not start: {error.strerror or error}" if isinstance(error, OSError) else str(error)
-            print(reason, file=sys.stderr)
+            print(harmless(reason), file=sys.stderr)
             self._control.event({"event": "failed", "reason": reason})
         finally:
             await self._clear()
@@ -249,7 +250,7 @@ class Warden:
 
     def _violation(self, reason: str) -> None:
         """The guest loses its channels; it may go on computing, and the host can still kill it."""
-        print(f"{self._launch.name}: {reason}", file=sys.stderr)
+        print(harmless(f"{self._launch.name}: {reason}"), file=sys.stderr)
         if self._port is not None:
             self._port.end(reason)
 

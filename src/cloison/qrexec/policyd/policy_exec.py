@@ -22,6 +22,7 @@ from cloison.qrexec.policyd.judge import Judge, Verdict
 from cloison.qrexec.policyd.policy_call import Caller, carry_out
 from cloison.qrexec.policyd.policy_files import FolderReader, folders, make_folders
 from cloison.qrexec.policyd.system_info import fetch
+from cloison.runtime.logs import log_to_stderr
 from cloison.runtime.paths import Paths
 from cloison.wire.policy import ALLOW, Query
 
@@ -58,7 +59,7 @@ async def verdict(paths: Paths, query: Query, rules: Rules | None = None) -> Ver
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.WARNING)
     if len(options.words) not in (3, 5):
         parser.error("three words are needed, or five")
     try:
