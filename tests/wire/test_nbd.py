@@ -169,3 +169,19 @@ def test_any_bytes_are_requests_or_an_error(untrusted: bytes) -> None:
                 assert one.offset + one.length <= SIZE or one.do is Do.FLUSH
         except PeerError:
             pass
+
+
+def test_a_handshake_held_by_one_and_requests_served_by_another() -> None:
+    """What comes in one piece with the handshake's end is the other's to serve."""
+    first = request(0, 0, 512)
+    holder, server = Server(SIZE, read_only=True), Server(SIZE, read_only=True, greeted=True)
+    assert server.output() == b""
+    holder.feed(struct.pack(">I", 3))
+    assert holder.handshake() is None
+    holder.feed(option(1) + first)
+    assert holder.handshake() == first and holder.output().startswith(GREETING)
+    server.feed(first)
+    asked = server.next_request()
+    assert asked is not None and (asked.do, asked.offset, asked.length) == (Do.READ, 0, 512)
+    server.reply(asked, bytes(512))
+    assert len(server.output()) == 16 + 512

@@ -14,7 +14,9 @@ from cloison.errors import MachineError
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 
 SAVED = b"a fake machine's device state"
-GREETING = b"NBDMAGIC"
+GREETING = b"NBDMAGICIHAVEOPT\0\3"
+ASK_FOR_IT = b"\0\0\0\3" + b"IHAVEOPT" + bytes((0, 0, 0, 1)) + bytes(4)          # flags, and the export without a name
+EXPORT = 10                 # bytes of the answer: size, flags
 Boot = Callable[["FakeMachine", socket.socket], None]
 
 
@@ -131,8 +133,11 @@ class FakeMachine(Machine):
             raise MachineError(f"{name} is taken")
         own = stream.dup()
         own.setblocking(False)
-        greeting = await asyncio.get_running_loop().sock_recv(own, len(GREETING))
-        if greeting != GREETING:
+        loop = asyncio.get_running_loop()
+        greeting = await loop.sock_recv(own, len(GREETING))
+        if greeting == GREETING:
+            await loop.sock_sendall(own, ASK_FOR_IT)
+        if greeting != GREETING or len(await loop.sock_recv(own, EXPORT)) != EXPORT:
             own.close()
             raise MachineError("a bad handshake")
         self.plugged[name] = own

@@ -17,7 +17,6 @@ from cloison.warden.block_link import BlockLink
 from cloison.wire import blocks
 from cloison.wire.blocks import Block
 
-PLUG_TIME = 10.0            # s that a handshake may keep the whole machine waiting
 UNPLUG_TIME = 10.0          # s that a guest has to let go of a disk whose other end still answers
 STUCK_TIME = 5.0            # s that pausing may wait for other qubes to answer what is under way
 
@@ -45,7 +44,8 @@ class Blocks:
         link = self._links[block.name] = BlockLink(self._paths, block)
         try:
             await link.open()
-            await self._plug(block, link)
+            with link.far:
+                await self._machine.plug(block.name, link.far, read_only=block.read_only)
         except BaseException:
             link.cut()
             del self._links[block.name]
@@ -53,15 +53,6 @@ class Blocks:
         self._attached[block.name] = block
         self._event({"event": "block-attached", "block": blocks.to_json(block)})
         self._background(self._follow(block, link))
-
-    async def _plug(self, block: Block, link: BlockLink) -> None:
-        """A handshake that does not end is ended."""
-        timer = asyncio.get_running_loop().call_later(PLUG_TIME, link.cut)
-        try:
-            with link.far:
-                await self._machine.plug(block.name, link.far, read_only=block.read_only)
-        finally:
-            timer.cancel()
 
     async def _follow(self, block: Block, link: BlockLink) -> None:
         """A link that ends by itself takes the disk along."""

@@ -1,5 +1,6 @@
 """The server's end of NBD, the network block device protocol: bytes in, requests out; no I/O.
 
+A handshake may be held by somebody else than who serves the requests after it: `Server.handshake`, `Server(greeted=True)`.
 It serves one export, whatever name the client asks for, with the oldest form of reply, which every client knows: the newstyle
 handshake, then reads, writes and flushes one after the other. The client is a hypervisor that a hostile qube may own: each
 length is checked before its data is waited for, and at most one request's data is held.
@@ -62,14 +63,15 @@ class Server:
     Raises PeerError for whatever leaves the protocol: hang up then.
     """
 
-    def __init__(self, size: int, *, read_only: bool) -> None:
+    def __init__(self, size: int, *, read_only: bool, greeted: bool = False) -> None:
+        """`greeted`: somebody else has held the handshake."""
         self._size, self._read_only = size, read_only
         self._flags = _HAS_FLAGS | _SEND_FLUSH | _SEND_FUA | (_READ_ONLY if read_only else 0)
         self._buffer = bytearray()
-        self._output = bytearray(_GREETING.pack(_MAGIC, _OPTION_MAGIC, _FIXED_NEWSTYLE | _NO_ZEROES))
+        self._output = bytearray() if greeted else bytearray(_GREETING.pack(_MAGIC, _OPTION_MAGIC, _FIXED_NEWSTYLE | _NO_ZEROES))
         self._client_flags: int | None = None
         self._options = 0
-        self._serving = False
+        self._serving = greeted
         self.over = False
 
     def feed(self, untrusted: bytes) -> None:
@@ -87,11 +89,21 @@ class Server:
         if not error:
             self._output += data
 
-    def next_request(self) -> Request | None:
-        """None: more bytes are needed, or it is over. What can't be served is answered here."""
+    def handshake(self) -> bytes | None:
+        """For who holds the handshake only: what the client has sent after it. None: more bytes are needed, or it is over."""
+        return self._take(len(self._buffer)) if self._greet() else None
+
+    def _greet(self) -> bool:
+        """Whether the handshake has been held."""
         while not self._serving:
             if self.over or not self._negotiate():
-                return None
+                return False
+        return True
+
+    def next_request(self) -> Request | None:
+        """None: more bytes are needed, or it is over. What can't be served is answered here."""
+        if not self._greet():
+            return None
         while not self.over and (request := self._whole_request()) is not None:
             command, wanted = request
             error = self._fault(command, wanted)

@@ -2,7 +2,8 @@
 
 Only the host calls it: it joins the two qubes when a person, or a rule of theirs, attaches the device. The argument is the
 device's port and `r` or `w`, such as `sda1+w`. The device is opened exclusively: what is mounted or in use is refused, and
-while it is served nothing else mounts it. `ready` on standard error says that it is open.
+while it is served nothing else mounts it. `ready SIZE` on standard error says that it is open, and how many bytes it has: the
+host holds NBD's handshake itself, so that no machine waits for this qube, and the requests come here.
 """
 from __future__ import annotations
 
@@ -19,7 +20,6 @@ from cloison.errors import CloisonError
 from cloison.guest.devices import node
 from cloison.wire import nbd
 
-READY = b"ready\n"
 _ARGUMENT = re.compile(r"([a-z0-9-]{1,12})\+([rw])")
 _BLKGETSIZE64 = 0x80081272
 _READ = 1 << 17
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
         if os.environ.get("QREXEC_REMOTE_DOMAIN") != "dom0":
             raise NotServed("only the host may call it")
         fd, size, read_only = open_device(argv[1] if len(argv) > 1 else "")
-        os.write(2, READY)
-        serve(fd, nbd.Server(size, read_only=read_only))
+        os.write(2, f"ready {size}\n".encode())
+        serve(fd, nbd.Server(size, read_only=read_only, greeted=True))
     except (CloisonError, OSError) as error:
         print(f"cloison.Block: {error}", file=sys.stderr)
         return 1

@@ -93,9 +93,12 @@ def block_graph(node: str, descriptor: str, *, read_only: bool) -> dict[str, Any
 
 
 def device(name: str, node: str, port: str) -> dict[str, Any]:
-    """Arguments of device_add. An error is the guest's to see: no answer of the far end may stop the machine."""
+    """Arguments of device_add. An error is the guest's to see: no answer of the far end may stop the machine.
+
+    A geometry means nothing to a guest; without one QEMU would read the disk to guess it, and stand still until it is answered.
+    """
     return {"driver": "virtio-blk-pci", "id": _device(name), "drive": node, "serial": name, "bus": port, "disable-legacy": "on",
-            "num-queues": 1, "write-cache": "on", "werror": "report", "rerror": "report"}
+            "num-queues": 1, "cyls": 16383, "heads": 16, "secs": 63, "write-cache": "on", "werror": "report", "rerror": "report"}
 
 
 async def _deleted(events: EventListener, wanted: str) -> None:
