@@ -311,6 +311,11 @@ def test_qsb_089_source_and_target_lengths(field: bytes, name: str) -> None:
     assert one(qrexec.FROM_AGENT, trigger4(b"s\0", source=b"z", target=field)) == Trigger("z", name, ID, "s")
 
 
+@pytest.mark.parametrize("ident", [b"x", b"SOCKET9", b"SOCKET\0x", b"x" * 32])
+def test_qsb_089_an_answered_request_id_ends_in_nul(ident: bytes) -> None:
+    refused(qrexec.FROM_CLIENT, qrexec.service_connect(5, 0, ident))
+
+
 @pytest.mark.parametrize(("ident", "fine"), [
     (b"", True), (b"a" * 31, True), (b"aZ09_. -", True), (b" ", True), (b"a" * 32, False), (b"a\0b", False), (b"\0a", False),
     (b"a/b", False), (b"a\n", False), (b"\xff", False), (b"a" * 30 + b"\0a", False),
