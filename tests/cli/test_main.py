@@ -43,7 +43,11 @@ def test_help_and_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for verb in ("up", "down", "status", "completion", *main.OTHERS):
         assert verb in text
-    assert main.main(["dance"]) == 2
+    for words in (["dance"], []):        # what there is, is told to whoever asks for something else
+        assert main.main(words) == 2
+        text = capsys.readouterr().err
+        for verb in ("up", "down", "status", "completion", *main.OTHERS):
+            assert verb in text
 
 
 def test_every_tool_has_its_script() -> None:

@@ -11,6 +11,8 @@ from cloison.runtime.paths import Paths
 from cloison.runtime.spawn import listener, spawn
 from cloison.runtime.unix import connect
 
+POLICY_SOCKET = "policy.sock"
+AGENT_SOCKET = "policy-agent.sock"
 START_TIME = 30.0                        # seconds a daemon may take until it answers
 OTHER_TIME = 1.0                         # seconds another may take, for which ours gave way
 END_TIME = 20.0                          # seconds it may take to end

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cloison.cli import daemons, tool
+from cloison.cli.daemons import AGENT_SOCKET, POLICY_SOCKET
 from cloison.cli.qvm_shutdown import shut_down
 from cloison.client.connection import Connection, NoDaemon
 from cloison.client.domains import DOM0, list_qubes
@@ -20,8 +21,6 @@ from cloison.errors import CloisonError
 from cloison.runtime.paths import Paths
 
 PROG = "cloison"
-POLICY_SOCKET = "policy.sock"
-AGENT_SOCKET = "policy-agent.sock"
 
 # Verbs of other modules, with what --help says of them.
 OTHERS = {
@@ -55,10 +54,11 @@ def parser(verb: str = "") -> tool.Parser:
     status.add_argument("--json", action="store_true", help="for programs")
     completion = verbs.add_parser("completion", help="shell completion", description="Print completion code for a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    known = verb in (*verbs.choices, *OTHERS)
     for name, meaning in OTHERS.items():
         if name == verb:
             _module(name).add_parsers(verbs)
-        elif not verb:
+        elif not known:                  # --help, or a verb that there isn't: all are named
             verbs.add_parser(name, help=meaning, add_help=False)
     return result
 
@@ -198,6 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return complete.main(words[1:])
     verb = next((word for word in words if not word.startswith("-")), "")
+    if not words:
+        parser().print_help(sys.stderr)
+        return tool.USAGE
     try:
         chosen = parser(verb)
     except ModuleNotFoundError as error:

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from cloison.cli import tool
+from cloison.cli import daemons, tool
 from cloison.client.connection import Connection
 from cloison.client.domains import DOM0
 from cloison.errors import CloisonError
 from cloison.policy.evaluate import Request
-from cloison.policy.explain import describe, explain
+from cloison.policy.explain import describe, explain, verb_of
 from cloison.policy.facts import HOST_SPELLINGS, BadFacts, Facts, facts_from_system_info
 from cloison.policy.parse import PolicySyntaxError, Root, lint, parse
-from cloison.policy.rules import Rule, Rules
+from cloison.policy.rules import Rule, Rules, Verb
 from cloison.policy.tokens import Token
 from cloison.qrexec.call_log import path, recent
 from cloison.qrexec.policyd.policy_files import SHIPPED, FolderReader, folders
@@ -67,8 +67,11 @@ def _explain(args: argparse.Namespace, paths: Paths) -> int:
         return 0
     service, _, argument = args.service.partition("+")
     request = Request(service, f"+{argument}", args.source, args.target, args.remote)
-    for line in describe(explain(rules, facts, request), lambda rule: _place(reader, rule)):
+    explanation = explain(rules, facts, request)
+    for line in describe(explanation, lambda rule: _place(reader, rule)):
         tool.say(line)
+    if verb_of(explanation.decision) is Verb.ASK and not daemons.answers(paths, daemons.AGENT_SOCKET):
+        tool.say("note:     nobody can be asked now, and without an answer it is denied; start: cloison ask-agent --terminal")
     return 0
 
 
