@@ -3,9 +3,10 @@ from __future__ import annotations
 
 TOOLS = (
     "qrexec-legacy-convert", "qrexec-policy-graph", "qubes-policy", "qubes-policy-editor", "qubes-policy-lint", "qubes-prefs",
-    "qvm-block", "qvm-check", "qvm-clone", "qvm-console-dispvm", "qvm-copy-to-vm", "qvm-create", "qvm-device", "qvm-features",
-    "qvm-firewall", "qvm-kill", "qvm-ls", "qvm-move-to-vm", "qvm-notes", "qvm-pause", "qvm-pci", "qvm-pool", "qvm-prefs",
-    "qvm-remove", "qvm-run", "qvm-service", "qvm-shutdown", "qvm-start", "qvm-tags", "qvm-unpause", "qvm-usb", "qvm-volume",
+    "qubesd-query", "qvm-block", "qvm-check", "qvm-clone", "qvm-console-dispvm", "qvm-copy-to-vm", "qvm-create", "qvm-device",
+    "qvm-features", "qvm-firewall", "qvm-kill", "qvm-ls", "qvm-move-to-vm", "qvm-notes", "qvm-pause", "qvm-pci", "qvm-pool",
+    "qvm-prefs", "qvm-remove", "qvm-run", "qvm-service", "qvm-shutdown", "qvm-start", "qvm-tags", "qvm-unpause", "qvm-usb",
+    "qvm-volume",
 )
 _ALL = " ".join((*TOOLS, "cloison"))
 
