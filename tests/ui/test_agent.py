@@ -312,6 +312,31 @@ def test_a_terminal_asks(paths: Paths, typed: bytes, chosen: str | None) -> None
         os.close(theirs)
 
 
+def test_a_terminal_lists_targets_as_the_window_does(paths: Paths) -> None:
+    """Qubes, disposables, the host; numbers are those of that list, and a name may be typed as policy has it."""
+    targets = ("@dispvm:dvm", "dom0", "vault", "work")
+    question = QUESTION._replace(targets=targets)
+    for typed, chosen in ((b"1\n", "vault"), (b"3\n", "@dispvm:dvm"), (b"4\n", "dom0"), (b"@dispvm:dvm\n", "@dispvm:dvm")):
+        ours, theirs = pty.openpty()
+
+        async def conversation(ours: int = ours, theirs: int = theirs, typed: bytes = typed) -> tuple[bytes, str | None]:
+            async def ask() -> str | None:
+                return await Terminal(theirs, Connection(paths)).ask(question)
+
+            task, seen = asyncio.create_task(ask()), b""
+            while b"(Enter: no): " not in seen:
+                seen += await asyncio.to_thread(os.read, ours, 4096)
+            os.write(ours, typed)
+            return seen, await task
+
+        seen, answer = asyncio.run(conversation())
+        assert answer == chosen
+        places = [seen.index(name) for name in (b"vault", b" work\r", b"new disposable of dvm", b"dom0 (this computer)")]
+        assert places == sorted(places)
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_the_agent_of_a_terminal_as_a_process(paths: Paths) -> None:
     """From the question on the socket to the answer, on a terminal that is the program's own."""
     ours, theirs = pty.openpty()

@@ -30,6 +30,7 @@ from PySide6.QtWidgets import (
 from cloison.errors import PeerError
 from cloison.ui.colours import UNKNOWN
 from cloison.ui.look import EDGE, breakable, label, square, stack, style
+from cloison.ui.targets import order, shown
 from cloison.wire import ask as wire
 
 ARMING = 1000             # milliseconds of quiet focus before "Allow" can be pressed
@@ -50,17 +51,6 @@ _PURPOSES = {
     "qubes.VMExec": "run commands in",
     "qubes.VMShell": "run commands in",
 }
-
-
-def _shown(target: str) -> str:
-    if target.startswith("@dispvm:"):
-        return f"new disposable of {target.removeprefix('@dispvm:')}"
-    return f"{target} (this computer)" if target == "dom0" else target
-
-
-def _order(target: str) -> tuple[bool, bool, str]:
-    """Qubes, then disposables, then the host."""
-    return target == "dom0", target.startswith("@"), target
 
 
 class QuestionDialog(QDialog):
@@ -90,11 +80,11 @@ class QuestionDialog(QDialog):
 
     def _fill(self) -> None:
         items = QStandardItemModel(self)
-        for target in sorted(self._question.targets, key=_order):
+        for target in sorted(self._question.targets, key=order):
             shade = self._shades.get(target, UNKNOWN)
-            item = QStandardItem(square(shade, disposable=target.startswith("@dispvm")), _shown(target))
+            item = QStandardItem(square(shade, disposable=target.startswith("@dispvm")), shown(target))
             item.setData(target, _TARGET)
-            item.setData(f"{_shown(target)} {target}", _FOUND_BY)
+            item.setData(f"{shown(target)} {target}", _FOUND_BY)
             item.setEditable(False)
             items.appendRow(item)
         self._model.setSourceModel(items)
@@ -262,7 +252,7 @@ class QuestionDialog(QDialog):
 
     def _sentence(self, target: str) -> str:
         """What pressing Allow would mean."""
-        return f"Enter or Allow: {breakable(self._question.source)} to {breakable(_shown(target))}."
+        return f"Enter or Allow: {breakable(self._question.source)} to {breakable(shown(target))}."
 
 
 def _purpose(question: wire.Question) -> str:

@@ -7,6 +7,7 @@ import termios
 
 from cloison.client.connection import Connection
 from cloison.ui.colours import UNKNOWN, colours
+from cloison.ui.targets import order, shown
 from cloison.wire.ask import Notice, Question
 
 MAX_LINE = 256            # bytes of an answer
@@ -54,7 +55,7 @@ class Terminal:
 def _lines(question: Question, shades: dict[str, str]) -> list[str]:
     width = len(str(len(question.targets)))
     lines = ["", f"{_painted(question.source, shades)} wants to call {_service(question.service, question.argument)} in:"]
-    for number, target in enumerate(question.targets[:_MAX_SHOWN], 1):
+    for number, target in enumerate(sorted(question.targets, key=order)[:_MAX_SHOWN], 1):
         proposed = "   (proposed by the policy)" if target == question.default_target else ""
         lines.append(f"  {number:{width}}  {_painted(target, shades)}{proposed}")
     if len(question.targets) > _MAX_SHOWN:
@@ -71,12 +72,12 @@ def _painted(name: str, shades: dict[str, str]) -> str:
     """The name behind a block of the qube's colour: readable on any background."""
     shade = shades.get(name, UNKNOWN)
     red, green, blue = (int(shade[place:place + 2], 16) for place in (1, 3, 5))
-    return f"\x1b[48;2;{red};{green};{blue}m  \x1b[0m {name}"
+    return f"\x1b[48;2;{red};{green};{blue}m  \x1b[0m {shown(name)}"
 
 
 def _chosen(question: Question, line: str) -> str | None:
     if line in question.targets:
         return line
     if line.isascii() and line.isdecimal() and 1 <= int(line[:9]) <= len(question.targets):
-        return question.targets[int(line[:9]) - 1]
+        return sorted(question.targets, key=order)[int(line[:9]) - 1]
     return None
