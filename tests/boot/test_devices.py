@@ -47,7 +47,7 @@ def attached(place: Place) -> bytes:
 
 def test_written_read_and_taken_back(two: Place) -> None:
     two.ok(["qvm-block", "attach", "frontend", "backend:loop0"])
-    assert b"mode='manual' _frontend-dev='xvdi' _read-only='no'" in attached(two)
+    assert b"mode='manual' frontend_domain='frontend' _frontend-dev='xvdi' _read-only='no'" in attached(two)
     assert exposed(two)["backend:loop0"][-4:] == ["frontend", "(attached:", "frontend-dev=xvdi,", "read-only=no)"]
     two.sh("frontend", MOUNTED.format("", "head -c 5000000 /dev/zero | tr '\\0' x > /mnt/x/five; sync"), user="root")
     twice = two.run(["qvm-block", "attach", "frontend", "backend:loop0"])
