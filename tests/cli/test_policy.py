@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -253,6 +254,21 @@ def test_the_graph(user: Path, qubesd: None, tmp_path: Path, capsys: pytest.Capt
     assert qrexec_policy_graph.main([*arguments, "--target", "work"]) == 0
     assert said(capsys) == ["digraph g {", "}"]
     assert qrexec_policy_graph.main(["--policy-dir", str(tmp_path / "nothing")]) == 1
+
+
+def test_a_graph_of_files_alone(user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without qubesd, and where nothing was installed yet: a folder of policy and a description of qubes are enough."""
+    facts = tmp_path / "facts.json"
+    qube = {"type": "AppVM", "uuid": "", "tags": [], "template_for_dispvms": False, "power_state": "Halted", "label": "0xcc0000"}
+    facts.write_text(json.dumps({"domains": {"dom0": qube | {"type": "AdminVM"}, "work": qube, "net": qube}}))
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "10-mine.policy").write_text("test.S * work net allow\n")
+    for place in (user, user.parents[1] / "run" / "policy.d"):
+        if place.is_dir():
+            shutil.rmtree(place)
+    assert qrexec_policy_graph.main(["--policy-dir", str(folder), "--system-info", str(facts)]) == 0
+    assert [line for line in said(capsys) if "->" in line] == ['  "work" -> "net" [label="test.S" color=red];']
 
 
 def legacy(user: Path) -> Path:

@@ -72,7 +72,7 @@ def test_rules_of_version_1(rule: str, text: str) -> None:
     v2(*[{"action": "accept"}] * (firewall.MAX_RULES + 1)), " " * (firewall_xml.MAX_BYTES + 1),
 ])
 def test_what_is_none_is_refused_by_name(xml: str) -> None:
-    with pytest.raises(BadQubesXml, match="^work/firewall.xml: "):
+    with pytest.raises(BadQubesXml, match=r"^work/firewall\.xml: "):
         read(xml)
 
 

@@ -76,7 +76,7 @@ def outcomes(prepared: ImagePool, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.parametrize(("point", "operation", "fault"), [(*case, fault) for case in CASES for fault in FAULTS])
-def test_old_or_new_and_nothing_left(  # noqa: PLR0917
+def test_old_or_new_and_nothing_left(
     prepared: ImagePool, outcomes: dict[str, dict[str, object]], tmp_path: Path, point: str, operation: str, fault: str,
 ) -> None:
     pool = copy(prepared, tmp_path)

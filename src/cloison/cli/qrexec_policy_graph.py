@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ def parser() -> tool.Parser:
     for name in ("source", "target", "service"):
         result.add_argument(f"--{name}", metavar="NAME", nargs="+", action="extend", default=[], help=f"only this {name}")
     result.add_argument("--output", metavar="FILE", help="instead of standard output")
-    result.add_argument("--policy-dir", metavar="DIR", help="policy folder instead of the user's and the shipped one")
+    result.add_argument("--policy-dir", metavar="DIR", help="this policy folder instead of all others")
     result.add_argument("--system-info", metavar="FILE", help="what qubesd's internal.GetSystemInfo answers, instead of asking it")
     result.add_argument("--skip-labels", action="store_true", help="no names of services")
     result.add_argument("--full-output", action="store_true", help="with arguments, whole actions, and what is asked for")
@@ -36,14 +35,16 @@ def run(args: argparse.Namespace, connection: Connection) -> None:
     system = _system(args, connection)
     facts = facts_from_system_info(system)
     where = folders(connection.paths)
-    rules = parse(FolderReader(where | {Root.MAIN: (args.policy_dir,)} if args.policy_dir else where))
+    if args.policy_dir:
+        where = where | {Root.MAIN: (args.policy_dir,), Root.RUNTIME: ()}
+    rules = parse(FolderReader(where))
     only = Filter(args.source, args.target, args.service)
     found = [edge for edge in edges(rules, facts, only) if args.include_ask or args.full_output or not edge.asked]
     text = graphviz(found, _colours(system), labels=not args.skip_labels, full=args.full_output)
     if args.output:
         write_atomic(os.path.abspath(args.output), text.encode(), mode=0o644)
     else:
-        sys.stdout.write(text)
+        tool.say(text.removesuffix("\n"))
 
 
 def _system(args: argparse.Namespace, connection: Connection) -> Any:
