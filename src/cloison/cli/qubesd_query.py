@@ -26,8 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return tool.main(parser(), _run, argv)
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="qubesd-query", description="Send one call to qubesd, and print its reply as it is.")
+def parser() -> tool.Parser:
+    made = tool.Parser(prog="qubesd-query", description="Send one call to qubesd, and print its reply as it is.", examples=[
+        ("qubesd-query -e dom0 admin.vm.List dom0 | tail -c +3", "all qubes, one a line"),
+        ("qubesd-query -e --fail dom0 admin.vm.Start work", "exit status 2 if qubesd answers with an exception"),
+        ("echo blue | qubesd-query --single-line dom0 admin.vm.property.Set work label", "the payload from standard input"),
+    ])
     made.add_argument("--connect", "-c", metavar="PATH", help="qubesd's socket (default: the Admin API's)")
     made.add_argument("--empty", "-e", action="store_true", help="send no payload, and read no standard input")
     made.add_argument("--fail", action="store_true", help="exit with the kind of the reply, 0 if the call was done")
