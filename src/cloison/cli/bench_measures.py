@@ -172,7 +172,7 @@ MEASURES: dict[str, Measure] = {
     "cold": cold, "warm": warm_app, "disposable": disposable, "call": call, "calls": burst, "stream": stream,
     "copy": copy, "memory": idle_memory, "ls": listing,
 }
-SLOW = ("cold", "calls", "ls")
+SLOW = ("cold", "calls", "copy", "ls")
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------------
