@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloison.qrexec.host.budget import BURST, CROWD_BURST, CROWD_RATE, FEW, RATE, Budget
+from cloison.qrexec.host.budget import BURST, CROWD_BURST, CROWD_RATE, FEW, FLOOD_BURST, FLOOD_RATE, RATE, Budget
 
 
 def asks(budget: Budget, count: int, *, every: float, open_calls: int, now: float = 0.0) -> tuple[float, float]:
@@ -26,16 +26,39 @@ def test_two_hundred_at_once_do_not_wait() -> None:
     assert waits == 0.0
 
 
-def test_ten_thousand_at_once_are_heard_at_the_rate_and_the_qube_is_behind_until_it_is_calm() -> None:
+def test_ten_thousand_beside_few_open_calls_are_heard_at_the_rate() -> None:
+    budget, now = Budget(), 0.0
+    for _ in range(10000):
+        cost = budget.request(now, FEW)
+        assert cost.behind == 0.0
+        now += cost.wait
+    assert now == pytest.approx((10000 - BURST) / RATE, rel=0.01)
+
+
+@pytest.mark.parametrize("open_calls", [200, FEW + 1])
+def test_ten_thousand_at_once_are_a_flood_until_the_qube_is_calm(open_calls: int) -> None:
     budget, now = Budget(), 0.0
     behind_until = 0.0
     for _ in range(10000):
-        cost = budget.request(now, 200)
+        cost = budget.request(now, open_calls)
         behind_until = max(behind_until, now + cost.behind)
         now += cost.wait
-    assert now == pytest.approx((10000 - BURST) / RATE, rel=0.01)
+    assert now == pytest.approx((10000 - FLOOD_BURST - CROWD_BURST) / FLOOD_RATE, rel=0.01)
     assert now < behind_until <= now + CROWD_BURST / CROWD_RATE
-    assert budget.request(behind_until, 200).behind == 0.0
+    assert budget.request(behind_until, open_calls).behind == 0.0
+
+
+def test_a_flood_that_hides_between_few_open_calls_is_still_one() -> None:
+    """Heard seldom, it has few calls open; that gives it no more than a pause would."""
+    budget, now = Budget(), 0.0
+    for _ in range(2000):
+        now += 0.005
+        now += budget.request(now, 200).wait
+    begun = now
+    for number in range(2000):
+        now += 0.005
+        now += budget.request(now, 200 if number % 100 < 80 else 0).wait
+    assert 2000 / (now - begun) < 2 * FLOOD_RATE
 
 
 @pytest.mark.parametrize(("count", "floods"), [(CROWD_BURST, False), (CROWD_BURST + 1, True)])

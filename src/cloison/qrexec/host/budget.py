@@ -1,8 +1,8 @@
 """What a qube's calls may cost the others that share policy daemon and processors with it (docs/decisions/0036).
 
-Two limits, both on requests as they are heard. How often at all: beyond it, requests wait in the qube. And how often while many
-calls are open: a qube beyond that floods; nothing of its waits, but it is to go after others where they want the processor.
-A program that makes one call after the other meets neither, however fast it is under emulation.
+Limits on requests as they are heard. How often at all: beyond it, requests wait in the qube. And how often while several calls are
+open: a qube beyond that floods. For a while it is to go after others where they want the processor, and if it goes on, it is heard
+a few times a second. A program that makes one call after the other meets none of them, however fast it is under emulation.
 """
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from cloison.qrexec.host.token_bucket import TokenBucket
 
 BURST: Final = 400
 RATE: Final = 200.0                      # requests a second; a service of the host that is a program takes 2 ms or more to start
-FEW: Final = 8                           # open calls beside which a request is free
+FEW: Final = 4                           # open calls beside which a request is free
 CROWD_BURST: Final = 64
 CROWD_RATE: Final = 16.0                 # requests a second beside more
+FLOOD_BURST: Final = 160                 # requests of a flood that are heard at once
+FLOOD_RATE: Final = 20.0                 # and a second
 DISPOSABLES: Final = 16                  # at once, where nobody says how many
 
 
@@ -35,9 +37,15 @@ class Budget:
         self.disposables = disposables
         self._requests = TokenBucket(BURST, RATE)
         self._crowd = TokenBucket(CROWD_BURST, CROWD_RATE)
+        self._flood = TokenBucket(FLOOD_BURST, FLOOD_RATE)
+        self._floods_until = float("-inf")
 
     def request(self, now: float, open_calls: int) -> Cost:
         """Another request, beside so many calls that are not over. `now`: seconds, monotonic."""
         self._requests.spend(now)
-        floods = open_calls > FEW and not self._crowd.take(now)
-        return Cost(self._requests.wait(now), self._crowd.full_in(now) if floods else 0.0)
+        if open_calls > FEW and not self._crowd.take(now):
+            self._floods_until = now + self._crowd.full_in(now)
+        if now >= self._floods_until:
+            return Cost(self._requests.wait(now), 0.0)
+        self._flood.spend(now)
+        return Cost(max(self._requests.wait(now), self._flood.wait(now)), self._floods_until - now)
