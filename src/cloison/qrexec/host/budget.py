@@ -15,7 +15,7 @@ RATE: Final = 200.0                      # requests a second; a service of the h
 FEW: Final = 4                           # open calls beside which a request is free
 CROWD_BURST: Final = 64
 CROWD_RATE: Final = 16.0                 # requests a second beside more
-FLOOD_BURST: Final = 160                 # requests of a flood that are heard at once
+FLOOD_BURST: Final = 32                  # requests of a flood that are heard at once
 FLOOD_RATE: Final = 20.0                 # and a second
 DISPOSABLES: Final = 16                  # at once, where nobody says how many
 
