@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from cloison.qrexec.host.token_bucket import TokenBucket
 
 BURST: Final = 400
-RATE: Final = 200.0                      # requests a second; a service of the host that is a program takes 2 ms or more to start
+RATE: Final = 500.0                      # requests a second; a service of the host that is a program takes 2 ms or more to start
 FEW: Final = 4                           # open calls beside which a request is free
 CROWD_BURST: Final = 64
 CROWD_RATE: Final = 16.0                 # requests a second beside more
