@@ -13,11 +13,14 @@ import contextlib
 import json
 import statistics
 import subprocess
+import sys
 
 from true_service import true_service
 
+from cloison.cli import tool
 from cloison.cli.bench_qubes import TAG, Qubes, alone, choose_template, tool_command
 from cloison.client.connection import Connection
+from cloison.errors import CloisonError
 from cloison.runtime.paths import Paths
 
 MS = 1000
@@ -58,9 +61,10 @@ def measure(rounds: int, at_once: int) -> dict[str, list[tuple[int, float]]]:
     """Failures and seconds, of each round."""
     connection = Connection(Paths.from_environment())
     paths = connection.paths
+    template = choose_template(connection)
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(paths))
-        qubes = stack.enter_context(Qubes(connection, choose_template(connection)))
+        qubes = stack.enter_context(Qubes(connection, template))
         stack.enter_context(true_service(paths, POLICY))
         name = qubes.app("bench-client")
         connection.call(name, "admin.vm.Start")
@@ -86,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CloisonError as error:        # no `cloison up`, no template
+        sys.exit(tool.report("client_bench.py", error))

@@ -27,10 +27,12 @@ from pathlib import Path
 
 from true_service import true_service
 
+from cloison.cli import tool
 from cloison.cli.bench_qubes import TAG, Qubes, alone, choose_template, tool_command
 from cloison.client.connection import Connection
 from cloison.client.create import Creation, create
 from cloison.client.domains import list_qubes
+from cloison.errors import CloisonError
 from cloison.qrexec import caller
 from cloison.qrexec.qube import client_vm
 from cloison.runtime import inotify
@@ -224,9 +226,10 @@ def without_vms(calls: int) -> None:
 def with_qubes(calls: int) -> None:
     connection = Connection(Paths.from_environment())
     paths = connection.paths
+    template = choose_template(connection)
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(paths))
-        qubes = stack.enter_context(Qubes(connection, choose_template(connection)))
+        qubes = stack.enter_context(Qubes(connection, template))
         stack.enter_context(true_service(paths, POLICY.replace("* *", f"* @tag:{TAG}")))
         quiet, noisy = qubes.app("bench-quiet"), qubes.app("bench-flood")
         for name in (quiet, noisy):
@@ -290,4 +293,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CloisonError as error:        # no `cloison up`, no template
+        sys.exit(tool.report("flood_bench.py", error))

@@ -1,8 +1,8 @@
 """What a qube's calls may cost the others that share policy daemon and processors with it (docs/decisions/0036).
 
 Limits on requests as they are heard. How often at all: beyond it, requests wait in the qube. And how often while several calls are
-open: a qube beyond that floods. For a while it is to go after others where they want the processor, and if it goes on, it is heard
-a few times a second. A program that makes one call after the other meets none of them, however fast it is under emulation.
+open: a qube beyond that floods, until it is calm. It is to go after others where they want the processor, and is heard a few times
+a second. A program that makes one call after the other meets none of them, however fast it is under emulation.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cloison.qrexec.host.token_bucket import TokenBucket
 
 BURST: Final = 400
 RATE: Final = 500.0                      # requests a second; a service of the host that is a program takes 2 ms or more to start
-FEW: Final = 4                           # open calls beside which a request is free
+FEW: Final = 2                           # open calls beside which a request is free
 CROWD_BURST: Final = 64
 CROWD_RATE: Final = 16.0                 # requests a second beside more
 FLOOD_BURST: Final = 32                  # requests of a flood that are heard at once
@@ -43,7 +43,8 @@ class Budget:
     def request(self, now: float, open_calls: int) -> Cost:
         """Another request, beside so many calls that are not over. `now`: seconds, monotonic."""
         self._requests.spend(now)
-        if open_calls > FEW and not self._crowd.take(now):
+        # Heard seldom, a flood has few calls open: as long as it is one, all its requests count.
+        if (open_calls > FEW or now < self._floods_until) and not self._crowd.take(now):
             self._floods_until = now + self._crowd.full_in(now)
         if now >= self._floods_until:
             return Cost(self._requests.wait(now), 0.0)
