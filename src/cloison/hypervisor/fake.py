@@ -133,11 +133,7 @@ class FakeMachine(Machine):
             raise MachineError(f"{name} is taken")
         own = stream.dup()
         own.setblocking(False)
-        loop = asyncio.get_running_loop()
-        greeting = await loop.sock_recv(own, len(GREETING))
-        if greeting == GREETING:
-            await loop.sock_sendall(own, ASK_FOR_IT)
-        if greeting != GREETING or len(await loop.sock_recv(own, EXPORT)) != EXPORT:
+        if not await _shakes_hands(own):
             own.close()
             raise MachineError("a bad handshake")
         self.plugged[name] = own
@@ -166,3 +162,15 @@ class FakeMachine(Machine):
             raise MachineError("the machine was never started")
         if self._state is MachineState.GONE:
             raise MachineError(f"the machine ended: {self._error or 'no reason given'}")
+
+
+async def _shakes_hands(stream: socket.socket) -> bool:
+    """As QEMU does with a server of a block device: False if it says something else, hangs up, or has gone without reading all."""
+    loop = asyncio.get_running_loop()
+    try:
+        if await loop.sock_recv(stream, len(GREETING)) != GREETING:
+            return False
+        await loop.sock_sendall(stream, ASK_FOR_IT)
+        return len(await loop.sock_recv(stream, EXPORT)) == EXPORT
+    except OSError:
+        return False
