@@ -16,7 +16,7 @@ FEW: Final = 2                           # open calls beside which a request is 
 CROWD_BURST: Final = 64
 CROWD_RATE: Final = 16.0                 # requests a second beside more
 FLOOD_BURST: Final = 32                  # requests of a flood that are heard at once
-FLOOD_RATE: Final = 20.0                 # and a second
+FLOOD_RATE: Final = 50.0                 # and a second
 DISPOSABLES: Final = 16                  # at once, where nobody says how many
 
 
