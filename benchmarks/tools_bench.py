@@ -64,6 +64,8 @@ def qubesd(root: str, qubes: int) -> Iterator[None]:
                 create(connection, Creation("work" if number == 0 else f"app{number}", "AppVM", "red", "tpl"))
             yield
         finally:
+            # Ends the policy daemon, too, which outlives its qubesd.
+            subprocess.run([os.path.join(os.path.dirname(sys.executable), "cloison"), "down", "-q"], check=False)
             daemon.terminate()
 
 
