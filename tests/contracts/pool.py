@@ -21,10 +21,10 @@ from cloison.wire.warden import DiskSource, Layer
 
 MIB = 1 << 20
 TEMPLATE = VolumeConfig("vm-templates/debian-12/root", "root", Kind.ORIGIN, 16 * MIB)
-ROOT = VolumeConfig("appvms/work/root", "root", Kind.SNAPSHOT, 16 * MIB, source=TEMPLATE.vid)
-DATA = VolumeConfig("appvms/work/data", "data", Kind.ORIGIN, 8 * MIB)
-PRIVATE = VolumeConfig("appvms/work/private", "private", Kind.ORIGIN, 8 * MIB)
-VOLATILE = VolumeConfig("appvms/work/volatile", "volatile", Kind.VOLATILE, 8 * MIB)
+ROOT = VolumeConfig("appvms/mail/root", "root", Kind.SNAPSHOT, 16 * MIB, source=TEMPLATE.vid)
+DATA = VolumeConfig("appvms/mail/data", "data", Kind.ORIGIN, 8 * MIB)
+PRIVATE = VolumeConfig("appvms/mail/private", "private", Kind.ORIGIN, 8 * MIB)
+VOLATILE = VolumeConfig("appvms/mail/volatile", "volatile", Kind.VOLATILE, 8 * MIB)
 
 
 def qemu_io(layers: tuple[Layer, ...], *commands: str, read_only: bool = False) -> str:
@@ -157,7 +157,7 @@ class PoolContract:
     def test_volatile_and_read_only_disks(self, pool: Pool) -> None:
         assert pool.start(VOLATILE) == DiskSource("volatile", VOLATILE.size)
         pool.create(TEMPLATE)
-        readonly = VolumeConfig("appvms/work/modules", "modules", Kind.READONLY, 0, source=TEMPLATE.vid)
+        readonly = VolumeConfig("appvms/mail/modules", "modules", Kind.READONLY, 0, source=TEMPLATE.vid)
         assert not pool.start(readonly).writable and pool.start(readonly).top is None
         for volume in (VOLATILE, readonly):
             pool.create(volume)
@@ -347,7 +347,7 @@ class PoolContract:
         with pytest.raises(StorageError):
             pool.import_begin(DATA, size)
         with pytest.raises(StorageError):
-            pool.start(VolumeConfig("appvms/work/volatile", "volatile", Kind.VOLATILE, size))
+            pool.start(VolumeConfig("appvms/mail/volatile", "volatile", Kind.VOLATILE, size))
         assert pool.start(DATA).size == DATA.size
 
     def test_odd_sizes_become_whole_sectors(self, pool: Pool) -> None:
@@ -386,9 +386,9 @@ class PoolContract:
         assert pool.commit_id(DATA) != before
 
     @pytest.mark.parametrize("vid", [
-        "", "work/private", "appvms/work", "appvms/../../etc/private", "/etc/passwd/x", "appvms/work/../x", "appvms/wo rk/private",
-        "appvms/work/pri\nvate", "appvms/work/private/", "other/work/private", "appvms/" + "a" * 32 + "/private",
-        "appvms/work/" + "a" * 33, "appvms/work/private.json", "appvms/.blank/private", "appvms//private", "appvms/a,b=c/private",
+        "", "mail/private", "appvms/mail", "appvms/../../etc/private", "/etc/passwd/x", "appvms/mail/../x", "appvms/wo rk/private",
+        "appvms/mail/pri\nvate", "appvms/mail/private/", "other/mail/private", "appvms/" + "a" * 32 + "/private",
+        "appvms/mail/" + "a" * 33, "appvms/mail/private.json", "appvms/.blank/private", "appvms//private", "appvms/a,b=c/private",
     ])
     def test_a_bad_volume_id_never_becomes_a_path(self, pool: Pool, vid: str) -> None:
         bad = VolumeConfig(vid, "private", Kind.ORIGIN, MIB)
@@ -396,7 +396,7 @@ class PoolContract:
             with pytest.raises(StorageError):
                 use(bad)
         with pytest.raises(StorageError):
-            pool.start(VolumeConfig("appvms/work/root", "root", Kind.SNAPSHOT, MIB, source=vid))
+            pool.start(VolumeConfig("appvms/mail/root", "root", Kind.SNAPSHOT, MIB, source=vid))
 
     def test_export_end_removes_nothing_else(self, pool: Pool, tmp_path: Path) -> None:
         pool.create(DATA)

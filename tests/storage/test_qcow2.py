@@ -37,14 +37,14 @@ def files(pool: Qcow2Pool) -> set[str]:
 
 
 def image(pool: Qcow2Pool, name: str) -> Path:
-    return Path(pool.folder, "appvms/work", name)
+    return Path(pool.folder, "appvms/mail", name)
 
 
 def test_files_and_modes(pool: Qcow2Pool) -> None:
     pool.create(DATA)
     session(pool, DATA, 1)
     pool.start(DATA)
-    assert files(pool) == {f"appvms/work/data.{end}" for end in ("json", "1.qcow2", "2.qcow2", "3.qcow2")}
+    assert files(pool) == {f"appvms/mail/data.{end}" for end in ("json", "1.qcow2", "2.qcow2", "3.qcow2")}
     modes = {name: stat.S_IMODE(image(pool, name).stat().st_mode) for name in ("data.1.qcow2", "data.2.qcow2", "data.3.qcow2")}
     assert modes == {"data.1.qcow2": 0o400, "data.2.qcow2": 0o400, "data.3.qcow2": 0o600}
     assert stat.S_IMODE(os.stat(pool.folder).st_mode) == 0o700
@@ -271,7 +271,7 @@ def test_setup_sweeps_only_what_is_its_own(pool: Qcow2Pool) -> None:
     Path(pool.folder, "appvms/stray").touch()
     Path(pool.folder, "appvms/empty").mkdir()
     pool.setup()
-    expected = {f"appvms/work/{name}" for name in ("data.json", "data.1.qcow2", *foreign)}
+    expected = {f"appvms/mail/{name}" for name in ("data.json", "data.1.qcow2", *foreign)}
     assert files(pool) == expected | {"appvms/stray"}
 
 

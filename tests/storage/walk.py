@@ -17,7 +17,7 @@ from cloison.storage.reflink import ReflinkPool
 from cloison.storage.volume import VolumeFiles
 
 MIB = 1 << 20
-DATA = VolumeConfig("appvms/work/data", "data", Kind.ORIGIN, MIB)
+DATA = VolumeConfig("appvms/mail/data", "data", Kind.ORIGIN, MIB)
 DEEP = VolumeConfig("appvms/deep/data", "data", Kind.ORIGIN, MIB)
 NEW = VolumeConfig("appvms/new/private", "private", Kind.ORIGIN, MIB)
 COPY = VolumeConfig("appvms/copy/data", "data", Kind.ORIGIN, MIB)
