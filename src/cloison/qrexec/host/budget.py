@@ -2,7 +2,8 @@
 
 Limits on requests as they are heard. How often at all: beyond it, requests wait in the qube. And how often while several calls are
 open: a qube beyond that floods, until it is calm. It is to go after others where they want the processor, and is heard a few times
-a second. A program that makes one call after the other meets none of them, however fast it is under emulation.
+a second. A program that makes one call after the other meets none of them, however fast it is under emulation, unless two more calls
+of its qube are open.
 """
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from cloison.qrexec.host.token_bucket import TokenBucket
 
 BURST: Final = 400
 RATE: Final = 500.0                      # requests a second; a service of the host that is a program takes 2 ms or more to start
-FEW: Final = 2                           # open calls beside which a request is free
+FEW: Final = 2                           # open calls, itself counted, with which a request is free
 CROWD_BURST: Final = 64
 CROWD_RATE: Final = 16.0                 # requests a second beside more
 FLOOD_BURST: Final = 32                  # requests of a flood that are heard at once
@@ -41,7 +42,7 @@ class Budget:
         self._floods_until = float("-inf")
 
     def request(self, now: float, open_calls: int) -> Cost:
-        """Another request, beside so many calls that are not over. `now`: seconds, monotonic."""
+        """Another request; so many calls are not over, itself counted. `now`: seconds, monotonic."""
         self._requests.spend(now)
         # Heard seldom, a flood has few calls open: as long as it is one, all its requests count.
         if (open_calls > FEW or now < self._floods_until) and not self._crowd.take(now):
