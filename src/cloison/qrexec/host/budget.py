@@ -2,8 +2,8 @@
 
 Limits on requests as they are heard. How often at all: beyond it, requests wait in the qube. And how often while several calls are
 open: a qube beyond that floods, until it is calm. It is to go after others where they want the processor, and is heard a few times
-a second. A program that makes one call after the other meets none of them, however fast it is under emulation, unless two more calls
-of its qube are open.
+a second. A program that makes one call after the other meets none of them, however fast it is under emulation, unless two more
+calls of its qube are open.
 """
 from __future__ import annotations
 
