@@ -2,16 +2,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
 
 from cloison.runtime.logs import log_to_stderr
 from cloison.runtime.paths import Paths, leave_folder
+from cloison.runtime.spawn import inherited
 
 
 def begin() -> Paths:
-    """Log to where standard error goes, and hold on to nothing of whoever started it. Raises HostError, OSError."""
+    """Log to where standard error goes, and hold on to nothing of whoever started it. Raises HostError, OSError.
+
+    Called first, before anything is opened: whatever is open by then is somebody else's.
+    """
+    for fd in inherited():
+        with contextlib.suppress(OSError):      # the listing's own
+            os.close(fd)
     log_to_stderr()
     os.umask(0o077)
     _allow_many_files()
