@@ -31,6 +31,14 @@ def test_status(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["qubes"]["sys-net"] == "Running"
 
 
+def test_status_says_what_is_wrong_with_a_qube(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
+    qubesd.answers["internal.cloison.Status"] = lambda _, __: admin.ok(b'{"problems": {"sys-net": "it is ill"}}')
+    assert main.main(["status"]) == 0
+    assert "sys-net (Running): it is ill\n" in capsys.readouterr().out
+    assert main.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == {"sys-net": "it is ill"}
+
+
 def test_a_dead_socket_is_no_qubesd(paths: Paths) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(paths.socket("qubesd.sock"))

@@ -154,17 +154,22 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
     except ValueError as error:
         raise CloisonError("qubesd's status could not be read") from error
     facts.pop("qubes", None)             # the listing has more
+    problems = facts.pop("problems", None) or {}
     for key, at in (("policy", POLICY_SOCKET), ("questions", AGENT_SOCKET)):
         facts[key] = daemons.answers(connection.paths, at)
     running = [qube for qube in qubes if qube.running]
     if args.json:
-        print(json.dumps({"running": True, **facts, "qubes": {qube.name: qube.state for qube in qubes}}))
+        print(json.dumps({"running": True, **facts, "problems": problems, "qubes": {qube.name: qube.state for qube in qubes}}))
         return 0
     rows = [("qubesd", "runs"), *((key.replace("_", " "), _fact(value)) for key, value in facts.items())]
     rows += [("qubes", f"{len(running)} of {len(qubes)} running")]
-    rows += [("", f"{qube.name} ({qube.state})") for qube in running]
+    rows += [("", f"{qube.name} ({qube.state}){_problem(problems.get(qube.name))}") for qube in running]
     _show(rows)
     return 0
+
+
+def _problem(text: object) -> str:
+    return f": {text}" if text else ""
 
 
 def _fact(value: object) -> str:

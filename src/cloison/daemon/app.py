@@ -285,6 +285,7 @@ class App(Qubesd):
     async def status(self) -> dict[str, Any]:
         running = [qube for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]
         starts = {qube.name: how for qube in running if (how := self.machines.starts.get(qube.uuid))}
-        return {"qubes": [qube.name for qube in running], "starts": starts, "warm_images": self.parts.wardens.warm_images(),
-                "accelerator": await asyncio.to_thread(self.parts.accelerator),
+        problems = {qube.name: qube.problem for qube in running if qube.problem}
+        return {"qubes": [qube.name for qube in running], "problems": problems, "starts": starts,
+                "warm_images": self.parts.wardens.warm_images(), "accelerator": await asyncio.to_thread(self.parts.accelerator),
                 "version": cloison.__version__}
