@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 from tests.patience import PATIENCE
 
 from cloison.errors import StorageError
-from cloison.storage.base import MAX_SIZE, Kind, Pool, VolumeConfig
+from cloison.storage import base
+from cloison.storage.base import MAX_SIZE, Kind, Pool, PoolError, VolumeConfig
 from cloison.storage.flatten import graph
 from cloison.storage.qcow2_image import create_overlay
 from cloison.wire.warden import DiskSource, Layer
@@ -115,6 +117,35 @@ class PoolContract:
         pool.discard(DATA)
         assert pool.commit_id(DATA) == before and not pool.is_dirty(DATA)
         assert shows(pool.start(DATA), 0)
+
+    @pytest.mark.parametrize("call", ["start", "stop", "discard", "remove"])
+    def test_nothing_happens_to_a_volume_while_a_process_has_its_dirty_image_open(
+        self, pool: Pool, call: str, monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It may be a machine that lives on unseen: it would write to what another one starts from."""
+        monkeypatch.setattr(base, "HELD", 0)
+        pool.create(DATA)
+        top = pool.start(DATA).top
+        assert top is not None
+        before = pool.commit_id(DATA)
+        with open(top.path, "rb"), pytest.raises(StorageError, match="still has its image open") as refused:
+            getattr(pool, call)(DATA)
+        assert isinstance(refused.value, PoolError) and "End that process" in refused.value.hint
+        assert pool.is_dirty(DATA) and pool.commit_id(DATA) == before and os.path.exists(top.path)
+        getattr(pool, call)(DATA)
+
+    def test_a_process_that_is_about_to_end_is_waited_for(self, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(base, "HELD", PATIENCE)
+        pool.create(DATA)
+        top = pool.start(DATA).top
+        assert top is not None
+        fd = os.open(top.path, os.O_RDWR)
+        with ThreadPoolExecutor() as threads:
+            stopped = threads.submit(pool.stop, DATA)
+            assert wait([stopped], timeout=0.1).not_done
+            os.close(fd)
+            stopped.result(PATIENCE)
+        assert not pool.is_dirty(DATA)
 
     def test_stop_of_a_volume_that_is_not_started_does_nothing(self, pool: Pool) -> None:
         pool.stop(DATA)

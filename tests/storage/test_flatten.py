@@ -101,11 +101,11 @@ def test_nobody_but_the_sandboxed_qemu_img_reads_disks(tmp_path: Path) -> None:
     """QSB-020, QSB-078: every program that is run and every image that is opened, over a whole life of volumes.
 
     What of ours opens images: `images.opened` (headers of qcow2 images, fsync), the writers of new ones, the fsync of a merged
-    one; and who fills in an import.
+    one; who asks the kernel whether somebody has an image open; and who fills in an import.
     """
     ours = {
         ("images.py", "opened"), ("images.py", "created"), ("qcow2_image.py", "create_overlay"), ("flatten.py", "flatten"),
-        ("walk.py", "_import_end"),
+        ("walk.py", "_import_end"), ("holders.py", "is_open"),
     }
     script = AUDITED.replace("WALK", repr(str(Path(walk.__file__).parent)))
     events = []

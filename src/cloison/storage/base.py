@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cloison.errors import StorageError
+from cloison.runtime import holders
 from cloison.values import InvalidValue, QubeName, VolumeName
 from cloison.wire.warden import DiskSource
 
@@ -26,6 +27,7 @@ MAX_SIZE = 1 << 42      # bytes of one volume: 4 TiB
 MAX_REVISIONS = 900     # of one volume, whatever is asked for
 SECTOR = 512
 ABANDONED = 60.0        # s
+HELD = 5.0              # s until an image that a process has open counts as in use: a killed one's is closed a moment later
 _FOLDERS = ("appvms", "vm-templates")
 _FREE_SPACE = "Free some space where the pool is kept, then try again; what was stored is still there."
 _FAULTY_DISK = "Look at the host's kernel log and the disk's health; the volume was left as it was."
@@ -88,6 +90,14 @@ def explained(what: str) -> Iterator[None]:
         raise PoolError(what, why, _ADVICE.get(error.errno or 0, "")) from error
 
 
+def refuse_held(vid: str, path: str) -> None:
+    """Raises PoolError while any process has this image open for longer than a killed one's takes to be closed, OSError."""
+    if not holders.closed_within(path, HELD):
+        pids = ", ".join(map(str, holders.who(path)))
+        raise PoolError(f"can't use volume {vid}", f"a process still has its image open{f': {pids}' if pids else ''}",
+                        "End that process, then try again; nothing was changed.")
+
+
 def parse_vid(vid: str) -> tuple[str, str]:
     """`appvms/mail/private` -> (`appvms/mail`, `private`). Raises PoolError: nothing else may become a path."""
     parts = vid.split("/")
@@ -139,22 +149,24 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, volume: VolumeConfig) -> None:
-        """All files and revisions; the folder too when it is empty. Gone already is fine."""
+        """All files and revisions; the folder too when it is empty. Gone already is fine. Refused while any process has the
+        overlay open."""
 
     @abc.abstractmethod
     def start(self, volume: VolumeConfig) -> DiskSource:
-        """Make the disk ready. ORIGIN: a dirty overlay (one left from a power loss is used as it is). Refused while an
-        import runs. The files named in the answer are there until the next change of the volume or its source: open
-        them before that; open ones stay readable whatever comes."""
+        """Make the disk ready. ORIGIN: a dirty overlay (one left from a power loss is used as it is, once no process has it
+        open). Refused while an import runs. The files named in the answer are there until the next change of the volume or its
+        source: open them before that; open ones stay readable whatever comes."""
 
     @abc.abstractmethod
     def stop(self, volume: VolumeConfig) -> None:
         """ORIGIN: the dirty overlay becomes a commit, surplus revisions are pruned. Not started: nothing.
-        No process may have the overlay open any more."""
+        Refused while any process has the overlay open."""
 
     @abc.abstractmethod
     def discard(self, volume: VolumeConfig) -> None:
-        """Drop the dirty overlay, as when a start failed: the volume is what it was before it. Not dirty: nothing."""
+        """Drop the dirty overlay, as when a start failed: the volume is what it was before it. Not dirty: nothing. Refused while
+        any process has the overlay open."""
 
     # New content. Each makes a commit, the old one becomes a revision; refused while dirty or importing.
 

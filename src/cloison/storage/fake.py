@@ -21,6 +21,7 @@ from cloison.storage.base import (
     explained,
     parse_revision,
     parse_vid,
+    refuse_held,
 )
 from cloison.wire.warden import DiskSource, Layer
 
@@ -70,6 +71,7 @@ class FakePool(Pool):
 
     def remove(self, volume: VolumeConfig) -> None:
         parse_vid(volume.vid)
+        self._refuse_held(volume)
         state = self._states.pop(volume.vid, None)
         if state is not None:
             for path in (*state.commits.values(), state.dirty, state.importing):
@@ -88,6 +90,7 @@ class FakePool(Pool):
         self._end_abandoned(state)
         if state.importing:
             raise PoolError(f"can't start volume {volume.vid}", "an import into it is running")
+        self._refuse_held(volume)
         if state.dirty is None:
             state.dirty = self._copy(volume.vid, _last(state))
         os.truncate(state.dirty, state.size)
@@ -96,6 +99,7 @@ class FakePool(Pool):
     def stop(self, volume: VolumeConfig) -> None:
         self._may("stop")
         if self.is_dirty(volume):
+            self._refuse_held(volume)
             state = self._states[volume.vid]
             path, state.dirty = state.dirty, None
             assert path is not None
@@ -104,6 +108,7 @@ class FakePool(Pool):
     def discard(self, volume: VolumeConfig) -> None:
         state = self._states.get(volume.vid)
         if state is not None and state.dirty is not None:
+            self._refuse_held(volume)
             os.unlink(state.dirty)
             state.dirty = None
 
@@ -205,6 +210,12 @@ class FakePool(Pool):
     def space(self) -> tuple[int, int]:
         usage = shutil.disk_usage(self.folder)
         return usage.total, usage.used
+
+    def _refuse_held(self, volume: VolumeConfig) -> None:
+        state = self._states.get(volume.vid)
+        if state is not None and state.dirty is not None:
+            with explained(f"can't use volume {volume.vid}"):
+                refuse_held(volume.vid, state.dirty)
 
     def _place(self, vid: str) -> str:
         parse_vid(vid)

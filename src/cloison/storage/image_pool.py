@@ -81,6 +81,7 @@ class ImagePool(RecordPool):
         if volume.kind is not Kind.ORIGIN or not os.path.isdir(files.folder):
             return
         with files.changing("remove"):
+            files.refuse_held(_known(files))
             images.unlink(files.record_path)
             fsync_dir(files.folder)
             point("storage:remove:record")
@@ -113,6 +114,7 @@ class ImagePool(RecordPool):
             found = files.existing()
             if found.dirty is None:
                 return
+            files.refuse_held(found)
             images.seal(files.path(found.dirty_suffix), found.dirty_format)
             point("storage:stop:sealed")
             files.write(found.committed(time=_now(), keep=volume.revisions_to_keep))
@@ -123,7 +125,9 @@ class ImagePool(RecordPool):
             return
         files = self._files(volume.vid)
         with files.changing("discard the last session of"):
-            files.write(replace(files.existing(), dirty=None))
+            found = files.existing()
+            files.refuse_held(found)
+            files.write(replace(found, dirty=None))
 
     # New content
 
@@ -238,6 +242,7 @@ class ImagePool(RecordPool):
 
     def _reopen_dirty(self, files: VolumeFiles, found: Manifest) -> str:
         """Path of the dirty image that a power loss or a crash left."""
+        files.refuse_held(found)
         path = files.path(found.dirty_suffix)
         with images.opened(path) as fd:
             os.fchmod(fd, 0o600)        # it was sealed already if the crash came just before its commit
@@ -283,6 +288,13 @@ class ImagePool(RecordPool):
 
     def _after_stop(self, files: VolumeFiles) -> None:
         """The same, after a new commit. Never fails."""
+
+
+def _known(files: VolumeFiles) -> Manifest:
+    """The record; of a volume whose record can't be read one that names no image, since that shall not bar its removal."""
+    with suppress(PoolError):
+        return files.read() or _unborn(1)
+    return _unborn(1)
 
 
 def _now() -> int:

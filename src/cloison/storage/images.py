@@ -8,12 +8,12 @@ import errno
 import fcntl
 import os
 import re
-import signal
 import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
+from cloison.runtime import holders
 from cloison.runtime.files import fsync_dir
 from cloison.storage.base import PoolError, checked_size, explained
 from cloison.storage.qcow2_image import checked_header
@@ -169,18 +169,9 @@ def unlink(path: str) -> None:
 
 
 def drop_abandoned(path: str, seconds: float) -> bool:
-    """Unlink a file that no process has open and that nobody has written to for so long. False: it stays.
-
-    The kernel knows who has it open: it grants a write lease to the only one, and to nobody else. Should somebody open it in
-    this very moment, the signal that says so is one that does nothing.
-    """
+    """Unlink a file that no process has open and that nobody has written to for so long. False: it stays."""
     with opened(path) as fd:
-        if time.time() - os.fstat(fd).st_mtime < seconds:
-            return False
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError:                     # somebody has it open, or the file system has no leases
+        if time.time() - os.fstat(fd).st_mtime < seconds or not holders.lease(fd):
             return False
         os.unlink(path)
         return True

@@ -10,7 +10,7 @@ from cloison.runtime.faults import point
 from cloison.runtime.files import fsync_dir, write_atomic
 from cloison.storage import images
 from cloison.storage import manifest as records
-from cloison.storage.base import ABANDONED, PoolError, explained, parse_vid
+from cloison.storage.base import ABANDONED, PoolError, explained, parse_vid, refuse_held
 from cloison.storage.manifest import Commit, Manifest
 from cloison.storage.qcow2_image import checked_header
 from cloison.wire.warden import Layer
@@ -64,6 +64,11 @@ class VolumeFiles:
     def refuse_dirty(self, found: Manifest) -> None:
         if found.dirty is not None:
             raise PoolError(f"can't change volume {self.vid}", "it is in use", "Shut the qube down first.")
+
+    def refuse_held(self, found: Manifest) -> None:
+        """For a machine may live on unseen and write. Raises PoolError, OSError."""
+        if found.dirty is not None:
+            refuse_held(self.vid, self.path(found.dirty_suffix))
 
     @contextmanager
     def changing(self, what: str) -> Iterator[None]:
