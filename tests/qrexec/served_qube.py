@@ -12,6 +12,7 @@ from tests.patience import PATIENCE
 from tests.runtime.ports import Recorder, Side
 
 from cloison.qrexec.host.daemon import Daemon, Served
+from cloison.qrexec.host.uses import GRACE, UNOPENED
 from cloison.qrexec.qube.agent import ControlChannel
 from cloison.runtime.port import Handler
 from cloison.runtime.vchan_dialer import Dialer
@@ -25,11 +26,12 @@ XID = 7
 class Qube:
     """`scripted`: the guest's end is a plain `Side` whose control channel is a recorder, `self.control`.
 
-    `vchans`: where peers meet it that send no descriptors.
+    `vchans`: where peers meet it that send no descriptors. `grace`, `unopened`: seconds, of the daemon's.
     """
 
     def __init__(
         self, folder: Path, name: str = "work", xid: int = XID, *, scripted: bool = False, vchans: Path | None = None,
+        grace: float = GRACE, unopened: float = UNOPENED,
     ) -> None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
@@ -43,7 +45,8 @@ class Qube:
         self.guest.accept = self._scripted if scripted else self._real
         uuid = f"00000000-0000-4000-8000-{xid:012d}"
         self.dialer = Dialer(str(vchans)) if vchans is not None else None
-        self.daemon = Daemon(self.host.port, Served(xid, name, uuid, USER), str(folder), self._violation, dialer=self.dialer)
+        self.daemon = Daemon(self.host.port, Served(xid, name, uuid, USER), str(folder), self._violation, dialer=self.dialer,
+                             grace=grace, unopened=unopened)
         self.daemon.connect()
         self.daemon.start()
 

@@ -21,6 +21,7 @@ from cloison.wire.mux import (
     HOST,
     MAX_BODY,
     MAX_CHANNELS,
+    MAX_CLOSING,
     MAX_NUMBER,
     MAX_QUEUED,
     OPEN,
@@ -473,3 +474,30 @@ def test_qsb_010_credit_is_a_model_that_no_peer_can_bend(steps: list[tuple[str, 
             may_send += amount if what == "credit" else 0
             unread += amount if what == "data" else 0
         assert 0 <= may_send <= WINDOW and 0 <= unread <= WINDOW
+
+
+def test_a_peer_that_closes_no_channel_is_hostile_and_one_that_closes_them_late_is_not() -> None:
+    mux = host()
+    for _ in range(3):                       # each time as many as may be: closing them makes room
+        channels = [mux.open(ADDRESS) for _ in range(MAX_CLOSING)]
+        for channel in channels:
+            mux.close(channel)
+        mux.take_output()
+        mux.receive(b"")
+        for channel in channels:
+            mux.receive(frame(CLOSE, channel))
+    for _ in range(MAX_CLOSING + 1):
+        mux.close(mux.open(ADDRESS))
+    mux.take_output()
+    with pytest.raises(PeerError, match="never closed"):
+        mux.receive(b"")
+
+
+def test_channels_that_the_peer_closed_first_wait_for_nobody() -> None:
+    mux = host()
+    for _ in range(MAX_CLOSING + 1):
+        channel = mux.open(ADDRESS)
+        mux.receive(frame(CLOSE, channel))
+        mux.close(channel)
+    mux.take_output()
+    assert mux.receive(b"") == []

@@ -28,6 +28,7 @@ CONTROL, OPEN, DATA, CREDIT, CLOSE = range(1, 6)
 MAX_BODY: Final = 32768 - HEADER.size    # one write of a guest's virtio port
 WINDOW: Final = 256 * 1024
 MAX_CHANNELS: Final = 600                # 256 data ports, their successors while they close, and the fixed ones
+MAX_CLOSING: Final = 2048                # channels closed here that the peer has not closed; one that closes none is hostile
 HIGH_WATER: Final = 1024 * 1024          # bytes waiting for the transport above which no channel may add more
 MAX_QUEUED: Final = 2 * HIGH_WATER       # with CREDIT, CLOSE and CONTROL; a peer that causes so many and reads none is hostile
 MAX_NUMBER: Final = 0xFFFFFFFF
@@ -101,6 +102,7 @@ class Mux:
         self._buffer = b""
         self._output: deque[bytes] = deque()
         self._queued = 0
+        self._closing = 0                     # channels that only the peer still has to close
         self._waiting: deque[int] = deque()   # starved only by HIGH_WATER
 
     # -- what the caller does ------------------------------------------------------------------------------------------
@@ -162,6 +164,8 @@ class Mux:
         self._put(CLOSE, channel, b"")
         if state.closed_there:
             del self._channels[channel]
+        else:
+            self._closing += 1
 
     def take_output(self) -> bytes:
         """All bytes that wait for the transport. Then ask `drained` who may send again."""
@@ -204,6 +208,8 @@ class Mux:
         self._buffer = buffer[position:] if position < end else b""
         if self._queued > MAX_QUEUED:
             raise PeerError("mux answers are not read", self._queued)
+        if self._closing > MAX_CLOSING:
+            raise PeerError("mux channels are never closed", self._closing)
         return events
 
     def _frame(self, kind: int, channel: int, untrusted: bytes, events: list[Event]) -> None:
@@ -251,6 +257,7 @@ class Mux:
         state.closed_there = True
         if state.closed_here:
             del self._channels[channel]
+            self._closing -= 1
         else:
             events.append(Closed(channel))
 

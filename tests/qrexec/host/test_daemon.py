@@ -17,6 +17,7 @@ from tests.runtime.ports import PATIENCE, News
 
 from cloison.client import qrexec as client
 from cloison.errors import QubeNotRunning
+from cloison.qrexec.host.uses import GRACE, UNOPENED
 from cloison.runtime.paths import Paths
 from cloison.wire import qrexec
 from cloison.wire.mux import WINDOW, Address
@@ -69,10 +70,13 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         os.close(fifo)
 
 
-def with_qube(folder: Path, work: Callable[[Qube], Awaitable[None]], *, scripted: bool = False) -> None:
+def with_qube(
+    folder: Path, work: Callable[[Qube], Awaitable[None]], *, scripted: bool = False, grace: float = GRACE,
+    unopened: float = UNOPENED,
+) -> None:
     async def run() -> None:
         before = children()
-        with Qube(folder, scripted=scripted) as qube:
+        with Qube(folder, scripted=scripted, grace=grace, unopened=unopened) as qube:
             await work(qube)
         for hold in (folder / "services").glob("*.hold"):
             hold.write_text("go\n" * 10)
@@ -452,6 +456,72 @@ def test_port_is_free_when_both_have_ended_whatever_the_order(tmp_path: Path) ->
                 if order != "guest":
                     control.send(terminated)
                 assert await caller.hung_up()
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+@pytest.mark.parametrize("order", ["ends its data and says nothing", "never takes the channel up"])
+def test_a_guest_that_never_says_that_a_call_is_over_ties_up_no_caller_and_keeps_its_port(tmp_path: Path, order: str) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        with qube.caller("test.Cat") as caller:
+            answer = await caller.request()
+            assert answer is not None and answer.port == 513
+            if order.startswith("ends"):
+                channel = qube.guest.recorder(Address(0, XID, 513))
+                await channel.heard(1)
+                qube.guest.port.close(channel.channel)
+            else:
+                caller.data.close()
+            assert await caller.hung_up()
+            with qube.caller("test.Cat") as second:
+                answer = await second.request()
+                assert answer is not None and answer.port == 514         # the guest may still use the other
+                control.send(qrexec.connection_terminated(0, 513) + TRIGGER)
+                await control.until(lambda: control.got.endswith(qrexec.service_refused(qrexec.request_id("SOCKET9"))))
+                with qube.caller("test.Cat") as third:
+                    answer = await third.request()
+                    assert answer is not None and answer.port == 513
+        assert qube.violations == []
+
+    with_qube(tmp_path, work, scripted=True, grace=0.0, unopened=0.0)
+
+
+def test_a_call_that_runs_is_under_no_grace(tmp_path: Path) -> None:
+    """Neither one that the guest has taken up, nor one whose caller waits that it does."""
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        with qube.caller("test.Cat") as taken, qube.caller("test.Cat") as waits:
+            assert await taken.request() is not None and await waits.request() is not None
+            channel = qube.guest.recorder(Address(0, XID, 513))
+            await channel.heard(1)
+            control.send(TRIGGER)                        # turns of the loop, in which no timer may run
+            await control.until(lambda: control.got.endswith(qrexec.service_refused(qrexec.request_id("SOCKET9"))))
+            channel.send(qrexec.hello(4))
+            assert await taken.read()
+            late = qube.guest.recorder(Address(0, XID, 514))
+            late.send(qrexec.hello(4))
+            assert await waits.read()
+
+    with_qube(tmp_path, work, scripted=True, grace=0.0, unopened=0.0)
+
+
+def test_what_a_caller_sent_before_it_went_is_there_for_a_guest_that_comes_in_time(tmp_path: Path) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        with qube.caller("test.Cat") as caller:
+            assert await caller.request() is not None
+            await caller.send(b"last words")
+            caller.data.close()
+            control.send(TRIGGER)
+            await control.until(lambda: control.got.endswith(qrexec.service_refused(qrexec.request_id("SOCKET9"))))
+            channel = qube.guest.recorder(Address(0, XID, 513))
+            await channel.until(lambda: channel.ended)
+            assert channel.got.endswith(b"last words")
+            assert qube.daemon._uses[513].overdue is not None        # for the guest's word now
 
     with_qube(tmp_path, work, scripted=True)
 

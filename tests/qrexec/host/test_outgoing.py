@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from tests.runtime.ports import PATIENCE, News, Recorder
 
 from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.host.budget import BURST, CROWD_BURST, DISPOSABLES, Budget
-from cloison.qrexec.host.outgoing import AT_ONCE, MAX_ASKING, MAX_PENDING, Host, Outgoing
+from cloison.qrexec.host.outgoing import AT_ONCE, GRACE, MAX_ASKING, MAX_ENDED, MAX_PENDING, Host, Outgoing
 from cloison.runtime.port import Handler
 from cloison.wire import admin, qrexec
 from cloison.wire.mux import Address
@@ -70,6 +70,18 @@ class FakeServer(News):
                 await writer.wait_closed()
 
 
+class Log(CallLog):
+    """It tells of what it writes."""
+
+    def __init__(self, path: str, written: News) -> None:
+        super().__init__(path)
+        self._written = written
+
+    def write(self, **entry: object) -> None:
+        super().write(**entry)
+        self._written.tell()
+
+
 class Place:
     """A folder with everything a daemon needs; `policy` is what the policy daemon answers."""
 
@@ -79,7 +91,8 @@ class Place:
         self.qubesd: Callable[[bytes], Awaitable[bytes | None]] = self._refuse
         self.log = folder / "qrexec.log"
         self.server = FakeServer(folder / "policy.sock", self._judge, end=b"\n\n")
-        self.host = Host(str(folder / "policy.sock"), None, str(folder / "qubesd.sock"), CallLog(str(self.log)))
+        self.logged = News()
+        self.host = Host(str(folder / "policy.sock"), None, str(folder / "qubesd.sock"), Log(str(self.log), self.logged))
 
     async def _judge(self, _request: bytes) -> bytes:
         return self.policy.encode()
@@ -96,6 +109,8 @@ class Place:
         return admin.exception("QubesException", "no")
 
     def entries(self) -> list[dict[str, object]]:
+        if not self.log.exists():
+            return []
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
@@ -194,11 +209,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 def with_caller(
     place: Place, work: Callable[[Caller], Awaitable[None]], *, policy: bool = True, at_once: float = AT_ONCE,
-    behind: Callable[[float], None] = lambda _seconds: None, disposables: int = DISPOSABLES,
+    behind: Callable[[float], None] = lambda _seconds: None, disposables: int = DISPOSABLES, grace: float = GRACE,
 ) -> None:
     async def run() -> None:
         with Qube(place.folder, "work", A, scripted=True) as qube:
-            outgoing = Outgoing(qube.daemon, place.host, Budget(disposables), behind=behind, at_once=at_once)
+            outgoing = Outgoing(qube.daemon, place.host, Budget(disposables), behind=behind, at_once=at_once, grace=grace)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
@@ -536,6 +551,76 @@ def test_a_caller_that_goes_away_ends_the_call_in_the_other_qube(place: Place) -
             assert await second.run(b"still here") == Result(b"still here", b"", 0)
 
     with_caller(place, work)
+
+
+@contextlib.asynccontextmanager
+async def silent_target(place: Place) -> AsyncIterator[Qube]:
+    """A qube whose agent takes every call's channel up, ends it when its caller does, and never says that a call is over."""
+    with Qube(place.folder, "other", B, scripted=True) as other:
+        control = await other.scripted_control()
+        decoder = qrexec.Decoder(qrexec.FROM_DAEMON)
+        control.send(qrexec.hello(4))
+        seen = 0
+
+        def heard(untrusted: bytes) -> None:
+            nonlocal seen
+            Recorder.data(control, untrusted)
+            decoder.feed(bytes(control.got[seen:]))
+            seen = len(control.got)
+            while (message := decoder.next_message()) is not None:
+                if isinstance(message, qrexec.Exec):
+                    other.guest.recorder(Address(message.domain, B, message.port)).send(qrexec.hello(4))
+
+        setattr(control, "data", heard)  # noqa: B010 - a method of this one recorder
+        yield other
+
+
+async def ended_calls(caller: Caller, count: int) -> None:
+    """So many calls that the caller's qube has begun and ended, as far as it is concerned."""
+    for number in range(count):
+        caller.ask("test.Cat", ident=f"SOCKET{number}")
+        answer = await caller.answer()
+        assert isinstance(answer, qrexec.ServiceConnect)
+        data = caller.expect(answer.domain, answer.port)
+        await data.until(lambda data=data: data.recorder is not None)
+        assert data.recorder is not None
+        await data.recorder.heard(1)
+        caller.qube.guest.port.close(data.recorder.channel)
+        del caller.channels[answer.domain, answer.port]
+        caller.control.send(qrexec.connection_terminated(answer.domain, answer.port))
+
+
+def test_a_target_that_never_says_that_a_call_is_over_does_not_tie_up_its_caller(place: Place) -> None:
+    place.policy = allow("other")
+
+    async def work(caller: Caller) -> None:
+        async with silent_target(place) as other:
+            other.daemon._grace = PATIENCE               # so it is the caller's own warden that lets go
+            await ended_calls(caller, 5)
+            await until_logged(place, 5)
+
+    with_caller(place, work, grace=0.0)
+    assert [entry["outcome"] for entry in place.entries()] == ["ended"] * 5
+
+
+def test_calls_of_which_only_the_targets_word_is_missing_are_no_open_calls(place: Place) -> None:
+    """So they make no flood, and not many are waited for."""
+    place.policy = allow("other")
+    behind: list[float] = []
+
+    async def work(caller: Caller) -> None:
+        async with silent_target(place) as other:
+            other.daemon._grace = PATIENCE
+            await ended_calls(caller, MAX_ENDED + 5)
+            await until_logged(place, 5)
+            assert len(place.entries()) == 5             # the others are still waited for
+
+    with_caller(place, work, grace=PATIENCE, behind=behind.append)
+    assert behind == []
+
+
+async def until_logged(place: Place, count: int) -> None:
+    await place.logged.until(lambda: len(place.entries()) >= count)
 
 
 # -- a disposable ----------------------------------------------------------------------------------------------------------

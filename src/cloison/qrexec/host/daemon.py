@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from cloison.errors import PeerError
 from cloison.qrexec.host.local_socket import Client, LocalSocket
+from cloison.qrexec.host.uses import GRACE, UNOPENED, Use
+from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.port import Channels, Outbox
 from cloison.runtime.relay import Relay
 from cloison.runtime.vchan_dialer import Dialer
@@ -40,35 +42,26 @@ class Served:
     default_user: str
 
 
-@dataclass
-class _Use:
-    """A data port in use: who waits for its end, and what still has to end before it is free."""
-
-    peer: int                            # domain at the other end
-    client: Client | None
-    parts: set[str] = field(default_factory=lambda: {"guest"})   # guest, data
-    relay: Relay | None = None
-    cancel: Callable[[], None] | None = None     # gives up what was to bring the other end
-
-
 class Daemon:
     """`connect`, then `start` when the guest is somebody; `close` removes what was made in the folder.
 
     `dialer`: where callers and daemons meet that send no descriptors. `on_ready` is called when the agent has said hello.
+    `grace`, `unopened`: seconds that the guest has to end a call, or to begin one, whose caller is gone.
     """
 
     def __init__(
         self, channels: Channels, qube: Served, folder: str, on_violation: Callable[[str], None], *, direct: bool = False,
-        dialer: Dialer | None = None, on_ready: Callable[[], None] = lambda: None,
+        dialer: Dialer | None = None, on_ready: Callable[[], None] = lambda: None, grace: float = GRACE, unopened: float = UNOPENED,
     ) -> None:
         self.qube, self.folder, self.direct = qube, folder, direct
+        self._grace, self._unopened = grace, unopened
         self._channels, self._on_violation, self._dialer, self._on_ready = channels, on_violation, dialer, on_ready
         self.asked: Asked = self._refuse_all
         self.pace: Callable[[], float] = lambda: 0.0     # at each request: seconds until the guest is heard again
         self.answerable: Answerable = lambda _ident: False
         self.on_restart: Callable[[], None] = lambda: None
         self._ports = qrexec.Ports(qube.xid)
-        self._uses: dict[int, _Use] = {}
+        self._uses: dict[int, Use] = {}
         self._relays: set[Relay] = set()             # of channels whose port is in another daemon's table
         self._local = LocalSocket(folder, (str(qube.xid), qube.name, f"uuid:{qube.uuid}"), self._request)
         self._decoder = qrexec.Decoder(qrexec.FROM_AGENT)
@@ -100,8 +93,7 @@ class Daemon:
         self._local.close()
         for port in list(self._uses):
             use = self._uses.pop(port)
-            if use.cancel is not None:
-                use.cancel()
+            use.stop()
             if use.relay is not None:
                 use.relay.end()
         for relay in list(self._relays):
@@ -131,18 +123,30 @@ class Daemon:
         self._post(qrexec.exec_command(message.kind, message.domain, port, command))
         return qrexec.allocated(message.kind, self.qube.xid, port)
 
-    def _expect(self, use: _Use, address: Address, stream: socket.socket | None) -> None:
+    def _expect(self, use: Use, address: Address, stream: socket.socket | None) -> None:
         """The qube will open that channel; without a descriptor the caller listens on a vchan-socket."""
         use.parts.add("data")
         relay = use.relay = Relay(self._channels, None, stream, partial(self._done, address.port, "data"))
-        self._channels.listen(address, relay.bind)
         give_up = self._dialer.dial(address, relay.attach, relay.end) if stream is None and self._dialer else lambda: None
+        unwatch = watch_hangup(stream, partial(self._caller_left, use)) if stream is not None else lambda: None
+
+        def taken_up(channel: int) -> Relay:
+            unwatch()                    # the relay sees to its stream from now on
+            use.stop_timer()
+            return relay.bind(channel)
 
         def cancel() -> None:
             self._channels.unlisten(address)
             give_up()
+            unwatch()
 
+        self._channels.listen(address, taken_up)
         use.cancel = cancel
+
+    def _caller_left(self, use: Use) -> None:
+        """Before the qube has taken the channel up. What was sent on it still counts, if the qube does so soon."""
+        assert use.relay is not None
+        use.overdue = asyncio.get_running_loop().call_later(self._unopened, use.relay.end)
 
     def _accept_for(self, client: Client, message: qrexec.ServiceConnect, stream: socket.socket | None) -> bytes:
         """A caller answers a request of the qube's: its data goes where the caller says."""
@@ -160,7 +164,8 @@ class Daemon:
         opening = None
         if stream is not None or not self.direct:
             self._uses[port].parts.add("data")
-            opening = partial(self._open_relay, Address(self.qube.xid, message.domain, port), stream, self._uses[port])
+            done = partial(self._done, port, "data")
+            opening = partial(self._open_relay, Address(self.qube.xid, message.domain, port), stream, done)
         self._post(qrexec.service_connect(message.domain, port, ident), opening)
         return qrexec.allocated(qrexec.SERVICE_CONNECT, self.qube.xid, port)
 
@@ -168,7 +173,7 @@ class Daemon:
         port = self._ports.take(peer)
         if port is None:
             raise PeerError("no free data port")
-        self._uses[port] = _Use(peer, client)
+        self._uses[port] = Use(peer, client)
         return port
 
     # -- answers to the qube's requests --------------------------------------------------------------------------------
@@ -191,8 +196,12 @@ class Daemon:
         opening = partial(serve, self._channels, address, partial(self._done, port, "data"))
         self._post(qrexec.service_connect(0, port, ident), opening)
 
-    def connect_peer(self, ident: bytes, peer: int, port: int, stream: socket.socket | None) -> None:
+    def connect_peer(
+        self, ident: bytes, peer: int, port: int, stream: socket.socket | None, on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         """The call is served by domain `peer`, at a port of its own table; `stream` leads there if it isn't met directly.
+
+        `on_end` is called when the qube's data channel has ended, if it passes through here.
 
         Raises PeerError when there is no way to meet it.
         """
@@ -200,17 +209,16 @@ class Daemon:
             raise PeerError("the other daemon takes no descriptors")
         opening = None
         if stream is not None or not self.direct:
-            opening = partial(self._open_relay, Address(self.qube.xid, peer, port), stream, None)
+            opening = partial(self._open_relay, Address(self.qube.xid, peer, port), stream, on_end)
         self._post(qrexec.service_connect(peer, port, ident), opening)
 
-    def _open_relay(self, address: Address, stream: socket.socket | None, use: _Use | None) -> None:
+    def _open_relay(self, address: Address, stream: socket.socket | None, on_end: Callable[[], None]) -> None:
         """The qube listens at that address by now, for it has been told before."""
         def ended() -> None:
             self._relays.discard(relay)
             if self._dialer is not None:
                 self._dialer.unlisten(address)
-            if use is not None:
-                self._done(address.port, "data")
+            on_end()
 
         relay = Relay(self._channels, None, stream, ended)
         self._relays.add(relay)
@@ -307,13 +315,20 @@ class Daemon:
         if use is None:
             return
         use.parts.discard(part)
-        if part == "guest" and use.relay is not None and use.relay.channel is None:   # it never took the channel up
+        if part == "guest" and "data" in use.parts and use.relay is not None and use.relay.channel is None:   # never taken up
             use.relay.end()              # which comes back here for the data
             return
         if not use.parts:
-            if use.cancel is not None:
-                use.cancel()
+            use.stop()
             del self._uses[port]
             self._ports.free(use.peer, port)
             if use.client is not None:
                 use.client.close()
+        elif part == "data":
+            use.stop_timer()
+            use.overdue = asyncio.get_running_loop().call_later(self._grace, self._overdue, use)
+
+    def _overdue(self, use: Use) -> None:
+        """The guest says nothing of the end: its caller waits no longer. The port stays the guest's, who may still use it."""
+        if use.client is not None:
+            use.client.close()

@@ -28,6 +28,8 @@ from cloison.wire.policy import Query
 MAX_PENDING = 256                        # requests that wait for their answer
 MAX_CALLS = 512                          # with those that are under way
 MAX_ASKING = 4                           # queries of one qube that the policy daemon has at once: all qubes share it
+MAX_ENDED = 64                           # calls whose caller's side has ended and whose target has not said so
+GRACE = 10.0                             # s that a target has to say so: it must not tie up its caller
 AT_ONCE = 0.05                           # s after which a query counts no longer: it is taken for one that a person answers
 _HOST = ("dom0", "@adminvm", "uuid:00000000-0000-0000-0000-000000000000")
 _DISPOSABLE = "@dispvm:"
@@ -47,6 +49,7 @@ class Host:
 
 class Outgoing:
     """Hears what the daemon's qube asks for from now on. `at_once`: seconds within which a verdict without a person comes.
+    `grace`: seconds that a target has to end a call that its caller has ended.
 
     `budget`: how many calls, and disposables for them. `behind` hears, at each request of a flood, for how many seconds the
     qube is to go after others.
@@ -54,9 +57,11 @@ class Outgoing:
 
     def __init__(
         self, daemon: Daemon, host: Host, budget: Budget, *, behind: Callable[[float], None] = lambda _seconds: None,
-        at_once: float = AT_ONCE,
+        at_once: float = AT_ONCE, grace: float = GRACE,
     ) -> None:
-        self._daemon, self._host, self._budget, self._behind, self._at_once = daemon, host, budget, behind, at_once
+        self._daemon, self._host, self._budget, self._behind = daemon, host, budget, behind
+        self._at_once, self._grace = at_once, grace
+        self._ended = 0                              # calls of which only the target's word is waited for
         self._pending: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(MAX_ASKING)
@@ -85,7 +90,7 @@ class Outgoing:
         task.add_done_callback(self._tasks.discard)
 
     def _pace(self) -> float:
-        cost = self._budget.request(self._loop.time(), len(self._tasks))
+        cost = self._budget.request(self._loop.time(), len(self._tasks) - self._ended)
         if cost.behind:
             self._behind(cost.behind)
         return cost.wait
@@ -174,9 +179,26 @@ class Outgoing:
         with called, contextlib.ExitStack() as unused:
             if stream is not None:
                 unused.enter_context(stream)
-            if self._answer(ident, partial(self._daemon.connect_peer, ident, called.xid, called.port, stream)):
+            ended = self._loop.create_future()
+            on_end = partial(_resolve, ended)
+            if self._answer(ident, partial(self._daemon.connect_peer, ident, called.xid, called.port, stream, on_end)):
                 unused.pop_all()
-                await called.over()
+                await self._over(called, ended)
+
+    async def _over(self, called: peer.Peer, ended: asyncio.Future[None]) -> None:
+        """Until the target's daemon says that the call is over; but soon after the caller's side has `ended`, whatever it says."""
+        over = self._loop.create_task(called.over())
+        try:
+            await asyncio.wait([over, ended], return_when=asyncio.FIRST_COMPLETED)
+            if over.done() or self._ended >= MAX_ENDED:
+                return
+            self._ended += 1
+            try:
+                await asyncio.wait([over], timeout=self._grace)
+            finally:
+                self._ended -= 1
+        finally:
+            over.cancel()
 
     def _answer(self, ident: bytes, connect: Callable[[], None]) -> bool:
         """False when the agent is another by now, or somebody else has answered. Raises CloisonError when it can't be served."""
