@@ -85,7 +85,6 @@ def audit(event, args):
         print(json.dumps(["run", *args[1]]))
 sys.addaudithook(audit)
 
-sys.argv = ["walk.py", sys.argv[1], sys.argv[2]]
 sys.path.insert(0, WALK)
 import walk
 from cloison.storage.qcow2 import Qcow2Pool
@@ -110,7 +109,7 @@ def test_nobody_but_the_sandboxed_qemu_img_reads_disks(tmp_path: Path) -> None:
     script = AUDITED.replace("WALK", repr(str(Path(walk.__file__).parent)))
     events = []
     for operation in ("prepare", "create", "stop", "clear", "import_end", "clone", "revert", "export", "resize", "remove"):
-        argv = [sys.executable, "-c", script, operation, "qcow2", str(tmp_path / "pool")]
+        argv = [sys.executable, "-c", script, operation, str(tmp_path / "pool")]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         events += [json.loads(line) for line in done.stdout.splitlines()]
     opens = {tuple(event[1:]) for event in events if event[0] == "open"}
