@@ -9,10 +9,10 @@ TEST_PACKAGES := xvfb openbox xdotool x11-utils imagemagick libegl1 libgl1 libxk
 	libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libfontconfig1 libdbus-1-3
 
 .DEFAULT_GOAL := help
-.PHONY: help deps test-deps install demo doctor bench test lint unit boot slow foreign clean
+.PHONY: help deps test-deps install demo doctor bench test test-debian13 lint unit boot slow foreign clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 deps: ## install what is missing from Debian (asks sudo when not root)
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -44,6 +44,9 @@ bench: install ## measure starts, calls, streams and memory, each against its fl
 
 test: test-deps install lint ## lint, types, import contracts, and all tests, real virtual machines included
 	$(BIN)/python -m pytest -m "not slow"
+
+test-debian13: install ## the same in a bare Debian 13, made once and kept: see the head of tests/bare/debian13.py
+	$(BIN)/python tests/bare/debian13.py
 
 lint: install ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check src tests benchmarks
