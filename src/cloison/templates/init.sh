@@ -40,7 +40,10 @@ case " $options " in
 esac
 
 for module in /modules/*.ko; do
-    $b insmod "$module" || fail "module ${module##*/} does not load"
+    case $module in
+        *.soft.ko) $b insmod "$module" 2> /dev/null || true ;;     # it may be for another processor
+        *) $b insmod "$module" || fail "module ${module##*/} does not load" ;;
+    esac
 done
 
 disk qubes-root

@@ -13,24 +13,18 @@ import re
 import shutil
 from collections.abc import Callable
 
-from cloison.errors import HostError
 from cloison.runtime import faults
 from cloison.runtime.files import fsync_dir, rename, write_atomic
 from cloison.runtime.paths import Paths
-from cloison.templates import initramfs
+from cloison.templates import initramfs, kernel_tree
 from cloison.templates.contain import Tools
+from cloison.templates.kernel_tree import KernelTree
 
 PACKAGE = "linux-image-cloud-amd64"
 # apt's own user could not read our folders; in the namespace root is only us.
 APT_AS_ROOT = '--aptopt=APT::Sandbox::User "root"'
 FILES = ("vmlinuz", "initramfs", "modules.img")
-_RELEASE = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}")
-
-
-class BadKernelPackage(HostError):
-    """The package does not hold what a kernel package holds."""
-
-    hint = "Name a kernel package of Debian, such as linux-image-cloud-amd64."
+_IDENTITY = ("vmlinuz", "modules.img")     # what makes a version that version; the initramfs is ours
 
 
 def installed(paths: Paths) -> list[str]:
@@ -55,35 +49,29 @@ def install(
         ["mmdebstrap", "--mode=root", "--variant=extract", "--format=directory", APT_AS_ROOT,
          f"--include={package},busybox-static", suite, tree, *lines], folder=folder, on_line=on_line,
     )
-    release = _only_release(tree)
+    return install_tree(paths, tools, folder, kernel_tree.in_package(tree))
+
+
+def install_tree(paths: Paths, tools: Tools, folder: str, kernel: KernelTree) -> str:
+    """Put that kernel into the pool; its version there. The rest is as with `install`."""
     new = os.path.join(folder, "kernel-new")
     os.mkdir(new, 0o700)
-    _make(tools, folder, tree, release, new)
-    return _publish(paths, new, release)
+    _make(tools, folder, kernel, new)
+    return _publish(paths, new, kernel.release)
 
 
-def _only_release(tree: str) -> str:
-    modules = os.path.join(tree, "lib", "modules")
-    names = os.listdir(modules) if os.path.isdir(modules) else []
-    if len(names) != 1 or not _RELEASE.fullmatch(names[0]):
-        raise BadKernelPackage(f"the kernel package holds {len(names)} kernels; one is needed")
-    return names[0]
-
-
-def _make(tools: Tools, folder: str, tree: str, release: str, new: str) -> None:
+def _make(tools: Tools, folder: str, kernel: KernelTree, new: str) -> None:
     """The three files of a version."""
-    modules = os.path.join(tree, "lib", "modules", release)
-    tools.run(["depmod", "-b", tree, release], folder=folder)
+    base = os.path.join(folder, "kernel-modules")
+    modules = kernel_tree.stage_modules(kernel, base)
+    tools.run(["depmod", "-b", base, kernel.release], folder=folder)
     # lz4 unpacks several times as fast as zstd under emulation, and the image is a few megabytes larger.
     tools.run(
         ["mksquashfs", modules, os.path.join(new, "modules.img"), "-comp", "lz4", "-all-root", "-noappend", "-no-xattrs",
          "-mkfs-time", "0", "-all-time", "0", "-quiet", "-no-progress"], folder=folder,
     )
-    kernel = os.path.join(tree, "boot", f"vmlinuz-{release}")
-    if not os.path.isfile(kernel):
-        raise BadKernelPackage(f"the kernel package has no boot/vmlinuz-{release}")
-    shutil.copyfile(kernel, os.path.join(new, "vmlinuz"))
-    with open(os.path.join(tree, "bin", "busybox"), "rb") as busybox:
+    shutil.copyfile(kernel.vmlinuz, os.path.join(new, "vmlinuz"))
+    with open(kernel.busybox, "rb") as busybox:
         archive = initramfs.build(busybox.read(), modules)
     with open(os.path.join(new, "initramfs"), "wb") as file:
         file.write(archive)
@@ -112,14 +100,14 @@ def _publish(paths: Paths, new: str, release: str) -> str:
 
 
 def _version_for(paths: Paths, new: str, release: str) -> str:
-    """The release's own name, or the first numbered one that is free or holds this very kernel (and so these modules)."""
+    """The release's own name, or the first numbered one that is free or holds this very kernel and these modules."""
     number = 0
     while True:
         version = release if number == 0 else f"{release}.{number}"
         target = os.path.join(paths.kernels, version)
         if not os.path.lexists(target):
             return version
-        if filecmp.cmp(os.path.join(new, "vmlinuz"), os.path.join(target, "vmlinuz"), shallow=False):
+        if all(filecmp.cmp(os.path.join(new, name), os.path.join(target, name), shallow=False) for name in _IDENTITY):
             return version
         number += 1
 
