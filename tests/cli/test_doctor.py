@@ -67,6 +67,27 @@ def test_qemu_version(tmp_path: Path, host: Path, programs: Path, output: str, s
     assert examine(tmp_path, host)["qemu"].status == status
 
 
+@pytest.mark.parametrize(("kvm", "version", "status"), [
+    (Kvm.WORKS, "7.2", "ok"), (Kvm.ABSENT, "7.2", "warn"), (Kvm.HANGS, "9.2", "warn"), (Kvm.ABSENT, "10.0", "ok"),
+    (Kvm.ABSENT, "?", "warn"),
+])
+def test_an_emulator_of_old_is_named(host: Path, programs: Path, kvm: Kvm, version: str, status: str) -> None:
+    fake(programs, "qemu-system-x86_64", f"echo 'QEMU emulator version {version}.1'")
+    assert doctor._emulation(str(host), Verdict(kvm, "")).status == status
+
+
+@pytest.mark.parametrize(("release", "is_command"), [
+    ('ID=debian\nVERSION_CODENAME=bookworm\n', True), ('VERSION_CODENAME="bookworm"\n', True), ("VERSION_CODENAME=jammy\n", False),
+    ("", False),
+])
+def test_debian_12_has_a_newer_emulator_in_its_backports(host: Path, programs: Path, release: str, is_command: bool) -> None:
+    (host / "etc/os-release").write_text(release)
+    fake(programs, "qemu-system-x86_64", "echo 'QEMU emulator version 7.2.1'")
+    advice = doctor._emulation(str(host), Verdict(Kvm.ABSENT, "")).advice
+    assert ("sudo apt install -t bookworm-backports qemu-system-x86 qemu-utils" in advice) == is_command
+    assert "QEMU 10.0 or later" in advice or is_command
+
+
 def test_old_mke2fs(tmp_path: Path, host: Path, programs: Path) -> None:
     fake(programs, "mke2fs", "echo 'mke2fs 1.46.5 (30-Dec-2021)' >&2")
     check = examine(tmp_path, host)["mke2fs"]

@@ -11,7 +11,7 @@ from fake_qubesd import FakeQubesd, Refused
 from cloison.cli import main, template
 from cloison.client.connection import Connection
 from cloison.errors import CloisonError
-from cloison.templates.build import Built
+from cloison.templates.build import BuildRequest, Built
 from cloison.wire import admin
 
 BUILT = Built("/somewhere/root.img", "6.1.0-9-cloud-amd64", 10 << 30, {"qrexec": "1", "os-version": "12"})
@@ -58,8 +58,9 @@ def test_a_failed_seal_leaves_what_was(sealing: FakeQubesd, exists: bool) -> Non
 
 
 @pytest.mark.parametrize("words", [
-    ["a,b"], ["../x"], ['x"y'], ["x\ny"], ["a=b"], ["d", "--suite", "a b"], ["d", "--include", "x;y"], ["d", "--size", "1M"],
-    ["d", "--mirror", "/etc"], ["work"],
+    ["a,b"], ["../x"], ['x"y'], ["x\ny"], ["a=b"], ["d"], ["nonsense"], ["d", "--suite", "a b"],
+    ["debian-13", "--suite", "bookworm"], ["sid", "--include", "x;y"], ["sid", "--size", "1M"],
+    ["sid", "--mirror", "/etc"], ["work"],
 ])
 def test_refused_before_any_work(qubesd: FakeQubesd, root: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert main.main(["template", "build", *words]) == 1
@@ -67,6 +68,29 @@ def test_refused_before_any_work(qubesd: FakeQubesd, root: Path, capsys: pytest.
     assert error.startswith("cloison: error: ")
     assert changes(qubesd) == []
     assert not os.path.exists(root / "data" / "vm-kernels")
+
+
+@pytest.mark.parametrize(("words", "version", "suite"), [
+    (["debian-13"], "", "trixie"), (["debian-12"], "", "bookworm"), (["d", "--suite", "debian-12"], "", "bookworm"),
+    (["debian-12"], "13", "bookworm"), (["work2"], "13", "trixie"), (["work2", "--suite", "12"], "13", "bookworm"),
+])
+def test_the_suite_is_what_is_built_and_said_first(
+    qubesd: FakeQubesd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], version: str,
+    suite: str,
+) -> None:
+    """By name, by option, or as the template of that name is now."""
+    if version:
+        qubesd.qubes[words[0]] = {"class": "TemplateVM", "state": "Halted", "label": "black"}
+        qubesd.features[words[0]] = {"os-version": version}
+    built = []
+
+    def fake_build(request: BuildRequest, *_: object) -> Built:
+        assert suite in capsys.readouterr().out.splitlines()[0]
+        built.append(request.suite)
+        raise CloisonError("far enough")
+    monkeypatch.setattr(template, "build", fake_build)
+    assert main.main(["template", "build", *words]) == 1
+    assert built == [suite]
 
 
 def test_no_qubesd_no_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

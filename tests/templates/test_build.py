@@ -23,13 +23,13 @@ from cloison.values import InvalidValue
 ])
 def test_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue):
-        BuildRequest(**{"name": "debian-12", **fields})
+        BuildRequest(**{"name": "debian-12", "suite": "bookworm", **fields})
 
 
 def test_accepted_limits() -> None:
-    request = BuildRequest("x" * 31, size=2 * GIB, include=("libstdc++6",) * 200, mirror="https://mirror.example/debian")
-    assert request.suite == "bookworm"
-    assert BuildRequest("d", size=1024 * GIB).size == 1024 * GIB
+    request = BuildRequest("x" * 31, "trixie", size=2 * GIB, include=("libstdc++6",) * 200, mirror="https://mirror.example/debian")
+    assert request.size == 2 * GIB
+    assert BuildRequest("d", "sid", size=1024 * GIB).size == 1024 * GIB
 
 
 def test_failure_is_told_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,8 @@ def test_failure_is_told_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.M
     paths.ensure()
     seen: list[int] = []
     with pytest.raises(ToolFailed, match="mmdebstrap failed with status 25") as caught, work_folder(paths) as folder:
-        build(BuildRequest("d"), paths, folder, Tools(os.path.join(paths.log, "d.log")), lambda percent, _: seen.append(percent))
+        tools = Tools(os.path.join(paths.log, "d.log"))
+        build(BuildRequest("d", "sid"), paths, folder, tools, lambda percent, _: seen.append(percent))
     assert "E: unable to fetch" in caught.value.hint
     assert seen == sorted(seen)
     assert [name for name in os.listdir(paths.tmp) if not name.startswith(".")] == []

@@ -165,7 +165,7 @@ def own(tmp_path: Path) -> tuple[str, str]:
     (modules / "kernel").mkdir(parents=True)
     (modules / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in initramfs.NEEDED))
     (modules / "modules.order").write_text("")
-    (tmp_path / "own/bzImage").write_bytes(b"my kernel")
+    (tmp_path / "own/bzImage").write_bytes(b"my kernel, and busybox")
     return str(tmp_path / "own/bzImage"), str(modules)
 
 
@@ -173,7 +173,7 @@ def install_own(paths: Paths, vmlinuz: str, modules: str) -> str:
     folder = Path(paths.tmp, "work")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    kernel = kernel_tree.of_files(vmlinuz, modules, "/bin/sh")
+    kernel = kernel_tree.of_files(vmlinuz, modules, vmlinuz)
     return kernels.install_tree(paths, Tools(str(folder / "log")), str(folder), kernel)
 
 
@@ -181,7 +181,7 @@ def test_a_persons_own_kernel(paths: Paths, tmp_path: Path) -> None:
     vmlinuz, modules = own(tmp_path)
     assert install_own(paths, vmlinuz, modules + "/") == RELEASE
     assert install_own(paths, vmlinuz, modules) == RELEASE
-    assert content(paths, RELEASE)["vmlinuz"] == b"my kernel"
+    assert content(paths, RELEASE)["vmlinuz"] == b"my kernel, and busybox"
     assert os.listdir(modules)                                # theirs is as it was
     Path(modules, "kernel/new.ko").write_bytes(b"new")        # another folder of modules is another version
     assert install_own(paths, vmlinuz, modules) == f"{RELEASE}.1"

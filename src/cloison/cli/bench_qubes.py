@@ -23,6 +23,7 @@ from cloison.client.events import subscribe
 from cloison.errors import CloisonError, HostError
 from cloison.runtime import files
 from cloison.runtime.paths import Paths
+from cloison.templates import suites
 
 TAG = "cloison-bench"
 RULES = "05-bench.policy"               # among the runtime policy files
@@ -157,7 +158,7 @@ def choose_template(connection: Connection) -> str:
     if chosen or len(templates) == 1:
         return chosen or templates[0]
     error = HostError("there is no default template to make qubes of" if templates else "there is no template to make qubes of")
-    error.hint = "cloison template build debian-12"
+    error.hint = f"cloison template build {suites.USUAL}"
     raise error
 
 

@@ -275,5 +275,7 @@ _SOURCES: dict[tuple[str, str | tuple[str, ...] | None], Callable[[Asked], list[
     ("", "LABEL"): _listed("admin.label.List"), ("", "POOL"): _listed("admin.pool.List"),
     ("", "DRIVER"): _listed("admin.pool.ListDrivers"), ("", "CLASS"): _listed("admin.vmclass.List"),
     ("", "DEVICE_CLASS"): _listed("admin.deviceclass.List"),
+    ("", "KERNEL"): lambda asked: lines(asked.connection.call(DOM0, "admin.pool.volume.List", "linux-kernel")),
+    ("cloison", "PACKAGE"): _words("linux-image-cloud-amd64", "linux-image-amd64"),
     ("", "FILE"): _files, ("", "PATH"): _files, ("", "DIR"): _files, ("", "COMMAND"): _files,
 }

@@ -16,8 +16,8 @@ from typing import Any
 from cloison.cli import tool
 from cloison.client.aio import Connection
 from cloison.errors import CloisonError
+from cloison.templates import suites
 
-TEMPLATE = "debian-12"
 DISPOSABLE_TEMPLATE = "default-dvm"
 QUBES = (("work", "blue"), ("untrusted", "red"))
 NOTE = "demo-note"
@@ -52,11 +52,12 @@ def _prepare() -> None:
     _title("A template, and two qubes that start from it")
     _do("cloison", "up")
     known = _qubes()
-    if TEMPLATE not in known:
-        _do("cloison", "template", "build", TEMPLATE)
+    template = _get("qubes-prefs", "default_template") or suites.USUAL
+    if template not in known:
+        _do("cloison", "template", "build", template)
     for name, label in (*QUBES, (DISPOSABLE_TEMPLATE, "red")):
         if name not in known:
-            _do("qvm-create", "--label", label, "--template", TEMPLATE, name)
+            _do("qvm-create", "--label", label, "--template", template, name)
     _do("qvm-prefs", DISPOSABLE_TEMPLATE, "template_for_dispvms", "True")
     if not _get("qubes-prefs", "default_dispvm"):
         _do("qubes-prefs", "default_dispvm", DISPOSABLE_TEMPLATE)

@@ -5,6 +5,7 @@ Things are tried, not guessed: a namespace is made, a guest is run. A check that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -24,12 +25,14 @@ from cloison.policy.parse import PolicySyntaxError, Root
 from cloison.qrexec.policyd.policy_files import folders, load
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import ProgramMissing, find
+from cloison.templates import sources, suites
 from cloison.templates.contain import contained
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
 SUBORDINATE_IDS = 65536
 OLDEST_QEMU = (7, 2)
+FAST_QEMU = (10, 0)       # before 8, a program is translated anew in each process
 OLDEST_MKE2FS = (1, 47)
 NO_BOUNDARY = "qubes run under TCG emulation, which works but is slow and is NO security boundary"
 # Program, Debian package, what it is for.
@@ -86,6 +89,7 @@ def examine(paths: Paths, root: str = "/", user: str | None = None) -> list[Chec
         ("sandbox", _sandbox),
         ("subordinate ids", lambda: _subordinate_ids(root, name)),
         ("kvm", lambda: _kvm(probe.probe(paths))),
+        ("emulation", lambda: _emulation(root, probe.probe(paths))),
         ("policy", lambda: _policy(paths)),
         ("questions", _questions),
         ("disk", lambda: _disk(shutil.disk_usage(paths.data).free)),
@@ -227,6 +231,8 @@ def _user_id(user: str) -> str:
         return user
 
 
+_BACKPORTS = "bookworm-backports"
+
 # -- the machine ---------------------------------------------------------------------------------------------------------
 
 _KVM_ADVICE = {
@@ -234,7 +240,7 @@ _KVM_ADVICE = {
     probe.Kvm.DENIED: "Join the group kvm (sudo usermod -aG kvm USER) and log in again.",
     probe.Kvm.HANGS: "This is a known fault of nested virtualisation: use a host of its own, or another outer hypervisor.",
     probe.Kvm.FAILS: "If this machine is itself virtual, nested virtualisation is broken or off: use another outer hypervisor.",
-    probe.Kvm.UNPROBED: "Build a template first (cloison template build debian-12), then run cloison doctor again.",
+    probe.Kvm.UNPROBED: f"Build a template first (cloison template build {suites.USUAL}), then run cloison doctor again.",
 }
 
 
@@ -242,6 +248,29 @@ def _kvm(verdict: probe.Verdict) -> Check:
     if verdict.kvm is probe.Kvm.WORKS:
         return Check("kvm", "ok", f"{verdict.detail}; every qube is a virtual machine.")
     return Check("kvm", "warn", f"{verdict.detail}; {NO_BOUNDARY}.", _KVM_ADVICE[verdict.kvm])
+
+
+def _emulation(root: str, verdict: probe.Verdict) -> Check:
+    """Where QEMU emulates, its age decides on what a call costs."""
+    name = "emulation"
+    if verdict.kvm is probe.Kvm.WORKS:
+        return Check(name, "ok", "not used: there is KVM.")
+    version = _version([find(probe.QEMU), "--version"], r"version (\d+)\.(\d+)")
+    if version is not None and version >= FAST_QEMU:
+        return Check(name, "ok", f"QEMU {version[0]}.{version[1]} is one of the fast ones.")
+    wanted = ".".join(map(str, FAST_QEMU))
+    advice = f"Use QEMU {wanted} or later, from a newer release of your distribution or its backports."
+    if _codename(root) == "bookworm":
+        line = f"deb {sources.PUBLIC} {_BACKPORTS} main"
+        advice = (f"echo '{line}' | sudo tee /etc/apt/sources.list.d/backports.list\n"
+                  f"sudo apt update && sudo apt install -t {_BACKPORTS} qemu-system-x86 qemu-utils")
+    return Check(name, "warn", f"without KVM, a call into a qube costs a third with QEMU {wanted} of what it costs here.", advice)
+
+
+def _codename(root: str) -> str:
+    with contextlib.suppress(OSError), open(os.path.join(root, "etc/os-release"), encoding="utf-8", errors="replace") as file:
+        return next((line.partition("=")[2].strip().strip("\"'") for line in file if line.startswith("VERSION_CODENAME=")), "")
+    return ""
 
 
 def _policy(paths: Paths) -> Check:

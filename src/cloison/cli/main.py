@@ -26,6 +26,7 @@ PROG = "cloison"
 OTHERS = {
     "ask-agent": "ask the person where a rule of the policy says so",
     "doctor": "what this machine has and lacks for running qubes",
+    "kernel": "add, list and remove kernels of the pool",
     "policy": "why a call is allowed or denied, recent decisions, faults of the policy",
     "template": "build and list templates",
     "qubes-xml": "take over or write a qubes.xml of Qubes OS",

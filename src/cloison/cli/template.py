@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
-import signal
-import sys
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from cloison.cli import tool
+from cloison.cli.building import add_mirror, fresh_log, progress, terminated_like_interrupted
 from cloison.client.connection import Connection
 from cloison.client.create import Creation, create
 from cloison.client.domains import DOM0, feature, get_property, list_qubes, volume_info
 from cloison.errors import CloisonError
 from cloison.runtime.paths import Paths
-from cloison.templates import kernels
-from cloison.templates.build import DEFAULT_SIZE, MAX_SIZE, BuildRequest, Built, Report, build
+from cloison.templates import kernels, suites
+from cloison.templates.build import DEFAULT_SIZE, MAX_SIZE, BuildRequest, Built, build
 from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
+from cloison.values import QubeName
 
 TEMPLATE = "TemplateVM"
 LABEL = "black"
-MIRROR_VARIABLE = "CLOISON_MIRROR"
 _SIZE = re.compile(r"([0-9]{1,10})([MGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -45,16 +41,15 @@ def add_parsers(subparsers: Any) -> None:
     verbs = parser.add_subparsers(dest="template_verb", metavar="VERB", required=True)
     making = verbs.add_parser("build", help="build a Debian template", description=(
         "Build a Debian template, or a new version of one. Qubes see it at their next start. Ctrl-C undoes it at any time."),
-        examples=[("cloison template build debian-12", "the usual one; again later: a new version with Debian's updates"),
-                  ("cloison template build dev --include git,build-essential", "one with more packages"),
-                  ("cloison template build debian-13 --suite trixie --size 20G", "another release, on a larger disk")])
-    making.add_argument("name", metavar="NAME", help="name of the template's qube, such as debian-12")
-    making.add_argument("--suite", default="bookworm", help="Debian release (default: %(default)s)")
+        examples=[("cloison template build debian-13", "the usual one; again later: a new version with Debian's updates"),
+                  ("cloison template build dev --suite trixie --include git,man-db", "with more packages"),
+                  ("cloison template build debian-12 --size 20G", "another release, on a larger disk")])
+    making.add_argument("name", metavar="NAME", help="name of the template's qube, such as debian-13")
+    making.add_argument("--suite", help="Debian release, such as trixie or 13 (default: what NAME says, or what it was built from)")
     making.add_argument("--include", metavar="PACKAGE,...", action="append", default=[], help="more packages")
     making.add_argument("--size", type=parse_size, default=DEFAULT_SIZE,
                         help="of the root disk (default: 10G; takes only what is used)")
-    making.add_argument("--mirror", metavar="URL", default=os.environ.get(MIRROR_VARIABLE) or None, help=(
-        f"Debian archive to use, also in the template (default: ${MIRROR_VARIABLE}, else the host's own or Debian's)"))
+    add_mirror(making, also=", also in the template")
     making.add_argument("--kernel", metavar="PACKAGE", default=kernels.PACKAGE, help="kernel package (default: %(default)s)")
     verbs.add_parser("list", help="list templates", description="List templates, and kernels in the pool.")
 
@@ -74,14 +69,17 @@ def parse_size(text: str) -> int:
 
 def _build(args: argparse.Namespace, connection: Connection) -> int:
     include = tuple(word for text in args.include for word in re.split(r"[, ]+", text) if word)
-    request = BuildRequest(args.name, args.suite, include, args.size, args.mirror, args.kernel)
+    name = QubeName(args.name)
     paths = connection.paths
     paths.ensure()
     known = list_qubes(connection)     # before any work: is qubesd there, is the name free
-    if request.name in known and known[request.name].klass != TEMPLATE:
-        raise NotATemplate(f"{request.name} is a qube of class {known[request.name].klass}, not a template")
-    tools = Tools(_fresh_log(paths, request.name))
-    with _terminated_like_interrupted(), work_folder(paths) as folder:
+    if name in known and known[name].klass != TEMPLATE:
+        raise NotATemplate(f"{name} is a qube of class {known[name].klass}, not a template")
+    version = (feature(connection, name, "os-version") or "") if name in known else ""
+    request = BuildRequest(name, suites.chosen(name, args.suite, version), include, args.size, args.mirror, args.kernel)
+    print(f"{name}: {suites.described(request.suite)}", flush=True)     # before any progress, wherever the output goes
+    tools = Tools(fresh_log(paths, f"template-{name}"))
+    with terminated_like_interrupted(), work_folder(paths) as folder:
         with progress(request.name) as report:
             built = build(request, paths, folder, tools, report)
         register(connection, request.name, built, exists=request.name in known)
@@ -120,41 +118,3 @@ def _list(connection: Connection) -> int:
     for version in kernels.installed(connection.paths):
         tool.say(f"kernel {version}")
     return 0
-
-
-def _fresh_log(paths: Paths, name: str) -> str:
-    path = os.path.join(paths.log, f"template-{name}.log")
-    with open(path, "wb"):
-        return path
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP undo the work as Ctrl-C does, instead of leaving it to the next run."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def progress(name: str) -> Iterator[Report]:
-    """A bar on a terminal; elsewhere a line for each step."""
-    if not tool.is_terminal(sys.stderr):
-        yield lambda percent, words: print(f"{name}: {percent:3} % {words}", file=sys.stderr, flush=True)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    columns = (
-        TextColumn("{task.fields[title]}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=100, title=name)
-        yield lambda percent, words: bar.update(task, completed=percent, description=words)

@@ -57,7 +57,7 @@ class BuildRequest:
     """What to build. `include`: more Debian packages; `size` in bytes; `mirror`: a Debian archive's URL, or the usual one."""
 
     name: str
-    suite: str = "bookworm"
+    suite: str
     include: tuple[str, ...] = ()
     size: int = DEFAULT_SIZE
     mirror: str | None = None

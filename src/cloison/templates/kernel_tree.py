@@ -18,6 +18,7 @@ from cloison.errors import HostError
 MAX_MODULE = 256 << 20           # bytes, unpacked
 _RELEASE = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}")
 _PREFIXES = ("usr", "")          # of lib and bin; the first that exists
+_LOADER = b"/lib64/ld-linux"
 _LINKS = ("build", "source")     # in a folder of modules: to what compiles more of them
 _OPENERS: dict[str, Callable[[str], lzma.LZMAFile | gzip.GzipFile]] = {".xz": lzma.open, ".gz": gzip.open}
 
@@ -62,6 +63,9 @@ def of_files(vmlinuz: str, modules: str, busybox: str) -> KernelTree:
         raise BadKernelPackage(f"{modules} has no folder kernel/ with modules in it")
     if not os.path.isfile(vmlinuz):
         raise BadKernelPackage(f"{vmlinuz} is not a file")
+    with open(busybox, "rb") as file:
+        if _LOADER in file.read():       # there is no library in an initramfs
+            raise BadKernelPackage(f"{busybox} needs libraries; install the package busybox-static")
     return KernelTree(vmlinuz, folder, busybox)
 
 
