@@ -13,7 +13,7 @@ from cloison.model import labels
 from cloison.model.catalogue import SYSTEM
 from cloison.model.creation import Birth, create
 from cloison.model.domains import READY, System
-from cloison.model.features import CALL_DISPOSABLES
+from cloison.model.features import CALL_DISPOSABLES, CALL_PROGRAMS, CALL_PROGRAMS_EACH, COUNTS
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Pool
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, launch_from_json, launch_to_json
@@ -80,6 +80,15 @@ def test_how_many_disposables_calls_may_have_is_a_feature(where: str, said: str 
     assert launched("work", made).disposables == most
 
 
+@pytest.mark.parametrize(("where", "said", "most"), [("work", "0", 0), ("tpl", "5", 5), ("dom0", "7", 7), ("work", "9999999", 256)])
+def test_how_many_programs_of_the_host_calls_may_have_is_a_feature(where: str, said: str, most: int) -> None:
+    assert (launched("work").programs, launched("work").programs_each) == (16, 4)
+    for feature, of in ((CALL_PROGRAMS, "programs"), (CALL_PROGRAMS_EACH, "programs_each")):
+        made = system()
+        made.qube(where).set_feature(feature, said)
+        assert getattr(launched("work", made), of) == most
+
+
 @pytest.mark.parametrize(("memory", "most"), [(512, 1), (4096, 4), (8192, 8), (65536, 16)])
 def test_disposables_of_calls_take_half_of_the_hosts_memory_at_most(memory: int, most: int) -> None:
     made = system()
@@ -88,6 +97,7 @@ def test_disposables_of_calls_take_half_of_the_hosts_memory_at_most(memory: int,
 
 
 @pytest.mark.parametrize("said", ["", "-1", "many", "1.5", "\u0663", "12345678"])
-def test_no_number_of_disposables(said: str) -> None:
+@pytest.mark.parametrize("feature", COUNTS)
+def test_what_is_no_count(feature: str, said: str) -> None:
     with pytest.raises(BadValue):
-        system().qube("work").set_feature(CALL_DISPOSABLES, said)
+        system().qube("work").set_feature(feature, said)

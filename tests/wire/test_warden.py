@@ -54,6 +54,7 @@ def test_launch_survives_the_wire() -> None:
     (("disks", 0, "size"), "1"), (("disks", 0, "extra"), 1), (("disks", 0, "writable"), None), (("disks", 0, "top"), {}),
     (("disks", 0, "top"), False), (("disks", 0, "layers"), None), (("disks", 0, "layers", 0, "format"), "vmdk"),
     (("disks", 0, "layers", 0, "path"), 1), (("disks", 0, "layers", 0, "extra"), 1), (("extra",), 1),
+    (("programs",), -1), (("programs",), 257), (("programs_each",), 257), (("programs_each",), True), (("programs_each",), -1),
     (("disposables",), -1), (("disposables",), 257), (("disposables",), "1"),
 ])
 def test_launch_with_one_thing_wrong_is_refused(path: tuple[str | int, ...], value: object) -> None:

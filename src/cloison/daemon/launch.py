@@ -9,7 +9,8 @@ from cloison.model.properties import to_text
 from cloison.wire.warden import DiskSource, Kernel, Launch
 
 START_TIMEOUT = 300         # s: a cold start of a busy host without KVM takes 85 s
-MOST_DISPOSABLES, MOST_BY_DEFAULT = 256, 16          # that a qube's calls may have at once
+MOST_AT_ONCE = 256                       # of anything that a qube's calls may have at once, whoever says how many
+DISPOSABLES, PROGRAMS, PROGRAMS_EACH = 16, 16, 4     # where nobody says
 MEMORY_EACH = 512                        # MiB that a disposable is taken for where nobody says how many
 ROLES = ("root", "private", "volatile", "modules")
 
@@ -34,7 +35,8 @@ def build(qube: Qube, facts: Facts) -> Launch:
         kernel=facts.kernel, kernelopts=_kernelopts(qube), warm=facts.warm, accelerator=facts.accelerator,
         identity=identity(qube, facts),
         default_user=qube.get("default_user"), start_timeout=max(START_TIMEOUT, qube.get("qrexec_timeout")),
-        debug=qube.get("debug"), disposables=_disposables(qube),
+        debug=qube.get("debug"), disposables=_disposables(qube), programs=_said(qube, features.CALL_PROGRAMS, PROGRAMS),
+        programs_each=_said(qube, features.CALL_PROGRAMS_EACH, PROGRAMS_EACH),
     )
 
 
@@ -45,11 +47,16 @@ def _kernelopts(qube: Qube) -> str:
 
 
 def _disposables(qube: Qube) -> int:
-    """By the feature, here, of a template or of dom0; else so many that they take no more than half of the host's memory."""
-    said = qube.feature_or_none(features.CALL_DISPOSABLES, template=True, adminvm=True)
-    if said is not None and said.isascii() and said.isdecimal():
-        return min(int(said[:9]), MOST_DISPOSABLES)
-    return max(1, min(MOST_BY_DEFAULT, qube.system.host.memory // 2 // MEMORY_EACH))
+    """By default so many that they take no more than half of the host's memory."""
+    return _said(qube, features.CALL_DISPOSABLES, max(1, min(DISPOSABLES, qube.system.host.memory // 2 // MEMORY_EACH)))
+
+
+def _said(qube: Qube, feature: str, default: int) -> int:
+    """A count by a feature: the qube's, its template's or dom0's."""
+    said = qube.feature_or_none(feature, template=True, adminvm=True)
+    if said is None or not (said.isascii() and said.isdecimal()):
+        return default
+    return min(int(said[:9]), MOST_AT_ONCE)
 
 
 def identity(qube: Qube, facts: Facts) -> dict[str, str]:

@@ -14,6 +14,9 @@ _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
 TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _PERSIST = re.compile(r"((file|dir):[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[0-7]{1,4}:)?/[^\0]*")
 CALL_DISPOSABLES = "call-disposables-max"            # how many disposables the calls of a qube may have at once
+CALL_PROGRAMS = "call-programs-max"                  # how many programs of the host they may have at once
+CALL_PROGRAMS_EACH = "call-programs-each-max"        # and of one service
+COUNTS = (CALL_DISPOSABLES, CALL_PROGRAMS, CALL_PROGRAMS_EACH)
 RESERVED = frozenset(("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"))
 
 
@@ -40,7 +43,7 @@ def check_tag(untrusted: str) -> str:
 
 def check_meaning(name: str, value: str) -> None:
     """What the core demands of the features it acts on. Raises BadValue."""
-    if name == CALL_DISPOSABLES and not (value.isascii() and value.isdecimal() and len(value) < 8):
+    if name in COUNTS and not (value.isascii() and value.isdecimal() and len(value) < 8):
         raise BadValue(f"feature {name} takes a number")
     prefix, dot, rest = name.partition(".")
     if dot and prefix == "service":

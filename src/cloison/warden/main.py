@@ -24,6 +24,7 @@ from cloison.qrexec.host import host_service
 from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.daemon import Daemon, Served
 from cloison.qrexec.host.outgoing import Host, Outgoing
+from cloison.qrexec.host.programs import Programs
 from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.logs import harmless
@@ -64,7 +65,7 @@ class Warden:
         self._stream: socket.socket | None = None
         self._daemon: Daemon | None = None
         self._outgoing: Outgoing | None = None
-        self._budget = Budget(launch.disposables)
+        self._budget = Budget(launch.disposables, Programs(launch.programs, launch.programs_each))
         self._priority = Priority()
         self._dialer: Dialer | None = None
         self._qubesdb: QubesDb | None = None

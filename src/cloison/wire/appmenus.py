@@ -11,7 +11,7 @@ from cloison.errors import PeerError
 
 LINE_MAX = 1024                          # bytes
 LINES_MAX = 100_000
-SIZE_MAX = 16 << 20                      # bytes of a whole answer
+SIZE_MAX = 4 << 20                       # bytes of a whole answer
 ENTRIES_MAX = 4096
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.desktop")
 _TEXT = re.compile(r"[/a-zA-Z0-9.,:&()_ +-]*")

@@ -75,6 +75,8 @@ class Launch:
     start_timeout: int = 300        # seconds until the agent must have answered
     debug: bool = False
     disposables: int = 16           # that the qube's calls may have at once
+    programs: int = 16              # of the host that they may have at once
+    programs_each: int = 4          # and of one service
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -139,7 +141,7 @@ _TYPES: dict[str, Callable[[object], bool]] = {
 _WORDS = {"format": ("raw", "qcow2"), "accelerator": ("tcg", "kvm"), "role": ("root", "private", "volatile", "modules")}
 _RANGES = {
     "size": (1, 1 << 50), "xid": (1, 0xFFFFFFFF), "memory": (1, 1 << 24), "vcpus": (1, 1024), "start_timeout": (1, 1 << 20),
-    "disposables": (0, 256),
+    "disposables": (0, 256), "programs": (0, 256), "programs_each": (0, 256),
 }
 
 

@@ -18,6 +18,7 @@ from tests.runtime.ports import PATIENCE, News, Recorder
 from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.host.budget import BURST, CROWD_BURST, DISPOSABLES, Budget
 from cloison.qrexec.host.outgoing import AT_ONCE, GRACE, MAX_ASKING, MAX_ENDED, MAX_PENDING, Host, Outgoing
+from cloison.qrexec.host.programs import Programs
 from cloison.runtime.port import Handler
 from cloison.wire import admin, qrexec
 from cloison.wire.mux import Address
@@ -210,10 +211,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 def with_caller(
     place: Place, work: Callable[[Caller], Awaitable[None]], *, policy: bool = True, at_once: float = AT_ONCE,
     behind: Callable[[float], None] = lambda _seconds: None, disposables: int = DISPOSABLES, grace: float = GRACE,
+    programs: Programs | None = None,
 ) -> None:
     async def run() -> None:
         with Qube(place.folder, "work", A, scripted=True) as qube:
-            outgoing = Outgoing(qube.daemon, place.host, Budget(disposables), behind=behind, at_once=at_once, grace=grace)
+            outgoing = Outgoing(qube.daemon, place.host, Budget(disposables, programs), behind=behind, at_once=at_once, grace=grace)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
@@ -390,6 +392,55 @@ def test_a_service_of_the_host(place: Place, requested: str, words: str) -> None
     with_caller(place, work)
     first = place.entries()[0]
     assert (first["source"], first["service"], first["target"], first["outcome"]) == ("work", "test.Env+arg", "dom0", "ended")
+
+
+def test_programs_of_the_host_are_counted_until_they_have_ended_and_sockets_are_not(place: Place) -> None:
+    """A program that goes on without its caller still takes memory here. The qube is told nothing, the log names the limit."""
+    place.policy = allow("dom0")
+    hold = place.folder / "hold"
+    os.mkfifo(hold)
+    (place.folder / "rpc" / "test.Stays").write_text(f"#!/bin/sh\nexec cat {hold}\n")
+    (place.folder / "rpc" / "test.Stays").chmod(0o755)
+
+    async def work(caller: Caller) -> None:
+        caller.ask("test.Stays", ident="SOCKET1")
+        answer = await caller.answer()
+        assert isinstance(answer, qrexec.ServiceConnect)
+        data = caller.expect(answer.domain, answer.port)
+        await data.until(lambda: data.recorder is not None)
+        assert data.recorder is not None
+        assert await caller.call("test.Stays", ident="SOCKET2") is None
+        caller.qube.guest.port.close(data.recorder.channel)
+        await until_logged(place, 2)                     # the call is over, its program is not
+        assert await caller.call("test.Stays", ident="SOCKET3") is None
+        assert await caller.call("test.Missing", ident="SOCKET4") == Result(b"", b"", 127)
+
+        async def echo(request: bytes) -> bytes:
+            return request
+
+        async with FakeServer(place.folder / "rpc" / "test.Socket", echo, end=b""):
+            for ident in ("SOCKET5", "SOCKET6"):
+                assert await caller.call("test.Socket", b"", ident=ident) is not None
+        await asyncio.to_thread(hold.write_text, "")
+        while (result := await caller.call("test.Cat", b"x", ident="SOCKET7")) is None:
+            continue                                     # until the program's end is noticed
+        assert result == Result(b"x", b"", 0)
+
+    with_caller(place, work, programs=Programs(1, 1, patience=0.0))
+    refused = [entry["outcome"] for entry in place.entries() if entry["outcome"] != "ended"]
+    assert refused[0] == "1 programs of test.Stays run on the host for this qube, the most by call-programs-each-max"
+
+
+def test_a_call_that_gets_no_port_keeps_no_place_for_its_program(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.policy = allow("dom0")
+
+    async def work(caller: Caller) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(caller.qube.daemon._ports, "take", lambda _peer: None)
+            assert await caller.call("test.Cat", ident="SOCKET1") is None
+        assert await caller.call("test.Cat", b"x", ident="SOCKET2") == Result(b"x", b"", 0)
+
+    with_caller(place, work, programs=Programs(1, 1, patience=0.0))
 
 
 def test_a_socket_service_gets_the_words_that_were_decided(place: Place) -> None:

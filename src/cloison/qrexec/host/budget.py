@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from cloison.qrexec.host.programs import Programs
 from cloison.qrexec.host.token_bucket import TokenBucket
 
 BURST: Final = 400
@@ -31,11 +32,12 @@ class Cost(NamedTuple):
 class Budget:
     """One qube's, for as long as it runs: a new agent in it finds what the former one has left.
 
-    `disposables`: how many its calls may have at once.
+    `disposables`: how many its calls may have at once; `programs`: those that they have on the host.
     """
 
-    def __init__(self, disposables: int = DISPOSABLES) -> None:
+    def __init__(self, disposables: int = DISPOSABLES, programs: Programs | None = None) -> None:
         self.disposables = disposables
+        self.programs = Programs() if programs is None else programs
         self._requests = TokenBucket(BURST, RATE)
         self._crowd = TokenBucket(CROWD_BURST, CROWD_RATE)
         self._flood = TokenBucket(FLOOD_BURST, FLOOD_RATE)

@@ -12,6 +12,7 @@ from cloison.qrexec import lookup, process, service_config
 from cloison.qrexec.call import Call
 from cloison.qrexec.lookup import CannotStart
 from cloison.qrexec.session_waiter import Waiter
+from cloison.runtime.children import when_ended
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Channels
 from cloison.wire.mux import Address
@@ -35,17 +36,33 @@ def command(service: str, source: str, requested_target: str) -> Command:
     return parse_host_command(f"QUBESRPC {service} {source} {kind} {name}")
 
 
+def is_program(command: Command) -> bool:
+    """Whether the call takes a program of its own here, as opposed to a connection to one that runs, or nothing at all."""
+    try:
+        return process.needs_user(command)
+    except CannotStart:
+        return False
+
+
 class HostCall:
     """One call; a command None is one that could not be understood. `serve` is what `Daemon.connect_host` wants.
 
-    `status` is the service's when it is over.
+    `begun`: it has been served. `status` is the service's when it is over. A program may outlive its call: `on_idle` is called
+    when both have ended.
     """
 
-    def __init__(self, command: Command | None, waiter: Waiter, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, command: Command | None, waiter: Waiter, on_end: Callable[[], None], on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
         """`waiter`: for services that want the session of this installation's user."""
-        self._command, self._waiter, self._on_end = command, waiter, on_end
+        self._command, self._waiter, self._on_end, self._on_idle = command, waiter, on_end, on_idle
+        self._busy = {"call"}            # and "program"
         self._call: Call | None = None
         self._over = False
+
+    @property
+    def begun(self) -> bool:
+        return self._call is not None
 
     @property
     def status(self) -> int | None:
@@ -57,6 +74,7 @@ class HostCall:
             self._over = True
             done()
             self._on_end()
+            self._ended("call")
 
         command = self._command
         name = f"{command.full_name}-{command.source}" if command is not None and command.service else ""
@@ -77,9 +95,18 @@ class HostCall:
         if self._over:
             return                       # its caller has not waited
         try:
-            call.serve(process.start(command, config, inherit=True))
+            service = process.start(command, config, inherit=True)
+            if isinstance(service, process.Started):
+                self._busy.add("program")
+                when_ended(service.process.pid, partial(self._ended, "program"))
+            call.serve(service)
         except (CannotStart, OSError) as error:
             call.refuse(_cannot_start(error))
+
+    def _ended(self, part: str) -> None:
+        self._busy.discard(part)
+        if not self._busy:
+            self._on_idle()
 
 
 def _cannot_start(error: CannotStart | OSError) -> CannotStart:

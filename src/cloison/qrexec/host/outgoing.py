@@ -162,10 +162,16 @@ class Outgoing:
             await self._on_qube(trigger.request_id, command, disposable.target, autostart=False)
 
     async def _on_host(self, ident: bytes, command: qrexec.Command) -> None:
+        counts = host_service.is_program(command)
+        release = await self._budget.programs.place(command.service) if counts else lambda: None
         over = self._loop.create_future()
-        call = host_service.HostCall(command, self._waiter, partial(_resolve, over))
-        if self._answer(ident, partial(self._daemon.connect_host, ident, call.serve)):
-            await over
+        call = host_service.HostCall(command, self._waiter, partial(_resolve, over), release)
+        try:
+            if self._answer(ident, partial(self._daemon.connect_host, ident, call.serve)):
+                await over
+        finally:
+            if not call.begun:
+                release()
 
     async def _on_qube(self, ident: bytes, command: str, target: str, *, autostart: bool) -> None:
         path = os.path.join(self._daemon.folder, f"qrexec.{target}")

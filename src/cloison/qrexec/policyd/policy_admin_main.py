@@ -9,13 +9,16 @@ import os
 import sys
 from collections.abc import Mapping
 
+from cloison.errors import PeerError
 from cloison.policy.parse import Root
 from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.policyd.policy_admin import MAX_PAYLOAD, Caller, PolicyAdmin, PolicyAdminException
 from cloison.qrexec.policyd.policy_files import Folders, folders, make_folders
 from cloison.runtime.paths import Paths
+from cloison.runtime.read_all import read_all
 
 REFUSED, FAULT = 1, 2
+PATIENCE = 60.0             # seconds for the whole input: a qube that sends none must not keep programs of the host
 
 
 def policy_folders(paths: Paths, environ: Mapping[str, str]) -> Folders:
@@ -44,8 +47,12 @@ def main() -> int:
     try:
         if not environ.get("QREXEC_POLICY_DIR"):
             make_folders(folders(paths))
-        payload = sys.stdin.buffer.read(MAX_PAYLOAD + 1)
+        payload = read_all(0, MAX_PAYLOAD, PATIENCE)
         output = PolicyAdmin(policy_folders(paths, environ), caller).call(service, argument, payload)
+    except PeerError as error:
+        call_log.write(source=caller.source, service=f"{service}+{argument}", result="no input", why=str(error))
+        print(f"PolicyAdminException {error}", file=sys.stderr)
+        return REFUSED
     except PolicyAdminException as error:
         call_log.write(source=caller.source, service=f"{service}+{argument}", result=type(error).__name__, why=str(error))
         print(f"{type(error).__name__} {error}", file=sys.stderr)
