@@ -16,10 +16,10 @@ from collections.abc import Callable
 from cloison.errors import PeerError
 from cloison.qrexec import one_socket, stderr_log
 from cloison.qrexec.connecting import Connecting
+from cloison.qrexec.ending import Group, Reach, nothing
 from cloison.qrexec.feed import Feed
 from cloison.qrexec.lookup import FAILED, CannotStart
 from cloison.qrexec.process import Connected, Started
-from cloison.runtime.children import when_ended
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.port import Channels
 from cloison.wire import qrexec
@@ -53,6 +53,7 @@ class Call:
         self._sources: dict[int, int] = {}           # descriptor of an output -> message kind
         self._reading = False
         self._started: Started | None = None
+        self._group: Group | None = None             # of the program
         self._connected: Connected | None = None
         self._connecting: Connecting | None = None
         self._stream: socket.socket | None = None    # to a socket service
@@ -67,10 +68,10 @@ class Call:
 
     # -- what serves it ------------------------------------------------------------------------------------------------
 
-    def serve(self, service: Started | Connected) -> None:
-        """Join the caller with what serves it, which belongs to this call from now on."""
+    def serve(self, service: Started | Connected, reach: Callable[[], Reach] = nothing) -> None:
+        """Join the caller with what serves it, which belongs to this call from now on. `reach`: what the caller can do to it."""
         if isinstance(service, Started):
-            self._serve_program(service)
+            self._serve_program(service, reach)
         elif self._over:
             if service.stream is not None:
                 service.stream.close()
@@ -85,13 +86,14 @@ class Call:
             self._send(qrexec.end_of_stream(kind))
         self._exit(error.status if isinstance(error, CannotStart) else FAILED)
 
-    def _serve_program(self, started: Started) -> None:
+    def _serve_program(self, started: Started, reach: Callable[[], Reach]) -> None:
         self._started = started
         started.stdin.setblocking(False)
         started.stdout.setblocking(False)
         os.set_blocking(started.stderr, False)
-        when_ended(started.process.pid, self._exited)
+        self._group = Group(started.process, self._exited, reach)
         if self._quiet or self._over:
+            (self._group.release if self._quiet else self._group.hung_up)()
             started.stdout.close()
             started.stdin.close()
             stderr_log.follow(started.stderr, self._log)
@@ -185,10 +187,8 @@ class Call:
             self._unwatch = watch_hangup(self._stream, self._feed.end)
         self._maybe_exit()
 
-    def _exited(self) -> None:
-        assert self._started is not None
-        code = self._started.process.wait()
-        self._status = code if code >= 0 else 128 - code
+    def _exited(self, status: int) -> None:
+        self._status = status
         if not self._over and not self._exit_sent:
             self._feed.close()
             self._maybe_exit()
@@ -269,9 +269,11 @@ class Call:
             self._channels.close(self._handle)
             self._end()
 
-    def _end(self) -> None:
+    def _end(self, *, hung_up: bool = False) -> None:
         """The channel is used no longer."""
         self._over = True
+        if self._group is not None:
+            (self._group.hung_up if hung_up and not self._exit_sent else self._group.release)()
         one_socket.end(self)
         self._unsent.clear()
         self._feed.take()
@@ -329,10 +331,12 @@ class Call:
             while (message := self._decoder.next_message()) is not None:
                 if isinstance(message, qrexec.Data) and message.kind == qrexec.STDIN:
                     self._feed.put(message.payload)
+                elif isinstance(message, qrexec.Exit) and self._group is not None:
+                    self._group.caller_says(message.status)
         except PeerError as error:
             print(f"call dropped: {error}", file=sys.stderr)
             self._channels.close(self._handle)
-            self._end()
+            self._end(hung_up=True)
             return
         self._feed.write()
         self._finish_when_sent()
@@ -347,6 +351,6 @@ class Call:
             self._maybe_exit()
 
     def closed(self) -> None:
-        """The caller is gone: the service sees the end of its input and a closed output, and goes on as it likes."""
+        """The caller is gone: the service sees the end of its input and a closed output (and see `ending`)."""
         if not self._over:
-            self._end()
+            self._end(hung_up=True)

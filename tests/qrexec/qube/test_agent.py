@@ -149,12 +149,13 @@ def test_streams_that_end_early(tmp_path: Path) -> None:
     run(tmp_path, talk)
 
 
-def test_a_caller_that_is_gone(tmp_path: Path) -> None:
-    """The program sees the end of its input, and its port is free."""
+def test_a_service_whose_caller_is_gone(tmp_path: Path) -> None:
+    """It sees the end of its input and is not interrupted; its port is free."""
     async def talk(place: Host) -> None:
         done = tmp_path / "done"
         os.mkfifo(done)
-        stream = await place.call(f"echo started; cat; echo over > {done}")
+        service(tmp_path, "test.Long", f"echo started; cat; echo over > {done}")
+        stream = await place.call("QUBESRPC test.Long work")
         assert await stream.next() == Data(STDOUT, b"started\n")
         stream.close()
         assert await place.terminated()

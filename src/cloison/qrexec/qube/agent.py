@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cloison.errors import PeerError
-from cloison.qrexec import process, service_config
+from cloison.qrexec import ending, process, service_config
 from cloison.qrexec.call import Call
 from cloison.qrexec.inheritance import NO_SESSION, Session
 from cloison.qrexec.lookup import CannotStart
@@ -183,7 +183,8 @@ class ControlChannel:
         try:
             if isinstance(session, CannotStart):
                 raise session
-            call.serve(process.start(command, config, session, quiet=request.kind == qrexec.JUST_EXEC))
+            started = process.start(command, config, session, quiet=request.kind == qrexec.JUST_EXEC)
+            call.serve(started, lambda: ending.reach(command, request.domain))
         except CannotStart as error:
             call.refuse(error)
 

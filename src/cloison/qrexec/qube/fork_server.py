@@ -11,8 +11,9 @@ import socket
 import sys
 
 from cloison.errors import PeerError
-from cloison.qrexec import process, service_config
+from cloison.qrexec import ending, process, service_config
 from cloison.qrexec.call import Call
+from cloison.qrexec.ending import Reach
 from cloison.qrexec.lookup import CannotStart
 from cloison.qrexec.qube.agent import FORK_REQUEST, FORK_SERVER
 from cloison.runtime import unix
@@ -108,9 +109,20 @@ class _Request:
         try:
             config = service_config.load(command.service, command.argument) if command.service else service_config.DEFAULT
             shell = os.environ.get("SHELL") or "/bin/sh"
-            call.serve(process.start(command, config._replace(force_user=""), quiet=quiet, inherit=True, shell=shell))
+            started = process.start(command, config._replace(force_user=""), quiet=quiet, inherit=True, shell=shell)
+            call.serve(started, lambda: self._reach(command, address.server))
         except CannotStart as error:
             call.refuse(error)
+
+    def _reach(self, command: qrexec.Command, domain: int) -> Reach:
+        """None, when it is the agent that is gone: its end ends nobody's programs."""
+        try:
+            alive = bool(self._stream.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            alive = True
+        except OSError:
+            alive = False
+        return ending.reach(command, domain) if alive else Reach.NOTHING
 
     def _open_channels(self) -> Channels:
         """The data channel came along, or is to be opened where vchans are Unix sockets. Raises OSError."""
