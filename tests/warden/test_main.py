@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from tests.qrexec.served_qube import USER, Caller, Result
 from tests.runtime.ports import News, Recorder, Side
 from tests.warden.guests import Guest
 
-from cloison.hypervisor.base import MachineSpec
+from cloison.hypervisor.base import MachineSpec, MachineState
 from cloison.hypervisor.fake import Boot, FakeMachine, silent
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
+from cloison.warden import main, space
 from cloison.warden.main import Warden
+from cloison.warden.space import SpaceWait
 from cloison.warden.starting import console_tail
 from cloison.wire import agent, qrexec
 from cloison.wire.mux import GUEST
-from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, Lines, encode
+from cloison.wire.warden import RESUME, DiskSource, Kernel, Launch, Layer, Lines, encode
 
 UUID = "00000000-0000-4000-8000-000000000001"
 MEGABYTE = 1 << 20
@@ -185,6 +188,93 @@ def test_pause_unpause_sets_the_clock(place: Place, tmp_path: Path) -> None:
         assert guest.clocks == sorted(guest.clocks)
         await qubesd.ask("kill")
         assert (await qubesd.heard("stopped"))["status"] != 0
+
+    place.run(guest.boot, work)
+
+
+class Disk:
+    """What is free where the disks of the warden's machine grow."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free = 0
+        monkeypatch.setattr(space, "FIRST", 0.0)
+        monkeypatch.setattr(main, "SpaceWait", partial(SpaceWait, free=lambda _folder: self.free))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def test_a_full_disk_is_told_and_the_machine_goes_on_when_there_is_space(place: Place, disk: Disk, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        assert (await qubesd.ask("status"))["space"] == ""
+        place.machines[0].write()
+        assert (await qubesd.heard("space-wanted"))["where"] == place.paths.tmp
+        status = await qubesd.ask("status")
+        assert (status["state"], status["space"]) == ("running", place.paths.tmp)
+        full = f"{place.paths.tmp} is full; it goes on by itself when 64 MB are free there"
+        assert (await qubesd.ask("unpause"))["error"] == (await qubesd.ask("shutdown"))["error"] == full
+        place.machines[0].full, disk.free = False, RESUME
+        assert (await qubesd.heard("space-back"))["state"] == "running"
+        await guest.until(lambda: len(guest.clocks) == 2)
+        assert (await qubesd.ask("status"))["space"] == ""
+        await qubesd.ask("shutdown")
+        await qubesd.heard("stopped")
+
+    place.run(guest.boot, work)
+
+
+def test_paused_while_it_waits_for_space_it_stays_paused(place: Place, disk: Disk, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        place.machines[0].write()
+        await qubesd.heard("space-wanted")
+        paused = await qubesd.ask("pause")
+        assert (paused["state"], paused["space"]) == ("paused", "")
+        place.machines[0].full, disk.free = False, RESUME
+        assert (await qubesd.ask("unpause"))["state"] == "running"
+        assert place.machines[0].state is MachineState.RUNNING
+        assert [each["event"] for each in qubesd.events].count("space-back") == 0
+        await qubesd.ask("kill")
+
+    place.run(guest.boot, work)
+
+
+def test_killed_while_it_waits_for_space(place: Place, disk: Disk, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        place.machines[0].write()
+        await qubesd.heard("space-wanted")
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(guest.boot, work)
+
+
+def test_a_start_that_finds_no_space_fails_at_once_and_says_why(place: Place, disk: Disk) -> None:
+    async def work(qubesd: Qubesd) -> None:
+        failed = await qubesd.heard("failed")
+        assert f"{place.paths.tmp} is full" in failed["reason"]
+
+    place.run(lambda machine, _port: machine.write(), work)
+
+
+def test_a_machine_that_can_not_go_on_is_ended(place: Place, disk: Disk, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        place.machines[0].write("internal-error")
+        assert (await qubesd.heard("broken"))["why"] == "internal-error"
+        await qubesd.heard("stopped")
 
     place.run(guest.boot, work)
 

@@ -19,7 +19,7 @@ from cloison.errors import MachineError
 from cloison.runtime import files
 from cloison.values import PowerState
 from cloison.wire.blocks import Block
-from cloison.wire.warden import Launch
+from cloison.wire.warden import Launch, no_space
 
 
 def _ignore(_uuid: str, _event: str, _detail: dict[str, Any]) -> None:
@@ -62,9 +62,9 @@ class FakeWardens(Wardens):
         os.makedirs(folder, exist_ok=True)
         for name in sorted(name for name in os.listdir(folder) if name.endswith(".warden")):
             with open(os.path.join(folder, name), encoding="ascii") as file:
-                uuid, qube, xid, state, commits, blocks = json.load(file)
+                uuid, qube, xid, state, commits, blocks, space = json.load(file)
             attached = tuple(Block(*block) for block in blocks)
-            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state), commits, attached)
+            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state), commits, attached, space)
 
     async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
         await asyncio.sleep(0)
@@ -92,8 +92,8 @@ class FakeWardens(Wardens):
     def _note(self, found: Adopted) -> None:
         self._running[found.uuid] = found
         if self._folder is not None:
-            line = json.dumps([found.uuid, found.name, found.xid, found.state.value, dict(found.commits), found.blocks])
-            files.write_atomic(self._path(found.uuid), line.encode("ascii"))
+            facts = [found.uuid, found.name, found.xid, found.state.value, dict(found.commits), found.blocks, found.space]
+            files.write_atomic(self._path(found.uuid), json.dumps(facts).encode("ascii"))
 
     def _path(self, uuid: str) -> str:
         return os.path.join(self._folder or "", f"{uuid}.warden")
@@ -129,13 +129,27 @@ class FakeWardens(Wardens):
             epoll.close()
             lease.close()
 
+    def fill(self, uuid: str, where: str) -> None:
+        """It writes, and there is no space in that folder."""
+        self._note(replace(self._get(uuid), state=PowerState.PAUSED, space=where))
+        self.on_event(uuid, "space-wanted", {"where": where})
+
+    def free(self, uuid: str, state: str = "running") -> None:
+        """There is space again."""
+        self._note(replace(self._get(uuid), state=PowerState.RUNNING, space=""))
+        self.on_event(uuid, "space-back", {"state": state})
+
     async def pause(self, uuid: str) -> None:
-        self._note(replace(self._get(uuid), state=PowerState.PAUSED))
+        self._note(replace(self._get(uuid), state=PowerState.PAUSED, space=""))
 
     async def unpause(self, uuid: str) -> None:
+        if self._get(uuid).space:
+            raise MachineError(no_space(self._get(uuid).space))
         self._note(replace(self._get(uuid), state=PowerState.RUNNING))
 
     async def shutdown(self, uuid: str) -> None:
+        if self._get(uuid).space:
+            raise MachineError(no_space(self._get(uuid).space))
         if self._get(uuid).name not in self.deaf:
             self.on_event(uuid, "halting", {})
             asyncio.get_running_loop().call_soon(self._power_off, uuid)

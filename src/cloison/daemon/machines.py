@@ -17,6 +17,7 @@ from cloison.daemon.attachments import Attachments
 from cloison.daemon.launches import Launches
 from cloison.daemon.parts import Parts
 from cloison.daemon.volumes import Volumes
+from cloison.daemon.waiting import Waiting
 from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError
 from cloison.model import deferred
 from cloison.model.domains import Qube
@@ -35,6 +36,7 @@ class Machines:
         self._qubesd, self._parts, self._volumes, self._attachments = qubesd, parts, volumes, attachments
         self._wardens = parts.wardens
         self.launches = Launches(parts, volumes)
+        self.waiting = Waiting()
         self._wardens.on_event = self.on_event
         self.on_qdb_change: Callable[[Qube, str], None] = _ignore
         self._starting: set[str] = set()                        # uuids whose start is under way
@@ -171,6 +173,7 @@ class Machines:
             await self._volumes.stop(qube)
         except StorageError as problem:
             log.error("volumes of %s could not be stopped: %s", qube.name, problem)
+        self.waiting.forget(qube)
         with self._qubesd.transaction():
             qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
             qube.journal.emit(qube.name, "domain-start-failed", reason=error)
@@ -193,12 +196,26 @@ class Machines:
             self._set_power(qube, PowerState.HALTING)
         elif event == "running" and qube.power is PowerState.TRANSIENT and uuid not in self._starting:
             self._set_power(qube, PowerState.RUNNING, "domain-start", start_guid=True)
+        elif event in ("space-wanted", "space-back"):
+            self._space(qube, event, detail)
+        elif event == "broken":
+            log.error("the machine of %s can't go on (%s): it is ended", qube.name, detail.get("why"))
         elif event == "qdb-change":
             self.on_qdb_change(qube, str(detail.get("path")))
         elif event in ("block-attached", "block-lost"):
             self._attachments.reported(qube, event, detail)
         elif event in ("stopped", "failed"):
             self._ended(qube, event, detail)
+
+    def _space(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
+        if event == "space-wanted" and qube.power in (PowerState.RUNNING, PowerState.HALTING) and qube not in self.waiting:
+            self._set_power(qube, PowerState.PAUSED, "domain-paused")
+            self.waiting.begin(qube, str(detail.get("where")))
+            self._emit(qube, "domain-space-wanted", where=detail.get("where"))
+        elif event == "space-back" and self.waiting.end(qube):
+            log.info("%s goes on: there is disk space again", qube.name)
+            halting = detail.get("state") == "halting"
+            self._set_power(qube, PowerState.HALTING if halting else PowerState.RUNNING, "domain-unpaused")
 
     def _ended(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
         if event == "failed":
@@ -232,6 +249,7 @@ class Machines:
         finally:
             self._stopping.pop(qube.uuid, None)
             self.starts.pop(qube.uuid, None)
+            self.waiting.forget(qube)
             event = self._halted.pop(qube.uuid, None)
             if event is not None:
                 event.set()
@@ -250,6 +268,8 @@ class Machines:
     # -- stop, pause --------------------------------------------------------------------------------------------------
 
     async def shutdown(self, qube: Qube, *, force: bool, wait: bool) -> None:
+        if not force:
+            self.waiting.check(qube)
         lifecycle.check_shutdown(qube, force=force)
         self._emit(qube, "domain-pre-shutdown", force=force)
         halted = self._halted.get(qube.uuid)
@@ -266,7 +286,7 @@ class Machines:
         if wait and halted is not None:
             timeout = int(qube.get("shutdown_timeout"))
             try:
-                await asyncio.wait_for(halted.wait(), timeout)
+                await asyncio.wait_for(self.waiting.unless(qube, halted), timeout)
             except TimeoutError:
                 late = ShutdownTimeout(f"{qube.name} did not power off within {timeout} s")
                 self._emit(qube, "domain-shutdown-failed", reason=late)
@@ -281,16 +301,24 @@ class Machines:
             await halted.wait()
 
     async def pause(self, qube: Qube) -> None:
-        lifecycle.check_pause(qube)
+        if qube not in self.waiting:
+            lifecycle.check_pause(qube)
         self._emit(qube, "domain-pre-paused")
         await self._wardens.pause(qube.uuid)
+        self.waiting.end(qube)
         self._set_power(qube, PowerState.PAUSED, "domain-paused")
 
     async def unpause(self, qube: Qube) -> None:
         lifecycle.check_unpause(qube)
         self._emit(qube, "domain-pre-unpaused")
-        await self._wardens.unpause(qube.uuid)
-        self._set_power(qube, PowerState.RUNNING, "domain-unpaused")
+        try:
+            await self._wardens.unpause(qube.uuid)
+        except MachineError:
+            self.waiting.check(qube)
+            raise
+        if qube.power is PowerState.PAUSED:         # else its warden has said so already
+            self.waiting.end(qube)
+            self._set_power(qube, PowerState.RUNNING, "domain-unpaused")
 
     # -- take over ----------------------------------------------------------------------------------------------------
 
@@ -306,6 +334,8 @@ class Machines:
                 continue
             qube.power, qube.xid, qube.start_time = found.state, found.xid, self._parts.host.now()
             self._halted[qube.uuid] = asyncio.Event()
+            if found.space:
+                self.waiting.begin(qube, found.space)
             self._volumes.take_over(qube, found.commits)
             self._attachments.adopt(qube, found.blocks)
 

@@ -4,8 +4,9 @@ The real ones are forked by the zygote and outlive qubesd; the fake lives in `fa
 `tests/contracts/wardens.py`.
 
 Events come by `on_event(uuid, event, detail)`, called in qubesd's loop: `running`, `halting`, `block-lost`, `qdb-change`,
-`stopped`, `failed`. After
-`stopped` or `failed` the qube's machine and warden are gone and its volumes may be touched; no later event names that start.
+`space-wanted` (it stands still: there is no space in `where`), `space-back` (it goes on, and is in that `state`), `broken`,
+`stopped`, `failed`. After `stopped` or `failed` the qube's machine and warden are gone and its volumes may be touched; no later
+event names that start.
 """
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ class Adopted:
     state: PowerState
     commits: Mapping[str, str] = field(default_factory=dict)    # disk -> commit that it is a snapshot of
     blocks: tuple[Block, ...] = ()                              # attached devices of other qubes
+    space: str = ""                                             # the folder without space that it waits for, if it does
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,15 @@ class Wardens(abc.ABC):
     async def pause(self, uuid: str) -> None: ...
 
     @abc.abstractmethod
-    async def unpause(self, uuid: str) -> None: ...
+    async def unpause(self, uuid: str) -> None:
+        """Raises MachineError for one that waits for disk space while there is none."""
 
     @abc.abstractmethod
     async def shutdown(self, uuid: str) -> None:
-        """Ask the guest to power off; return when it was asked. `stopped` follows when (and if) it did."""
+        """Ask the guest to power off; return when it was asked. `stopped` follows when (and if) it did.
+
+        Raises MachineError for one that waits for disk space.
+        """
 
     @abc.abstractmethod
     async def kill(self, uuid: str) -> None:

@@ -87,9 +87,10 @@ class ZygoteWardens(Wardens):
             status = await asyncio.wait_for(link.ask("status"), 10)
         except (MachineError, TimeoutError):
             return None
-        state = STATES.get(str(status["state"]), PowerState.RUNNING)
+        space = str(status.get("space") or "")
+        state = PowerState.PAUSED if space else STATES.get(str(status["state"]), PowerState.RUNNING)
         return Adopted(uuid, str(status["name"]), int(status["xid"]), state, _texts(status.get("commits")),
-                       _blocks(status.get("blocks")))
+                       _blocks(status.get("blocks")), space)
 
     def _new_link(self, uuid: str) -> Link:
         return Link(uuid, self.paths.qubes, self._tell, self._forget)

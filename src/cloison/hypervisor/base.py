@@ -6,6 +6,8 @@ import enum
 import socket
 from dataclasses import dataclass
 
+FULL = "io-error"       # why a machine stopped: QEMU's word, which is said of a full disk only (argv.py: werror)
+
 
 class MachineState(enum.Enum):
     """made -> running <-> paused -> gone. `gone` is final."""
@@ -110,6 +112,14 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def agent_left(self) -> None:
         """Returns when the guest has closed its agent port, next time it does: its agent has ended. Maybe never."""
+
+    @abc.abstractmethod
+    async def stopped_itself(self) -> str:
+        """Returns when the machine has stopped without being told to, next time it does. Maybe never.
+
+        FULL: what it writes fits into no file any more; `resume` has it try again, and it stops again if that fails. Any other
+        word: it can't go on.
+        """
 
     @abc.abstractmethod
     async def wait(self) -> int:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 
 from cloison.errors import MachineError
-from cloison.hypervisor.base import Machine, MachineSpec, MachineState
+from cloison.hypervisor.base import FULL, Machine, MachineSpec, MachineState
 
 SAVED = b"a fake machine's device state"
 GREETING = b"NBDMAGICIHAVEOPT\0\3"
@@ -42,6 +42,9 @@ class FakeMachine(Machine):
         self.plugged: dict[str, socket.socket] = {}           # disks, by name, with the stream of each
         self.clings = False                                   # the guest lets go of no disk
         self.let_go = asyncio.Event()                         # set it to have the guest let go after all
+        self.full = False                                     # its disks have no space: it stops by itself, when `write` is called
+        self._stopped = asyncio.Event()
+        self._why = FULL
         self.left = asyncio.Event()                           # set it to have the guest's agent be gone
         self._error = ""
 
@@ -60,6 +63,11 @@ class FakeMachine(Machine):
         for fd in self._fds:
             os.close(fd)
         self._gone.set_result(status)
+
+    def write(self, why: str = FULL) -> None:
+        """The guest writes to a disk: there is no space for it."""
+        self.full, self._why, self._state = True, why, MachineState.PAUSED
+        self._stopped.set()
 
     def print(self, text: bytes) -> None:
         """On the serial console."""
@@ -103,6 +111,8 @@ class FakeMachine(Machine):
     async def resume(self) -> None:
         self._up()
         self._state = MachineState.RUNNING
+        if self.full:
+            self.write()
 
     async def power_button(self) -> None:
         self._up()
@@ -148,6 +158,11 @@ class FakeMachine(Machine):
 
     async def agent_left(self) -> None:
         await self.left.wait()
+
+    async def stopped_itself(self) -> str:
+        await self._stopped.wait()
+        self._stopped.clear()
+        return self._why
 
     async def wait(self) -> int:
         if self._gone is None:

@@ -2,12 +2,15 @@
 
     starting -> running <-> paused -> halting -> stopped          starting -> failed
 
+Beside these it may wait for disk space: space.py.
+
 It is the only process that reads this guest's bytes on the host. Whatever the guest does wrong costs it its channels or this
 process, and this process's end takes the guest's QEMU along (sandbox.py). It never touches the store or a volume's commits.
 """
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -38,10 +41,11 @@ from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
 from cloison.warden.priority import Priority
 from cloison.warden.qubesdb import QubesDb
+from cloison.warden.space import SpaceWait, folders
 from cloison.warden.starting import NOBODY, console_tail, identity
 from cloison.wire import agent
 from cloison.wire.mux import HOST, Address
-from cloison.wire.warden import Launch
+from cloison.wire.warden import Launch, no_space
 
 
 class Warden:
@@ -73,6 +77,8 @@ class Warden:
         self._blocks: Blocks | None = None
         self._watching: asyncio.Task[None] | None = None
         self._returning: asyncio.Task[None] | None = None
+        self._space: SpaceWait | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
@@ -100,6 +106,8 @@ class Warden:
         faults.point("warden:spawn")
         self._stream = await self._machine.start()
         faults.point("warden:spawned")
+        self._space = SpaceWait(self._machine, folders(launch, self._paths.tmp), self._space_changed)
+        self._following = self._loop.create_task(self._follow(self._machine, self._space))
         self._port = self._open_port(self._stream)
         self._port.control(agent.become(identity(self._launch)))
         if launch.warm is not None:
@@ -122,6 +130,27 @@ class Warden:
         await machine.agent_left()
         if self._state != "halting":
             self._violation("the agent in the qube has ended")
+
+    async def _follow(self, machine: Machine, space: SpaceWait) -> None:
+        """A machine that stops by itself goes on when there is space; one that can't go on ends, and is not left standing."""
+        with contextlib.suppress(MachineError):          # it has ended
+            why = await space.run()
+            self._control.event({"event": "broken", "why": why})
+            machine.kill()
+
+    def _space_changed(self, where: str) -> None:
+        if where and self._state == "starting":
+            self._lost = f"{where} is full"
+            self._kill()                 # `_until_reported` says why
+        elif where:
+            self._control.event({"event": "space-wanted", "where": where})
+        else:
+            self._set_clock()
+            self._control.event({"event": "space-back", "state": self._state})
+
+    def _set_clock(self) -> None:
+        if self._port is not None:
+            self._port.control(agent.clock(time.time_ns()))
 
     def _open_port(self, stream: socket.socket) -> Port:
         return Port(stream.fileno(), HOST, on_control=self._report, on_open=_refuse, on_end=self._port_ended)
@@ -178,7 +207,7 @@ class Warden:
         raise MachineError(f"{self._launch.name} did not start: {said}{tail}")
 
     async def _clear(self) -> None:
-        for task in (self._watching, self._returning):
+        for task in (self._watching, self._returning, self._following):
             if task is not None:
                 task.cancel()
         self._kill()
@@ -259,7 +288,7 @@ class Warden:
         if self._daemon is not None:
             self._daemon.close()
         if not self._reported.done():
-            self._lost = reason
+            self._lost = self._lost or reason
             self._kill()                 # `_until_reported` says why, together with what QEMU had to say
         self._control.event({"event": "channels-lost", "reason": reason})
         machine, stream = self._machine, self._stream
@@ -278,7 +307,8 @@ class Warden:
         return {"state": self._state, "name": launch.name, "uuid": launch.uuid, "xid": launch.xid, "start": self._kind(),
                 "memory": launch.memory, "pid": self._machine.pid if self._machine else None,
                 "commits": {disk.role: disk.commit for disk in launch.disks if disk.commit},
-                "blocks": self._blocks.listing() if self._blocks else []}
+                "blocks": self._blocks.listing() if self._blocks else [],
+                "space": self._space.where if self._space else ""}
 
     async def _do(self, order: str, request: dict[str, object]) -> dict[str, object] | None:
         """One order, and what its answer has beside the status. Raises MachineError; what isn't known is one."""
@@ -312,7 +342,9 @@ class Warden:
             await self._blocks.detach(str(request.get("name")))
 
     async def _pause(self, machine: Machine) -> None:
-        """QEMU first finishes what its disks have under way."""
+        """QEMU first finishes what its disks have under way. One that waits for disk space just stays as it is."""
+        if self._space is not None:
+            self._space.hold()
         patience = self._blocks.patience() if self._blocks else None
         try:
             await machine.pause()
@@ -322,10 +354,13 @@ class Warden:
         self._state = "paused"
 
     async def _unpause(self, machine: Machine) -> None:
-        await machine.resume()
-        self._state = "running"
-        if self._port is not None:
-            self._port.control(agent.clock(time.time_ns()))
+        if self._space is not None and self._space.where:
+            await self._space.retry()
+        else:
+            await machine.resume()
+            self._set_clock()
+        if self._state == "paused":
+            self._state = "running"
 
     async def _resize(self, machine: Machine, role: object, size: object) -> None:
         """A disk has grown. Never below what the guest was last told: it would lose what lies beyond."""
@@ -336,6 +371,8 @@ class Warden:
         self._sizes[disk.role] = size
 
     async def _shutdown(self, machine: Machine) -> None:
+        if self._space is not None and self._space.where:
+            raise MachineError(no_space(self._space.where))
         if self._port is not None and self._state == "running":
             self._port.control(agent.shutdown())
         else:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from cloison.errors import CloisonError, MachineError, PeerError
-from cloison.hypervisor.base import Machine, MachineSpec
+from cloison.hypervisor.base import FULL, Machine, MachineSpec
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 from cloison.runtime import faults, life
@@ -66,9 +66,18 @@ class _Maker:
         self._say("booting")
         faults.point("warm:boot")
         stream = await machine.start()
+        saving = asyncio.ensure_future(self._until_saved(machine, _Guest(stream)))
+        stopped = asyncio.ensure_future(machine.stopped_itself())
         try:
-            await self._until_saved(machine, _Guest(stream))
+            await asyncio.wait({saving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not saving.done():
+                why = f"{self._paths.warm} is full" if stopped.result() == FULL else f"its machine stopped: {stopped.result()}"
+                raise MachineError(f"no warm image was made: {why}")
+            saving.result()
         finally:
+            saving.cancel()
+            stopped.cancel()
+            await asyncio.gather(saving, stopped, return_exceptions=True)
             machine.kill()
             await machine.wait()
             stream.close()

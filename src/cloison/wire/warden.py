@@ -16,6 +16,7 @@ from cloison.errors import PeerError
 MAX_LINE = 1 << 20
 MAX_DISKS = 16
 MAX_LAYERS = 64
+RESUME = 64 << 20       # bytes that must be free for a qube that waits for disk space: enough that it does not stop again at once
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Launch:
     disposables: int = 16           # that the qube's calls may have at once
     programs: int = 16              # of the host that they may have at once
     programs_each: int = 4          # and of one service
+
+
+def no_space(where: str) -> str:
+    """Why a machine stands still, and what helps."""
+    return f"{where} is full; it goes on by itself when {RESUME >> 20} MB are free there"
 
 
 def encode(message: dict[str, Any]) -> bytes:

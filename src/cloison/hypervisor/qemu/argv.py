@@ -146,13 +146,15 @@ def _ports() -> list[str]:
 
 
 def _disks(drives: tuple[Drive, ...]) -> list[str]:
+    """A full host disk stops the machine (warden/space.py); other faults are the guest's to see."""
     argv: list[str] = []
     for number, drive in enumerate(drives):
         if drive.role not in ROLES:
             raise ValueError(f"no disk role {drive.role!r}")
         argv += _graph(drive)
         argv += _option("device", driver="virtio-blk-pci", id=f"disk-{drive.role}", drive=drive.role, serial=f"qubes-{drive.role}",
-                        bus="pcie.0", addr=f"{2 + number:x}.0", disable_legacy="on", num_queues=1, write_cache="on")
+                        bus="pcie.0", addr=f"{2 + number:x}.0", disable_legacy="on", num_queues=1, write_cache="on",
+                        werror="enospc", rerror="report")
     return argv
 
 

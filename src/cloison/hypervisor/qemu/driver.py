@@ -21,7 +21,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
-from cloison.hypervisor.base import Machine, MachineSpec, MachineState
+from cloison.hypervisor.base import FULL, Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.hotplug import HotPlug
 from cloison.runtime.programs import find
@@ -31,6 +31,7 @@ QEMU = "qemu-system-x86_64"
 CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 PORT_BUFFER = 1 << 20
 EXPECTED_WARNING = "is not connected to host network"     # a qube's network card has no wire yet: true, and no failure's cause
+BROKEN = (FULL, "internal-error", "guest-panicked")      # how QEMU stands after it has stopped by itself
 T = TypeVar("T")
 
 
@@ -43,6 +44,8 @@ class QemuMachine(Machine):
         self._gone: asyncio.Future[int] | None = None
         self._qmp = QMPClient("qube")
         self._plugged = HotPlug(self._qmp, self._execute)
+        self._stops = asyncio.Event()            # it has stopped, for whatever reason
+        self._qmp.register_listener(EventListener("STOP", self._stopped))
         self._connecting: asyncio.Task[None] | None = None
         self._loaded: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -148,6 +151,20 @@ class QemuMachine(Machine):
             async for event in events:
                 if not cast("dict[str, object]", event["data"])["open"]:
                     return
+
+    def _stopped(self, _event: object) -> bool:
+        """Noted, and never queued."""
+        self._stops.set()
+        return False
+
+    async def stopped_itself(self) -> str:
+        while True:
+            await self._stops.wait()
+            self._stops.clear()
+            found = cast("dict[str, object]", await self._execute("query-status"))
+            if found.get("status") in BROKEN:
+                self._state = MachineState.PAUSED
+                return str(found["status"])
 
     async def wait(self) -> int:
         if self._gone is None:
