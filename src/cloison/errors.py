@@ -232,6 +232,16 @@ class NotPermitted(CloisonError):
     wire = "PermissionDenied"
 
 
+class DiskFull(CloisonError):
+    """A qube is not started: so little space is left that those that run need it. Arguments: qube, folder, bytes free there."""
+
+    hint = "Free some space there: qvm-ls --disk shows what the qubes use, qvm-remove removes one."
+
+    def __str__(self) -> str:
+        name, folder, free = self.args
+        return f"{name} is not started: only {free >> 20} MB are free in {folder}, and the qubes that run need them"
+
+
 class StoreError(CloisonError):
     """The store of qubes is damaged, newer than this program, or can't be written."""
 

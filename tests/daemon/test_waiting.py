@@ -27,9 +27,7 @@ async def full(life: Life) -> str:
 
 
 async def waiting(life: Life) -> list[str]:
-    found = (await life.app.status())["waiting"]
-    assert isinstance(found, list)
-    return found
+    return list((await life.app.status())["problems"].values())
 
 
 def test_it_is_called_paused_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -60,7 +60,14 @@ class Qubesd(abc.ABC):
 
     # -- model
     @abc.abstractmethod
-    def transaction(self) -> AbstractContextManager[None]: ...
+    def transaction(self, done: str = "") -> AbstractContextManager[None]:
+        """`done`: what has happened already and can't be taken back, as a sentence's beginning. Then a store that can't be written
+        undoes nothing: the model stays true, the rows of volumes are written with the next change, and StoreError says all this.
+        """
+
+    @abc.abstractmethod
+    def check_store(self) -> None:
+        """Raises StoreError if the store can't be written now: before what can't be taken back."""
 
     @abc.abstractmethod
     def lock(self, qube: Qube) -> asyncio.Lock: ...
@@ -184,6 +191,10 @@ class Qubesd(abc.ABC):
     @abc.abstractmethod
     async def in_storage(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a driver does, in a thread: it may wait for a disk as long as it likes, and nobody else waits with it."""
+
+    @abc.abstractmethod
+    async def change_volume(self, do: Callable[[Pool, VolumeConfig], T], pool: Pool, config: VolumeConfig) -> T:
+        """The same for a change that takes next to no space: on a full disk it may use what was kept back."""
 
     @abc.abstractmethod
     async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None: ...

@@ -162,7 +162,8 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
     if args.json:
         print(json.dumps({"running": True, **facts, "problems": problems, "qubes": {qube.name: qube.state for qube in qubes}}))
         return 0
-    rows = [("qubesd", "runs"), *((key.replace("_", " "), _fact(value)) for key, value in facts.items())]
+    troubles = [("disk space", sentence) for sentence in facts.pop("space", ())]
+    rows = [("qubesd", "runs"), *troubles, *((key.replace("_", " "), _fact(value)) for key, value in facts.items())]
     rows += [("qubes", f"{len(running)} of {len(qubes)} running")]
     rows += [("", f"{qube.name} ({qube.state}){_problem(problems.get(qube.name))}") for qube in running]
     _show(rows)

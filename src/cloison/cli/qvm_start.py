@@ -83,13 +83,17 @@ def _with_drive(connection: Connection, name: str, text: str) -> contextlib.Abst
 
 
 def warn_if_emulated(connection: Connection) -> None:
-    """One line on standard error if qubes are not isolated by the processor here."""
+    """One line on standard error if qubes are not isolated by the processor here, and one for each disk that is nearly full."""
     try:
         facts = json.loads(connection.call(DOM0, "internal.cloison.Status", internal=True))
     except (CloisonError, ValueError):   # another qubesd: it knows no such call
         return
-    if isinstance(facts, dict) and facts.get("accelerator") == "tcg":
+    if not isinstance(facts, dict):
+        return
+    if facts.get("accelerator") == "tcg":
         print(f"{PROG}: {TCG_WARNING}", file=sys.stderr)
+    for sentence in facts.get("space", ()):
+        print(f"{PROG}: {tool.printable(sentence)}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

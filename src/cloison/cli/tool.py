@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from cloison import __version__
 from cloison.client.connection import Connection
-from cloison.client.domains import Qube, list_qubes
+from cloison.client.domains import DOM0, Qube, list_qubes
 from cloison.errors import CloisonError, QubeNotFound
 from cloison.values import InvalidValue, QubeName
 
@@ -126,6 +126,18 @@ def report(prog: str, error: Exception, about: str = "") -> int:
 
 def fail(prog: str, sentence: str) -> None:
     print(f"{prog}: error: {printable(sentence)}", file=sys.stderr)
+
+
+def tell_problems(prog: str, connection: Connection) -> None:
+    """A line on standard error for each running qube that is not as it should be."""
+    import json
+
+    try:
+        facts = json.loads(connection.call(DOM0, "internal.cloison.Status", internal=True))
+    except (CloisonError, ValueError):   # another qubesd: it knows no such call
+        return
+    for sentence in (facts.get("problems") or {}).values():
+        print(f"{prog}: {printable(sentence)}", file=sys.stderr)
 
 
 def _abandon_output() -> None:

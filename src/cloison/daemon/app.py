@@ -25,14 +25,16 @@ from cloison.daemon.machines import Machines
 from cloison.daemon.making import Making
 from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
+from cloison.daemon.space import Found, Space
 from cloison.daemon.visibility import Visibility
 from cloison.daemon.volumes import Volumes
 from cloison.devicetext import Device
-from cloison.errors import CloisonError, MachineError
+from cloison.errors import CloisonError, MachineError, StoreError
 from cloison.model import facts
 from cloison.model.devices import Assignment
 from cloison.model.domains import Qube, System
 from cloison.model.exposed import Exposed
+from cloison.model.journal import Row
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
@@ -72,6 +74,9 @@ class App(Qubesd):
         self.machines.on_qdb_change = self.live.qdb_changed
         self.devices.on_added = self.attachments.appeared
         self._locks: dict[str, asyncio.Lock] = {}
+        self._owed: dict[tuple[Qube, str], None] = {}           # volumes that are not in the store as they are
+        self.space = Space(self._space_folders, self._tell_space, parts.store.reserves, self.volumes.in_thread)
+        self.machines.check_space = self._check_space
         self.recovering: set[asyncio.Task[None]] = set()        # what the start has begun, and did not wait for to its end
 
     # -- model ----------------------------------------------------------------------------------------------------
@@ -84,14 +89,14 @@ class App(Qubesd):
             log.error("services of the host: %s", error)
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Changes made inside are stored and announced, or never were. Never awaits inside."""
-        journal = self.system.journal
+    def transaction(self, done: str = "") -> Iterator[None]:
+        """Changes made inside are stored and announced, or never were. Never awaits inside. For `done` see `Qubesd`."""
+        journal, failure = self.system.journal, None
         try:
             yield
             rows, events = journal.rows, journal.events
             if rows:
-                self.parts.store.write(rows)
+                failure = self._store(rows, done)
         except BaseException:
             journal.undo()
             raise
@@ -103,6 +108,29 @@ class App(Qubesd):
             self.sync_services()
         self.live.follow(events)
         self.preloads.follow(events)
+        if failure is not None:
+            raise failure
+
+    def _store(self, rows: list[Row], done: str) -> StoreError | None:
+        """Write them, and what an earlier change owes. Raises StoreError; returns it for what is done all the same."""
+        qubes = {qube.qid: qube for qube in self.system.qubes.values()}
+        owed = [Row("volumes", qube.qid, name, qube.volumes[name]) for qube, name in self._owed if qubes.get(qube.qid) is qube]
+        try:
+            self.parts.store.write([*rows, *owed])
+        except StoreError as error:
+            if not done:
+                raise StoreError(f"{error}; nothing was changed") from error
+            self._owed.update(dict.fromkeys((qubes[row.owner], row.key) for row in rows if row.table == "volumes"))
+            later = "what is not in it yet is written with the next change, or found out when qubesd starts"
+            return StoreError(f"{done}, but {error}; {later}")
+        self._owed.clear()
+        return None
+
+    def check_store(self) -> None:
+        try:
+            self.parts.store.check()
+        except StoreError as error:
+            raise StoreError(f"{error}; nothing was changed") from error
 
     def lock(self, qube: Qube) -> asyncio.Lock:
         return self._locks.setdefault(qube.uuid, asyncio.Lock())
@@ -262,11 +290,29 @@ class App(Qubesd):
     async def in_storage(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.volumes.in_thread(do, *args, **kwargs)
 
+    async def change_volume(self, do: Callable[[Pool, VolumeConfig], T], pool: Pool, config: VolumeConfig) -> T:
+        return await self.volumes.sparing(pool, do, pool, config)
+
     async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
         await self.volumes.open_pool(name, driver, config)
 
     async def close_pool(self, name: str) -> None:
         await self.volumes.close_pool(name)
+
+    # -- disk space ------------------------------------------------------------------------------------------------------
+
+    def _space_folders(self) -> list[str]:
+        """Where the store is, and where volumes are."""
+        return [self.parts.paths.data, *self.volumes.volume_folders()]
+
+    def _tell_space(self, found: Found) -> None:
+        with self.transaction():
+            self.system.journal.emit("", f"space-{found.level.name.lower()}", folder=found.folder, free=found.free)
+
+    async def _check_space(self, qube: Qube) -> None:
+        """Raises DiskFull."""
+        kept = [self.volumes.folders.get(volume.pool, "") for volume in self.volumes.kept(qube)]
+        await self.space.check_start(qube.name, [self.parts.paths.data, *kept])
 
     def new_token(self) -> str:
         while len(self.tokens) >= MAX_TOKENS:
@@ -286,6 +332,6 @@ class App(Qubesd):
         running = [qube for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]
         starts = {qube.name: how for qube in running if (how := self.machines.starts.get(qube.uuid))}
         problems = {qube.name: qube.problem for qube in running if qube.problem}
-        return {"qubes": [qube.name for qube in running], "problems": problems, "starts": starts,
+        return {"qubes": [qube.name for qube in running], "problems": problems, "space": self.space.warnings(), "starts": starts,
                 "warm_images": self.parts.wardens.warm_images(), "accelerator": await asyncio.to_thread(self.parts.accelerator),
                 "version": cloison.__version__}

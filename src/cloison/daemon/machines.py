@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
@@ -18,7 +18,7 @@ from cloison.daemon.launches import Launches
 from cloison.daemon.parts import Parts
 from cloison.daemon.volumes import Volumes
 from cloison.daemon.waiting import Waiting
-from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError
+from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError, StoreError
 from cloison.model import deferred
 from cloison.model.domains import Qube
 from cloison.plan import lifecycle
@@ -39,6 +39,7 @@ class Machines:
         self.waiting = Waiting()
         self._wardens.on_event = self.on_event
         self.on_qdb_change: Callable[[Qube, str], None] = _ignore
+        self.check_space: Callable[[Qube], Awaitable[None]] = _enough
         self._starting: set[str] = set()                        # uuids whose start is under way
         self._ended_early: set[str] = set()                     # of these: machines that ended before their start returned
         self._stopping: dict[str, asyncio.Task[None]] = {}
@@ -85,14 +86,13 @@ class Machines:
             steps = lifecycle.plan_start(qube)
             if not steps:
                 return COLD
-            await self._check_devices(qube)
+            await self._check_ready(qube)
             self._starting.add(qube.uuid)
             try:
                 how = await self._run(qube, steps, lease)
             except Exception as error:
                 await self._undo(qube, error)
-                if qube.get_or_none("auto_cleanup"):
-                    await self._qubesd.discard(qube)
+                await self._clean_up(qube)
                 raise
             finally:
                 self._starting.discard(qube.uuid)
@@ -117,8 +117,9 @@ class Machines:
             self._emit(qube, "domain-pre-start", start_guid=True, mem_required=None)
         self._emit(qube, "domain-start-failed", reason=error)
 
-    async def _check_devices(self, qube: Qube) -> None:
+    async def _check_ready(self, qube: Qube) -> None:
         try:
+            await self.check_space(qube)
             await self._attachments.check_required(qube)
         except CloisonError as error:
             self._refused(qube, error, begun=True)
@@ -235,16 +236,13 @@ class Machines:
             except StorageError as error:
                 log.error("volumes of %s were not saved; the next start goes on with them: %s", qube.name, error)
             faults.point("shutdown:after-storage")
-            with self._qubesd.transaction():
-                qube.journal.emit(qube.name, "domain-stopped")
-                qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
-                for name in _COMPUTED:
-                    qube.announce(name)
-                deferred.forget(qube)
-                qube.journal.emit(qube.name, "domain-shutdown")
-            if qube.get_or_none("auto_cleanup"):
-                await self._qubesd.discard(qube)
-            elif qube.klass == "TemplateVM":
+            try:
+                self._set_halted(qube, deferred.forget)
+            except StoreError as error:
+                log.error("%s", error)
+                self._set_halted(qube)
+            await self._clean_up(qube)
+            if qube.klass == "TemplateVM":
                 self.launches.prepare(qube)
         finally:
             self._stopping.pop(qube.uuid, None)
@@ -253,6 +251,25 @@ class Machines:
             event = self._halted.pop(qube.uuid, None)
             if event is not None:
                 event.set()
+
+    def _set_halted(self, qube: Qube, forget: Callable[[Qube], None] | None = None) -> None:
+        """Halted, whatever the store says to what is forgotten with it. Raises StoreError for that only."""
+        with self._qubesd.transaction():
+            qube.journal.emit(qube.name, "domain-stopped")
+            qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
+            for name in _COMPUTED:
+                qube.announce(name)
+            if forget is not None:
+                forget(qube)
+            qube.journal.emit(qube.name, "domain-shutdown")
+
+    async def _clean_up(self, qube: Qube) -> None:
+        """A disposable goes with its machine. One that can't goes with qvm-remove, or when qubesd starts again."""
+        if qube.get_or_none("auto_cleanup"):
+            try:
+                await self._qubesd.discard(qube)
+            except CloisonError as error:
+                log.error("%s could not be removed: %s", qube.name, error)
 
     async def settled(self, qube: Qube) -> None:
         """Wait until a stop of this qube has been handled, if one is."""
@@ -348,3 +365,7 @@ class Machines:
 
 def _ignore(_qube: Qube, _path: str) -> None:
     """Until somebody listens."""
+
+
+async def _enough(_qube: Qube) -> None:
+    """Until somebody looks at the disks."""

@@ -10,6 +10,7 @@ from cloison.daemon.host import RealHost, timezone
 from cloison.daemon.locks import take_locks
 from cloison.daemon.parts import Parts
 from cloison.daemon.policy_keeper import PolicyKeeper
+from cloison.daemon.reserve import Reserves
 from cloison.daemon.run import serve
 from cloison.daemon.store import Store
 from cloison.daemon.wardens import Wardens
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         paths = begin()
+        Reserves(paths.data).spend(paths.data)          # on a full disk: to come up, and to be told what shall go
         locks = take_locks(paths)
         asyncio.run(serve(_parts(paths, options.accelerator), locks, autostart=not options.bare,
                           beside=lambda: PolicyKeeper(paths).run()))

@@ -13,7 +13,7 @@ from cloison.daemon.machines import Machines
 from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
 from cloison.daemon.volumes import Volumes
-from cloison.errors import CloisonError, StorageError
+from cloison.errors import CloisonError, StorageError, StoreError
 from cloison.model import creation
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube
@@ -68,8 +68,13 @@ class Making:
                 faults.point("create:after-volumes")
                 with self._qubesd.transaction():
                     self._finish(qube, late_tags)
-            except Exception:
-                await self._qubesd.discard(qube)
+            except Exception as error:
+                try:
+                    await self._qubesd.discard(qube)
+                except CloisonError as left:
+                    log.error("what there is of %s could not be removed: %s", qube.name, left)
+                    raise StoreError(f"{qube.name} could not be made: {error}. What there is of it never starts, and goes with "
+                                     f"qvm-remove or when qubesd starts again") from error
                 raise
 
     def _finish(self, qube: Qube, tags: tuple[str, ...]) -> None:
@@ -111,16 +116,22 @@ class Making:
             with self._qubesd.transaction():
                 qube.set_state(REMOVING)
             faults.point("remove:after-store")
-        await self._qubesd.discard(qube)
+        try:
+            await self._qubesd.discard(qube)
+        except CloisonError as error:
+            if not kept:
+                raise
+            kind = StoreError if isinstance(error, StoreError) else StorageError
+            raise kind(f"{qube.name} is removed but for this: {error}. It never starts again; the rest goes with the next "
+                       f"qvm-remove, or when qubesd starts again") from error
 
     async def discard(self, qube: Qube) -> None:
-        """Drop a qube that does not run: files first, so that what the store does not know is nowhere."""
+        """Drop a qube that does not run: files first, so that what the store does not know is nowhere. Raises StorageError,
+        StoreError: then it is still there, and whoever comes next goes on with it.
+        """
         if self._qubesd.system.qubes.get(qube.name) is not qube:
             return
-        try:
-            await self._volumes.remove(qube)
-        except StorageError as error:
-            log.error("files of removed qube %s may be left: %s", qube.name, error)
+        await self._volumes.remove(qube)
         faults.point("remove:after-volumes")
         with self._qubesd.transaction():
             creation.forget(qube)

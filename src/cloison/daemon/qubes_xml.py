@@ -87,7 +87,9 @@ def _take_beside(qube: Qube, files: Files) -> None:
 
 
 async def take_over(qubesd: Qubesd, volumes: Volumes, files: Files) -> list[str]:
-    """Returns what was left out or mended, a sentence each. Raises BadQubesXml, StorageError; then nothing has changed."""
+    """Returns what was left out or mended, a sentence each. Raises BadQubesXml, StoreError: then nothing has changed. Disks that
+    can't be made are such a sentence, too: they are made when qubesd starts the next time.
+    """
     system = qubesd.system
     own, default = set(system.pools), str(system.get("default_pool"))
     with qubesd.transaction():
@@ -106,7 +108,11 @@ async def take_over(qubesd: Qubesd, volumes: Volumes, files: Files) -> list[str]
     faults.point("import:after-store")
     for qube in imported:
         async with qubesd.lock(qube):
-            await make_disks(qubesd, volumes, qube)
+            try:
+                await make_disks(qubesd, volumes, qube)
+            except CloisonError as error:
+                later = "It can't start; qubesd tries again when it starts"
+                remarks.append(f"the disks of {qube.name} could not be made: {error}. {later}")
     return remarks
 
 

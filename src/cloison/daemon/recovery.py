@@ -153,5 +153,5 @@ async def _mend(app: App, qube: Qube) -> None:
         await app.volumes.follow_pool(qube)
         with app.transaction():
             deferred.forget(qube)
-    except StorageError as error:
-        log.error("volumes of %s: %s", qube.name, error)
+    except (StorageError, StoreError) as error:
+        log.error("%s is left as it is: %s", qube.name, error)

@@ -35,6 +35,7 @@ async def serve(
         await bring_up(app)
         await server.listen()
         server.keep(_sweep_builds(parts.paths))
+        server.keep(app.space.watch())
         if beside is not None:
             server.keep(beside())
         if autostart:

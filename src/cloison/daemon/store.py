@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from cloison.daemon.reserve import Reserves
 from cloison.devicetext import Device
 from cloison.errors import StoreError
 from cloison.model.catalogue import SYSTEM
@@ -37,12 +38,16 @@ _SCHEMA = [
 
 
 class Store:
-    """An open store. Raises StoreError from every method when the file can't be read or written."""
+    """An open store. Raises StoreError from every method when the file can't be read or written; on a full disk it takes of what
+    was kept back for it.
+    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, reserves: Reserves | None = None) -> None:
         self.path = path
+        self._folder = os.path.dirname(path) or "."
+        self.reserves = reserves or Reserves(self._folder)
         try:
-            self._database = self._open()
+            self._database = self.reserves.helps(self._folder, self._open, (sqlite3.Error, OSError))
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the store {path} can't be opened: {error}") from error
 
@@ -69,7 +74,7 @@ class Store:
             database.close()
             raise
         if fresh:
-            files.fsync_dir(os.path.dirname(self.path) or ".")
+            files.fsync_dir(self._folder)
         return database
 
     @staticmethod
@@ -88,21 +93,37 @@ class Store:
 
     def write(self, rows: Iterable[Row]) -> None:
         """All of the rows or none, on disk when this returns."""
+        rows = list(rows)
+        self._safely(lambda: self._write_rows(rows))
+
+    def check(self) -> None:
+        """Whether it can be written now: for a caller who is about to change what can't be taken back. Raises StoreError."""
+        self._safely(lambda: self._write_rows(()))
+
+    def _safely(self, do: Callable[[], None]) -> None:
+        failures = (sqlite3.Error, OSError)
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                for row in rows:
-                    self._write_row(row)
-                    faults.point("store:row")
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
+            self.reserves.helps(self._folder, do, failures)
+        except failures as error:
             failure = StoreError(f"the store {self.path} can't be written: {error}")
-            failure.hint = "Nothing was changed. Free some space, or see what is wrong with the disk."
+            failure.hint = "Free some space, or see what is wrong with the disk."
             raise failure from error
+
+    def _write_rows(self, rows: Collection[Row]) -> None:
+        """Without a row the transaction still writes: the number of the schema, as it was."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            faults.point("store:write")
+            for row in rows:
+                self._write_row(row)
+                faults.point("store:row")
+            if not rows:
+                self._database.execute(f"PRAGMA user_version={VERSION}")
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
 
     def _write_row(self, row: Row) -> None:
         execute = self._database.execute

@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon.parts import Parts
-from cloison.errors import CloisonError, MachineError, QubeNotHalted, StorageError
+from cloison.errors import CloisonError, MachineError, QubeNotHalted, StorageError, StoreError
 from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
 from cloison.plan.volumes import WITH_FILE_SYSTEM, leaves_nothing
@@ -42,6 +42,17 @@ class Volumes:
 
     async def in_thread(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(do, *args, **kwargs))
+
+    async def sparing(self, pool: Pool, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A change that takes next to no space, or gives some back: on a full disk it may use what was kept back for it."""
+        def help_() -> T:
+            return self._parts.store.reserves.helps(pool.folder, partial(do, *args, **kwargs), StorageError)
+
+        return await self.in_thread(help_)
+
+    def volume_folders(self) -> list[str]:
+        """Where the pools are that volumes are kept in, of those that have answered."""
+        return [self.folders[name] for name in self._open]
 
     # -- pools ----------------------------------------------------------------------------------------------------
 
@@ -89,7 +100,7 @@ class Volumes:
     async def close_pool(self, name: str) -> None:
         """Take back what the pool made for itself. What can't be taken back stays, and harms nobody."""
         self._closed.pop(name, None)
-        self.folders.pop(name, None)
+        self._parts.store.reserves.drop(self.folders.pop(name, ""))
         pool = self._open.pop(name, None)
         if pool is not None:
             try:
@@ -125,17 +136,35 @@ class Volumes:
         await self.in_thread(self._create, self.kept(qube))
 
     def _create(self, volumes: list[Volume]) -> None:
+        """New and empty, whatever an earlier qube of that name may have left where its pool was away."""
         for volume in volumes:
-            self.pool(volume.pool).create(self.config(volume))
+            pool, config = self.pool(volume.pool), self.config(volume)
+            pool.remove(config)
+            pool.create(config)
 
     async def remove(self, qube: Qube) -> None:
+        """All that can be; raises the first StorageError then. What is in a pool that is away stays there, and is logged."""
         volumes = self.kept(qube)
         if volumes:
-            await self.in_thread(self._remove, volumes)
+            await self.in_thread(self._each, self._remove, volumes)
 
-    def _remove(self, volumes: list[Volume]) -> None:
+    def _remove(self, volume: Volume) -> None:
+        if volume.pool not in self._open:
+            log.error("files of volume %s stay where they are: pool %s can't be used", volume.vid, volume.pool)
+            return
+        pool, config = self.pool(volume.pool), self.config(volume)
+        self._parts.store.reserves.helps(pool.folder, partial(pool.remove, config), StorageError)
+
+    def _each(self, do: Callable[[Volume], None], volumes: list[Volume]) -> None:
+        """One that fails does not stop the rest. Raises the first StorageError."""
+        failed: StorageError | None = None
         for volume in volumes:
-            self.pool(volume.pool).remove(self.config(volume))
+            try:
+                do(volume)
+            except StorageError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def start(self, qube: Qube) -> tuple[DiskSource, ...]:
         """The disks of a qube that starts, without the kernel's modules. Raises StorageError, with all stopped again."""
@@ -170,20 +199,14 @@ class Volumes:
             self._commits.pop((qube.uuid, volume.name), None)
         before = await self.in_thread(self.root_commit, qube)
         if self.kept(qube):
-            await self.in_thread(self._stop, self.kept(qube))
+            await self.in_thread(self._each, self._stop, self.kept(qube))
         await self.follow_pool(qube)
         if before is not None and await self.in_thread(self.root_commit, qube) != before:
             await self._parts.wardens.forget_warm([before])
 
-    def _stop(self, volumes: list[Volume]) -> None:
-        failed: StorageError | None = None
-        for volume in volumes:
-            try:
-                self.pool(volume.pool).stop(self.config(volume))
-            except StorageError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+    def _stop(self, volume: Volume) -> None:
+        pool, config = self.pool(volume.pool), self.config(volume)
+        self._parts.store.reserves.helps(pool.folder, partial(pool.stop, config), StorageError)
 
     async def is_dirty(self, qube: Qube) -> bool:
         """Whether a volume was started and not stopped. Raises StorageError."""
@@ -245,8 +268,15 @@ class Volumes:
             with suppress(StorageError):
                 size = await self.in_thread(self.pool(volume.pool).size, self.config(volume))
                 if size != volume.size:
-                    with self._qubesd.transaction():
-                        qube.resize_volume(volume.name, size)
+                    self.note_size(qube, volume, size)
+
+    def note_size(self, qube: Qube, volume: Volume, size: int) -> None:
+        """The pool knows better. A store that can't be written gets it later."""
+        try:
+            with self._qubesd.transaction(f"volume {volume.name} of {qube.name} has {size} bytes"):
+                qube.resize_volume(volume.name, size)
+        except StoreError as error:
+            log.error("%s", error)
 
     def is_outdated(self, qube: Qube, volume: Volume) -> bool:
         taken = self._commits.get((qube.uuid, volume.name))
@@ -263,10 +293,11 @@ class Volumes:
             root = qube.volumes["root"]
             before = await self.in_thread(self.root_commit, qube)
             pool, config = self.pool(root.pool), self.config(root)
+            self._qubesd.check_store()
             size = await self.in_thread(_take, pool, config, path)
             if before is not None:
                 await self._parts.wardens.forget_warm([before])
-            with self._qubesd.transaction():
+            with self._qubesd.transaction(f"volume root of {qube.name} has its new content"):
                 qube.resize_volume("root", size)
                 qube.journal.emit(qube.name, "domain-template-sealed")
 

@@ -25,18 +25,22 @@ class Waiting:
 
     def begin(self, qube: Qube, folder: str) -> None:
         self._folders[qube.uuid] = folder
-        log.error("%s", self.sentence(qube))
+        qube.problem = self.sentence(qube)
+        log.error("%s", qube.problem)
         event = self._begun.pop(qube.uuid, None)
         if event is not None:
             event.set()
 
     def end(self, qube: Qube) -> bool:
         """Whether it did wait."""
-        return self._folders.pop(qube.uuid, None) is not None
+        if self._folders.pop(qube.uuid, None) is None:
+            return False
+        qube.problem = ""
+        return True
 
     def forget(self, qube: Qube) -> None:
         """Its machine is gone."""
-        self._folders.pop(qube.uuid, None)
+        self.end(qube)
         self._begun.pop(qube.uuid, None)
 
     def sentence(self, qube: Qube) -> str:

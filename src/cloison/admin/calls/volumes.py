@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cloison.admin.qubesd import Call
-from cloison.errors import BadRequest, BadValue, CloisonError, NotPermitted, QubeNotFound, StorageError, TokenNotFound
+from cloison.errors import BadRequest, BadValue, CloisonError, NotPermitted, QubeNotFound, StorageError, StoreError, TokenNotFound
 from cloison.model.properties import parse_bool
 from cloison.model.volumes import Volume
 from cloison.plan import volumes as rules
@@ -49,7 +49,7 @@ async def _with_volume(call: Call, do: Callable[[Pool, VolumeConfig], T]) -> T:
     """Run a driver's method in a thread, with the qube held still."""
     async with call.qubesd.lock(call.dest):
         volume = _volume(call)
-        return await call.qubesd.in_storage(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
+        return await call.qubesd.change_volume(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
 
 
 def _saved(call: Call) -> Volume:
@@ -63,15 +63,16 @@ async def _replace_content(call: Call, do: Callable[[Pool, VolumeConfig], None])
     async with call.qubesd.lock(call.dest):
         rules.check_halted(call.dest)
         volume = _saved(call)
-        await call.qubesd.in_storage(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
+        call.qubesd.check_store()
+        await call.qubesd.change_volume(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
         return await _follow_size(call, volume)
 
 
 async def _follow_size(call: Call, volume: Volume) -> Volume:
-    """The pool knows how large a volume is; the model follows."""
+    """The pool has a new content, and knows how large it is; the model follows. Raises StoreError if the store can't."""
     size = await call.qubesd.in_storage(call.qubesd.pool(volume.pool).size, call.qubesd.volume_config(call.dest, volume))
     if size != volume.size:
-        with call.qubesd.transaction():
+        with call.qubesd.transaction(f"volume {volume.name} of {call.dest.name} has its new content"):
             call.dest.resize_volume(volume.name, size)
     return call.dest.volumes[volume.name]
 
@@ -157,6 +158,7 @@ async def clone_to(call: Call) -> None:
     if not call.payload.isascii():
         raise BadRequest("a clone token is ASCII text")
     token = call.payload.decode("ascii")
+    call.qubesd.check_store()
     if token not in call.qubesd.tokens:
         raise TokenNotFound("the clone token is unknown or was used")
     uuid, source_volume = call.qubesd.tokens.pop(token)
@@ -183,10 +185,13 @@ async def resize(call: Call) -> None:
     async with call.qubesd.lock(call.dest):
         volume = _volume(call)
         growth = rules.plan_resize(call.dest, volume, size)
+        call.qubesd.check_store()
+        done = ""
         if volume.save_on_stop:
             pool, config = call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume)
-            await call.qubesd.in_storage(pool.resize, config, size)
-        with call.qubesd.transaction():
+            await call.qubesd.change_volume(lambda pool, config: pool.resize(config, size), pool, config)
+            done = f"volume {volume.name} of {call.dest.name} has {size} bytes from the next start on"
+        with call.qubesd.transaction(done):
             call.dest.resize_volume(volume.name, size)
     if growth is not rules.Growth.OFFLINE:      # without the lock: a guest may take its time, and can be killed meanwhile
         await call.qubesd.grow(call.dest, call.dest.volumes[volume.name], file_system=growth is rules.Growth.FILE_SYSTEM)
@@ -266,10 +271,19 @@ async def import_end(call: Call) -> None:
         raise BadRequest("ImportEnd takes a volume and ok or fail")
     if call.qubesd.imports.pop((call.dest.name, volume.name), None) is None:
         raise StorageError(f"no import to volume {volume.name} of {call.dest.name} is under way")
-    good = status == b"ok"
+    good, failure = status == b"ok", None
+    try:
+        call.qubesd.check_store()
+    except StoreError as error:
+        good, reason = False, str(error).encode()
     await _with_volume(call, lambda pool, config: pool.import_end(config, ok=good))
-    await _follow_size(call, volume)
+    try:
+        await _follow_size(call, volume)
+    except StoreError as error:
+        failure = error
     with call.qubesd.transaction():
         call.system.journal.emit(call.dest.name, "domain-volume-import-end", volume=volume.name, success=good)
+    if failure is not None:
+        raise failure
     if not good:
         raise CloisonError(reason.decode("ascii", "replace")[:1000].strip() or "the import failed")
