@@ -274,7 +274,9 @@ def test_when_either_qube_stops_the_device_is_detached(tmp_path: Path, who: str)
 def test_lesson_38_the_next_daemon_asks_the_wardens(tmp_path: Path) -> None:
     async def run() -> None:
         folder = str(tmp_path / "wardens")
-        app = App(fake_parts(str(tmp_path), wardens=FakeWardens(folder)))
+        wardens = FakeWardens(folder)
+        wardens.notes["work"] = "no home"
+        app = App(fake_parts(str(tmp_path), wardens=wardens))
         await bring_up(app)
         scene = await furnished(app)
         await scene.plug(SDA)
@@ -284,6 +286,7 @@ def test_lesson_38_the_next_daemon_asks_the_wardens(tmp_path: Path) -> None:
         again = App(fake_parts(str(tmp_path), wardens=FakeWardens(folder)))
         await bring_up(again)
         second = Scene(again)
+        assert again.system.qube("work").note == "it says: no home"
         assert "_frontend-dev='xvdi' _read-only='yes'" in await second.call("Attached")
         block = Block("xvdj", second.uuid("usb"), "sdb", read_only=False)
         for _ in range(2):            # asked for by the daemon that was killed; told twice, it is one

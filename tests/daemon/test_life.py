@@ -424,3 +424,24 @@ def test_pools_labels_firewall_devices_notes(tmp_path: Path) -> None:
         assert await life.ok("admin.vm.notes.Get", "work") == "a_[31mb\n"
 
     live(tmp_path, scenario)
+
+
+def problem(life: Life) -> str:
+    return life.app.system.qube("work").note
+
+
+def test_what_a_qube_says_of_itself_is_told_while_it_runs(tmp_path: Path) -> None:
+    """As its word, not ours; and of this run of it only."""
+    async def scenario(life: Life) -> None:
+        life.wardens.notes["work"] = "the private volume can't be mounted"
+        await life.ok("admin.vm.Start", "work")
+        assert problem(life) == "it says: the private volume can't be mounted"
+        assert (await life.app.status())["problems"] == {"work": problem(life)}
+        await life.ok("admin.vm.Kill", "work")
+        assert problem(life) == ""
+        life.wardens.notes.clear()
+        await life.ok("admin.vm.Start", "work")
+        assert problem(life) == ""
+        assert (await life.app.status())["problems"] == {}
+
+    live(tmp_path, scenario)

@@ -14,7 +14,7 @@ OWN = ("etc", "home", "rw", "run", "tmp", "var", "proc", "dev", "sys", "mnt")
 PRELUDE = """
 import json, os, stat, sys
 sys.path.insert(0, "/mnt/src")
-from cloison.guest import identity, libc, volumes
+from cloison.guest import identity, libc, private_volume, volumes
 from cloison.guest.volumes import *
 def put(path, text="", mode=0o644):
     os.makedirs(os.path.dirname(path), exist_ok=True)

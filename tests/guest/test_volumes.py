@@ -110,10 +110,10 @@ def test_first_use_lays_out_the_volume_once() -> None:
 tmpfs('/usr/local')
 put('/home/user/.bashrc', 'x', 0o600)
 put('/usr/local/bin/tool', 'y', 0o755)
-volumes._first_use()
+volumes.first_use()
 put('/rw/home/user/.bashrc', 'mine', 0o600)
 put('/rw/config/rc.local', 'mine')
-volumes._first_use()
+volumes.first_use()
 result = [sorted(os.listdir('/rw')), get('/rw/home/user/.bashrc'), get('/rw/config/rc.local'), get('/rw/usrlocal/bin/tool'),
           oct(os.stat('/rw/usrlocal/bin/tool').st_mode & 0o7777)]
 """) == [["bind-dirs", "config", "home", "usrlocal"], "mine", "mine", "y", "0o755"]
@@ -126,14 +126,14 @@ put('/home/user/a', '1')
 put('/rw/home.new/user/half', '')
 put('/rw/usrlocal.new/half', '')
 put('/rw/config.new/rc.local', 'ha')
-volumes._first_use()
+volumes.first_use()
 result = [sorted(os.listdir('/rw')), os.listdir('/rw/home/user'), os.listdir('/rw/usrlocal'),
           get('/rw/config/rc.local') == RC_LOCAL]
 """) == [["bind-dirs", "config", "home", "usrlocal"], ["a"], [], True]
 
 
 def test_rc_local_is_not_executable_at_first() -> None:
-    assert inside("tmpfs('/usr/local')\nvolumes._first_use()\nresult = os.access(RC_LOCAL_PATH, os.X_OK)") is False
+    assert inside("tmpfs('/usr/local')\nvolumes.first_use()\nresult = os.access(RC_LOCAL_PATH, os.X_OK)") is False
 
 
 # -- copying -------------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Guest(System, News):
         self._fault = fault
         self.who: agent.Identity | None = None
         self.clocks: list[int] = []
+        self.problems: list[str] = []
         self.machine: FakeMachine | None = None
 
     def boot(self, machine: FakeMachine, port: socket.socket) -> None:
@@ -39,10 +40,11 @@ class Guest(System, News):
     def _ended(self, _reason: str) -> None:
         self.tell()
 
-    def become(self, who: agent.Identity) -> None:
+    def become(self, who: agent.Identity) -> list[str]:
         if self._fault is not None:
             raise self._fault
         self.who = who
+        return list(self.problems)
 
     def set_clock(self, now: int) -> None:
         self.clocks.append(now)

@@ -141,6 +141,20 @@ def test_from_start_to_shutdown(place: Place, tmp_path: Path) -> None:
     place.run(guest.boot, work)
 
 
+@pytest.mark.parametrize("problems", [[], ["no /rw\nat all", "and no \x1b[31mhome"]])
+def test_what_the_agent_says_is_wrong_is_passed_on(place: Place, tmp_path: Path, problems: list[str]) -> None:
+    guest = Guest(tmp_path)
+    guest.problems = problems
+    said = "no /rw_at all; and no _[31mhome" if problems else ""
+
+    async def work(qubesd: Qubesd) -> None:
+        assert (await qubesd.heard("running"))["note"] == said
+        assert (await qubesd.ask("status"))["note"] == said
+        await qubesd.ask("kill")
+
+    place.run(guest.boot, work)
+
+
 def test_identities_of_two_starts_differ_but_for_the_machine_id(place: Place, tmp_path: Path) -> None:
     seen = []
     for _ in range(2):

@@ -331,7 +331,7 @@ class App(Qubesd):
     async def status(self) -> dict[str, Any]:
         running = [qube for qube in self.system.sorted_qubes() if qube.kind.machine and not qube.is_halted]
         starts = {qube.name: how for qube in running if (how := self.machines.starts.get(qube.uuid))}
-        problems = {qube.name: qube.problem for qube in running if qube.problem}
+        problems = {qube.name: text for qube in running if (text := "; ".join(filter(None, (qube.problem, qube.note))))}
         return {"qubes": [qube.name for qube in running], "problems": problems, "space": self.space.warnings(), "starts": starts,
                 "warm_images": self.parts.wardens.warm_images(), "accelerator": await asyncio.to_thread(self.parts.accelerator),
                 "version": cloison.__version__}

@@ -41,6 +41,7 @@ class FakeWardens(Wardens):
         self.refuse: set[str] = set()
         self.deaf: set[str] = set()
         self.faint: set[str] = set()
+        self.notes: dict[str, str] = {}                                 # what the agents of these say at their start
         self.launches: list[Launch] = []
         self.qdb: dict[str, dict[str, str]] = {}
         self.qdb_writes: list[list[str]] = []                           # paths, in the order of each write
@@ -62,9 +63,9 @@ class FakeWardens(Wardens):
         os.makedirs(folder, exist_ok=True)
         for name in sorted(name for name in os.listdir(folder) if name.endswith(".warden")):
             with open(os.path.join(folder, name), encoding="ascii") as file:
-                uuid, qube, xid, state, commits, blocks, space = json.load(file)
+                uuid, qube, xid, state, commits, blocks, space, note = json.load(file)
             attached = tuple(Block(*block) for block in blocks)
-            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state), commits, attached, space)
+            self._running[uuid] = Adopted(uuid, qube, xid, PowerState(state), commits, attached, space, note)
 
     async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
         await asyncio.sleep(0)
@@ -75,8 +76,9 @@ class FakeWardens(Wardens):
         self.launches.append(launch)
         self.qdb[launch.uuid] = dict(launch.identity)
         commits = {disk.role: disk.commit for disk in launch.disks if disk.commit}
-        self._note(Adopted(launch.uuid, launch.name, launch.xid, PowerState.RUNNING, commits))
-        self.on_event(launch.uuid, "running", {})
+        note = self.notes.get(launch.name, "")
+        self._note(Adopted(launch.uuid, launch.name, launch.xid, PowerState.RUNNING, commits, note=note))
+        self.on_event(launch.uuid, "running", {"note": note})
         if lease is not None:
             self._watch(launch.uuid, lease.dup())
         if launch.name in self.faint:
@@ -92,7 +94,8 @@ class FakeWardens(Wardens):
     def _note(self, found: Adopted) -> None:
         self._running[found.uuid] = found
         if self._folder is not None:
-            facts = [found.uuid, found.name, found.xid, found.state.value, dict(found.commits), found.blocks, found.space]
+            facts = [found.uuid, found.name, found.xid, found.state.value, dict(found.commits), found.blocks, found.space,
+                     found.note]
             files.write_atomic(self._path(found.uuid), json.dumps(facts).encode("ascii"))
 
     def _path(self, uuid: str) -> str:

@@ -176,7 +176,7 @@ class Machines:
             log.error("volumes of %s could not be stopped: %s", qube.name, problem)
         self.waiting.forget(qube)
         with self._qubesd.transaction():
-            qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
+            qube.xid, qube.start_time, qube.power, qube.note = -1, None, PowerState.HALTED, ""
             qube.journal.emit(qube.name, "domain-start-failed", reason=error)
 
     def _new_xid(self) -> int:
@@ -193,6 +193,8 @@ class Machines:
         except (QubeNotFound, BadUuid):
             log.warning("event %s from a qube that is not known", event)
             return
+        if event == "running":
+            self._note(qube, str(detail.get("note") or ""))
         if event == "halting" and qube.is_running:
             self._set_power(qube, PowerState.HALTING)
         elif event == "running" and qube.power is PowerState.TRANSIENT and uuid not in self._starting:
@@ -217,6 +219,12 @@ class Machines:
             log.info("%s goes on: there is disk space again", qube.name)
             halting = detail.get("state") == "halting"
             self._set_power(qube, PowerState.HALTING if halting else PowerState.RUNNING, "domain-unpaused")
+
+    def _note(self, qube: Qube, untrusted: str) -> None:
+        """What a qube says of itself at its start, for a person who asks how it is. Bounded and printable; its word, not ours."""
+        qube.note = f"it says: {untrusted}" if untrusted else ""
+        if untrusted:
+            log.warning("%s says: %s", qube.name, untrusted)
 
     def _ended(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
         if event == "failed":
@@ -256,7 +264,7 @@ class Machines:
         """Halted, whatever the store says to what is forgotten with it. Raises StoreError for that only."""
         with self._qubesd.transaction():
             qube.journal.emit(qube.name, "domain-stopped")
-            qube.xid, qube.start_time, qube.power = -1, None, PowerState.HALTED
+            qube.xid, qube.start_time, qube.power, qube.note = -1, None, PowerState.HALTED, ""
             for name in _COMPUTED:
                 qube.announce(name)
             if forget is not None:
@@ -355,6 +363,7 @@ class Machines:
                 self.waiting.begin(qube, found.space)
             self._volumes.take_over(qube, found.commits)
             self._attachments.adopt(qube, found.blocks)
+            self._note(qube, found.note)
 
     async def _end_unknown(self, uuid: str) -> None:
         try:

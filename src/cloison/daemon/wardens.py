@@ -35,6 +35,7 @@ class Adopted:
     commits: Mapping[str, str] = field(default_factory=dict)    # disk -> commit that it is a snapshot of
     blocks: tuple[Block, ...] = ()                              # attached devices of other qubes
     space: str = ""                                             # the folder without space that it waits for, if it does
+    note: str = ""                                              # what its agent said is wrong in there; untrusted
 
 
 @dataclass(frozen=True)

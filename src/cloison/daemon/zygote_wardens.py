@@ -90,7 +90,7 @@ class ZygoteWardens(Wardens):
         space = str(status.get("space") or "")
         state = PowerState.PAUSED if space else STATES.get(str(status["state"]), PowerState.RUNNING)
         return Adopted(uuid, str(status["name"]), int(status["xid"]), state, _texts(status.get("commits")),
-                       _blocks(status.get("blocks")), space)
+                       _blocks(status.get("blocks")), space, str(status.get("note") or ""))
 
     def _new_link(self, uuid: str) -> Link:
         return Link(uuid, self.paths.qubes, self._tell, self._forget)
@@ -148,7 +148,8 @@ class ZygoteWardens(Wardens):
             raise
         link.facts |= {"memory": launch.memory}
         link.announced = True
-        self.on_event(launch.uuid, "running", {"start": str(link.facts.get("start"))})
+        note = str(link.facts.get("note") or "")
+        self.on_event(launch.uuid, "running", {"start": str(link.facts.get("start")), "note": note})
         return str(link.facts.get("start"))
 
     def _link(self, uuid: str) -> Link:

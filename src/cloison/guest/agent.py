@@ -11,7 +11,7 @@ import select
 import sys
 from collections.abc import Callable
 
-from cloison.guest import background, devices, identity, placement, qubesdb, volumes
+from cloison.guest import background, devices, identity, placement, private_volume, qubesdb, volumes
 from cloison.guest.qubesdb import QubesDb
 from cloison.guest.rpc import wait_for_session
 from cloison.qrexec import inheritance
@@ -41,9 +41,9 @@ class System:
     qubesdb_socket = qubesdb.SOCKET
     trigger_socket = trigger.SOCKET
 
-    def become(self, who: Identity) -> None:
-        """Raises OSError or ValueError."""
-        identity.become(who)
+    def become(self, who: Identity) -> list[str]:
+        """What is not as it should be. Raises OSError or ValueError."""
+        return identity.become(who)
 
     def set_clock(self, now: int) -> None:
         identity.set_clock(now)
@@ -75,14 +75,16 @@ class System:
         persistence = who.qubesdb.get("/qubes-vm-persistence", "")
         try:
             if volumes.can_wait(persistence, blank=who.private_blank):
-                volumes.mount_private(persistence, who.private_size)
+                for problem in private_volume.mount(persistence, who.private_size, who.qubesdb):
+                    print(problem, file=sys.stderr)
             volumes.enable_swap()
         except OSError as error:
             print(f"no /rw or no swap: {error}", file=sys.stderr)
         identity.link_journal(who.machine_id)
         if who.qubesdb.get("/qubes-service/user-manager") == "1":
             background.spawn([SYSTEMCTL, "--no-block", "start", f"user@{identity.DEFAULT_UID}.service"])
-        volumes.run_rc_local()
+        if not private_volume.is_custom(who.qubesdb):
+            volumes.run_rc_local()
 
     def follow_devices(self, publish: devices.Publish) -> None:
         """Tell what other qubes may be given of this one, now and from now on."""
@@ -114,14 +116,16 @@ class Agent:
     def _become(self, fields: dict[str, object]) -> None:
         who = orders.identity(fields)
         try:
-            self._system.become(who)
+            problems = self._system.become(who)
         except (OSError, ValueError) as error:
             self._port.control(orders.report("failed", str(error)))
             return
         self._control.xid = who.xid
         self._qubesdb.fill(who.qubesdb)
         self._serve_programs()
-        self._port.control(orders.report("running"))
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        self._port.control(orders.report("running", "; ".join(problems)))
         asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, who)
 
     def _rejoin(self, fields: dict[str, object]) -> None:

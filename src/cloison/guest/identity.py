@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 
-from cloison.guest import libc, volumes
+from cloison.guest import libc, private_volume, volumes
 from cloison.qrexec import process
 from cloison.wire.agent import Identity
 from cloison.wire.qrexec import Command
@@ -36,8 +36,8 @@ DEFAULT_UID = 1000                   # of `user`
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 
-def become(identity: Identity) -> None:
-    """Be this qube. Raises OSError or ValueError; the qube must not run then."""
+def become(identity: Identity) -> list[str]:
+    """Be this qube; what is wrong with its private volume. Raises OSError or ValueError; the qube must not run then."""
     libc.reseed(bytes.fromhex(identity.entropy))
     set_clock(identity.time)
     if not _ready:
@@ -48,8 +48,9 @@ def become(identity: Identity) -> None:
     _timezone(identity.qubesdb.get("/qubes-timezone", ""))
     persistence = identity.qubesdb.get("/qubes-vm-persistence", "rw-only")
     _markers(identity.qubesdb, persistence)
-    if not volumes.can_wait(persistence, blank=identity.private_blank):
-        volumes.mount_private(persistence, identity.private_size)
+    if volumes.can_wait(persistence, blank=identity.private_blank):
+        return []
+    return private_volume.mount(persistence, identity.private_size, identity.qubesdb)
 
 
 def set_clock(now: int) -> None:

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cloison.guest import background, libc
 
@@ -26,6 +26,7 @@ _WORD = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s()'"]+)""")
 RC_LOCAL_PATH = "/rw/config/rc.local"
 RC_LOCAL = "#!/bin/sh\n# Runs at each start of this qube, once it is made executable.\n"
 MAX_LINKS = 10
+_WHOLE = {"/home": "/rw/home", "/usr/local": "/rw/usrlocal"}
 
 
 _devices: dict[str, str] = {}
@@ -75,27 +76,6 @@ def can_wait(persistence: str, *, blank: bool) -> bool:
     return persistence == "none" and blank
 
 
-def mount_private(persistence: str, size: int) -> None:
-    """Mount /rw; for a qube whose root is thrown away, put home, /usr/local and the bind-dirs over it.
-
-    In a disposable whose private volume nobody has used yet, the root's own folders serve: they are thrown away like it.
-    """
-    os.makedirs("/rw", exist_ok=True)
-    disk = device("private")
-    await_size(disk, lambda now: now == size)
-    libc.mount(disk, "/rw", "ext4", libc.MS_NODEV | libc.MS_NOSUID, "discard")
-    grow(disk)
-    if persistence == "none" and not os.path.isdir("/rw/config"):
-        return
-    _first_use()
-    if persistence == "full":
-        return
-    libc.mount("/rw/home", "/home", flags=libc.MS_BIND)
-    libc.mount("/rw/usrlocal", "/usr/local", flags=libc.MS_BIND)
-    for path in bind_dirs():
-        bind(path)
-
-
 def grow(disk: str) -> None:
     """Have a mounted ext4 follow its disk, which the host has enlarged while the qube was off. Usually nothing is to be done,
     and no process is started. A failure costs the new space only: the qube starts with what it has.
@@ -126,7 +106,7 @@ def file_system_size(superblock: bytes) -> int | None:
     return None if shift > 6 else (high << 32 | low) * (1024 << shift)
 
 
-def _first_use() -> None:
+def first_use() -> None:
     """Lay out an empty private volume."""
     for source, target in (("/home", "/rw/home"), ("/usr/local", "/rw/usrlocal")):
         if not os.path.isdir(target):
@@ -175,10 +155,10 @@ def copy_tree(source: str, target: str) -> None:
         os.chmod(target, status.st_mode & 0o7777)
 
 
-def bind_dirs() -> list[str]:
+def bind_dirs(folders: Sequence[str] = BIND_DIRS) -> list[str]:
     """Paths listed in bind-dirs snippets (`binds+=( '/etc/foo' )`), in order, without running them as a shell would."""
     paths: list[str] = []
-    for folder in BIND_DIRS:
+    for folder in folders:
         for name in sorted(glob.glob(f"{folder}/*.conf")):
             with open(name, encoding="utf-8", errors="replace") as file:
                 text = "\n".join(line for line in file.read().splitlines() if not line.lstrip().startswith("#"))
@@ -187,24 +167,33 @@ def bind_dirs() -> list[str]:
     return [path for path in paths if path.startswith("/") and ".." not in path.split("/")]
 
 
-def bind(path: str) -> None:
-    """Keep one path of the root in the private volume; copied there once."""
+def resolved(path: str) -> str:
+    """What a link leads to."""
     for _ in range(MAX_LINKS):
         if not os.path.islink(path):
             break
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
-    kept = _kept(path)
-    if not os.path.lexists(kept):
+    return path
+
+
+def bind(path: str) -> None:
+    """Keep one path of the root in the private volume; copied there once. Raises OSError."""
+    path = resolved(path)
+    own = kept(path)
+    if not os.path.lexists(own):
         if not os.path.exists(path):
             return
-        os.makedirs(os.path.dirname(kept), exist_ok=True)
-        _keep(path, kept)
+        os.makedirs(os.path.dirname(own), exist_ok=True)
+        _keep(path, own)
     if not os.path.exists(path):
-        _placeholder(path, os.path.isdir(kept))
-    libc.mount(kept, path, flags=libc.MS_BIND)
+        _placeholder(path, os.path.isdir(own))
+    libc.mount(own, path, flags=libc.MS_BIND)
 
 
-def _kept(path: str) -> str:
+def kept(path: str) -> str:
+    """Where the private volume has it."""
+    if path in _WHOLE:
+        return _WHOLE[path]
     for root, volume in (("/home/", "/rw/home/"), ("/usr/local/", "/rw/usrlocal/")):
         if path.startswith(root):
             return volume + path[len(root):]

@@ -41,7 +41,7 @@ class Kind:
 
 
 class Qube(Holder):
-    """One qube of any kind. `power`, `problem`, `xid`, `start_time` are what is known of its machine; they are not stored."""
+    """One qube of any kind. `power`, `problem`, `note`, `xid`, `start_time` are what is known of its machine; they are not stored."""
 
     table = "properties"
 
@@ -55,6 +55,7 @@ class Qube(Holder):
         self.assignments: dict[str, Assignment] = {}
         self.texts: dict[str, str] = {}             # firewall, notes
         self.power = PowerState.HALTED if kind.machine else PowerState.RUNNING
+        self.note = ""                  # what it says itself is wrong in there, since its start
         self.problem = ""               # a sentence for the person when its machine is not as it should be, with what helps
         self.xid = -1
         self.start_time: float | None = None

@@ -63,6 +63,7 @@ class Warden:
         self._loop = asyncio.get_running_loop()
         self._reported: asyncio.Future[None] = self._loop.create_future()
         self._control = ControlServer(os.path.join(paths.qubes, f"warden.{launch.uuid}.sock"), self._do, self.status)
+        self._note = ""                  # what the agent says is wrong in there; untrusted, but of printable ASCII
         self._life: int | None = None
         self._machine: Machine | None = None
         self._port: Port | None = None
@@ -122,7 +123,7 @@ class Warden:
         self._daemon.start()
         self._control.listen()
         self._state = "running"
-        self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid})
+        self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid, "note": self._note})
         self._watching = self._loop.create_task(self._watch_agent(self._machine))
 
     async def _watch_agent(self, machine: Machine) -> None:
@@ -272,6 +273,7 @@ class Warden:
             self._violation(str(error))
             return
         if report.word == "running" and not self._reported.done():
+            self._note = report.text
             self._reported.set_result(None)
         elif report.word == "failed" and not self._reported.done():
             self._reported.set_exception(MachineError(f"{self._launch.name} did not start: its agent says: {report.text}"))
@@ -305,7 +307,7 @@ class Warden:
     def status(self) -> dict[str, object]:
         launch = self._launch
         return {"state": self._state, "name": launch.name, "uuid": launch.uuid, "xid": launch.xid, "start": self._kind(),
-                "memory": launch.memory, "pid": self._machine.pid if self._machine else None,
+                "note": self._note, "memory": launch.memory, "pid": self._machine.pid if self._machine else None,
                 "commits": {disk.role: disk.commit for disk in launch.disks if disk.commit},
                 "blocks": self._blocks.listing() if self._blocks else [],
                 "space": self._space.where if self._space else ""}

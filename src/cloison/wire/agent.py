@@ -3,7 +3,8 @@
 To the guest: one JSON object with `do`. From the guest, which is hostile: one word of a fixed list and a bounded text, no JSON.
 
     seal      -> sealed          the boot is over, nothing personal is mounted, no generator keeps state: take the snapshot
-    become    -> running         be this qube: entropy, clock, names, volumes, QubesDB (`Identity`)
+    become    -> running TEXT    be this qube: entropy, clock, names, volumes, QubesDB (`Identity`)
+                                 the text, if there is one: what is wrong, for a person
                  failed TEXT     it can't
     rejoin    -> running         be again the qube that this guest is already: a new agent in the place of one that ended
     time                         what time it is now: after a restore, and after a pause; no answer
