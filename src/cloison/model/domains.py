@@ -41,7 +41,7 @@ class Kind:
 
 
 class Qube(Holder):
-    """One qube of any kind. `power`, `problem`, `note`, `xid`, `start_time` are what is known of its machine; they are not stored."""
+    """One qube of any kind. `power`, `problem`, `note`, `xid`, `start_time` are what is known of its machine, not stored."""
 
     table = "properties"
 
