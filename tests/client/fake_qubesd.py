@@ -157,8 +157,8 @@ class FakeQubesd:
         if request.method == "cloison.Disposable" and "disp1" not in self.qubes:
             self._lease(sock, request)
             return
-        sock.sendall(self.reply(request))
-        sock.close()
+        with sock, suppress(BrokenPipeError):       # a tool that was interrupted has gone
+            sock.sendall(self.reply(request))
 
     def _lease(self, sock: socket.socket, request: admin.Request) -> None:
         self.calls.append((request.dest, request.method, request.argument, request.payload))

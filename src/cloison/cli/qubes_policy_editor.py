@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cloison.cli import tool
 from cloison.cli.policy_files import PolicyFile, administration
 from cloison.client.connection import Connection
-from cloison.errors import HostError
+from cloison.errors import CloisonError, HostError
 from cloison.policy.parse import MAX_FILE, lint
 from cloison.qrexec.policyd.policy_admin import (
     NEW,
@@ -29,6 +29,12 @@ class NoEditor(HostError):
     """No editor was found."""
 
     hint = "Set VISUAL or EDITOR."
+
+
+class EditorFailed(CloisonError):
+    """The editor ended as one does that was given up."""
+
+    hint = "The policy is as it was."
 
 
 def parser() -> tool.Parser:
@@ -52,7 +58,7 @@ def run(args: argparse.Namespace, _: Connection) -> int:
         with open(path, "wb") as copy:
             copy.write(content)
         while True:
-            subprocess.run([*_editor(), path], check=True)
+            _edit(path)
             with open(path, "rb") as copy:
                 edited = copy.read(MAX_FILE + 1)
             if edited == content:
@@ -80,11 +86,26 @@ def _put(file: PolicyFile, token: bytes, content: bytes, *, service_format: bool
     return ""
 
 
+def _edit(path: str) -> None:
+    """Until the editor's end. Raises NoEditor, EditorFailed."""
+    editor = _editor()
+    try:
+        status = subprocess.run([*editor, path], check=False).returncode
+    except OSError as error:
+        raise NoEditor(f"the editor {editor[0]!r} can't be run: {error.strerror}") from error
+    if status:
+        how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+        raise EditorFailed(f"the editor {editor[0]!r} {how}: nothing was changed")
+
+
 def _editor() -> list[str]:
     """The person's own, with its options. Raises NoEditor."""
     chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
-    if chosen:
-        return shlex.split(chosen)
+    if chosen and chosen.strip():
+        try:
+            return shlex.split(chosen)
+        except ValueError as error:
+            raise NoEditor(f"VISUAL or EDITOR can't be read as a command: {error}") from error
     for name in EDITORS:
         try:
             return [find(name)]

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from cloison import begin
 from cloison.cli import progress, tool
 from cloison.client import qrexec
 from cloison.client.connection import Connection, NoDaemon
@@ -279,6 +280,8 @@ def _coloured(args: argparse.Namespace) -> Iterator[qrexec.Ends]:
 
 def _if_open(fd: int) -> int | None:
     """The descriptor, or None if we were started without it."""
+    if fd in begin.closed:
+        return None
     try:
         os.fstat(fd)
     except OSError:

@@ -205,11 +205,7 @@ def _clear(args: argparse.Namespace, connection: Connection) -> int:
 def _agreed(question: str) -> bool:
     """Whether the person says yes. Nobody there to ask: no."""
     tool.say(f"{question} What it holds now stays only as a revision, if it keeps any.")
-    try:
-        answer = input("Are you sure? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() in ("y", "yes"):
+    if tool.confirm("Are you sure? [y/N] ", "y", "yes"):
         return True
     tool.fail(PROG, "nothing was changed")
     return False

@@ -7,20 +7,18 @@ What is printed on a terminal here can't drive it: control characters become `_`
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from cloison import __version__
+from cloison.begin import FAILED, INTERRUPTED, PIPE_CLOSED, flushed
 from cloison.client.connection import Connection
 from cloison.client.domains import DOM0, Qube, list_qubes
 from cloison.errors import CloisonError, QubeNotFound
 from cloison.values import InvalidValue, QubeName
 
-INTERRUPTED = 130
-PIPE_CLOSED = 141
 USAGE = 2
 _PATTERN = re.compile(r"[A-Za-z0-9_.\]!-]*[*?\[][A-Za-z0-9_.*?\[\]!-]*")   # what names may hold, and a wildcard
 
@@ -96,22 +94,21 @@ def _examples(examples: Sequence[tuple[str, str]]) -> str | None:
 
 def main(parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None = None) -> int:
     """Run a tool to its end; the exit status."""
+    prog = parser.prog
     try:
         args = parser.parse_args(argv)
-        status = run(args, Connection()) or 0
-        sys.stdout.flush()
-        return status
+        return flushed(prog, run(args, Connection()) or 0)
     except SystemExit as end:            # argparse: --help, wrong usage
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return flushed(prog, end.code if isinstance(end.code, int) else FAILED if end.code else 0)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _abandon_output()
-        return PIPE_CLOSED
+        return flushed(prog, PIPE_CLOSED)
     except OSError as error:
-        return report(parser.prog, CloisonError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        told = error.strerror or str(error)
+        return flushed(prog, 0) or report(prog, CloisonError(f"{error.filename}: {told}" if error.filename else told))
     except (CloisonError, InvalidValue, EOFError) as error:
-        return report(parser.prog, error)
+        return flushed(prog, report(prog, error))
 
 
 def report(prog: str, error: Exception, about: str = "") -> int:
@@ -121,7 +118,7 @@ def report(prog: str, error: Exception, about: str = "") -> int:
         if error.hint:
             print(f"{prog}: hint: {error.hint}", file=sys.stderr)
         return USAGE if isinstance(error, QubeNotFound) else error.exit_status
-    return 1
+    return FAILED
 
 
 def fail(prog: str, sentence: str) -> None:
@@ -138,13 +135,6 @@ def tell_problems(prog: str, connection: Connection) -> None:
         return
     for sentence in (facts.get("problems") or {}).values():
         print(f"{prog}: {printable(sentence)}", file=sys.stderr)
-
-
-def _abandon_output() -> None:
-    """So that the interpreter's last flush has somewhere to go."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
 
 
 def quit_usage(parser_prog: str, sentence: str) -> NoReturn:
@@ -241,11 +231,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def confirm(question: str, answer: str = "y") -> bool:
-    """Ask on the terminal. End of input is a no."""
+def confirm(question: str, *answers: str) -> bool:
+    """Ask on the terminal. `answers`: what means yes ("y"). End of input is a no, and so is input that can't be read."""
     try:
-        return input(question).strip().lower() == answer.lower()
-    except EOFError:
+        return input(question).strip().lower() in [answer.lower() for answer in answers or ("y",)]
+    except (EOFError, OSError):
         return False
 
 

@@ -270,13 +270,17 @@ def start(
     except ValueError as error:
         raise BadCommand(f"this command can't be sent: {error}") from error
     channel, far_end = socket.socketpair()
-    try:
-        call = Call(channel, ends, prefix)
-        with far_end:
+    with far_end:
+        try:
+            call = Call(channel, ends, prefix)
+        except BaseException:
+            channel.close()
+            raise
+        try:
             _request(os.path.join(paths.qubes, f"qrexec.{qube}"), qube, request, far_end)
-    except BaseException:
-        channel.close()
-        raise
+        except BaseException:            # with its copies of our ends: whoever reads from them must see the end
+            call.close()
+            raise
     return call
 
 
