@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -190,6 +191,69 @@ def test_a_maker_whose_guest_never_answers_says_so(
 
     run(wardens, work)
     assert "no warm image for work: the guest did not get ready in 1 s" in caplog.text
+
+
+def nothing_is_left(paths: Paths, name: str) -> bool:
+    return os.listdir(paths.warm) == [] and os.listdir(paths.qubes) == [] and holders(paths, name) == []
+
+
+def test_a_maker_ends_with_the_last_start_that_waits_for_it(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    silent = dataclasses.replace(launch, kernelopts="silent")
+
+    async def work(_heard: Heard) -> None:
+        booting = asyncio.Event()
+        ahead = asyncio.create_task(wardens.ensure_warm(silent, lambda _text: booting.set(), ahead=True))
+        await booting.wait()
+        starts = [asyncio.create_task(wardens.ensure_warm(silent, lambda _text: None)) for _ in range(2)]
+        await asyncio.sleep(0)
+        starts[0].cancel()
+        await asyncio.wait({starts[0]})
+        assert not starts[1].done() and not ahead.done() and len(holders(paths, warm.making(silent))) >= 1
+        starts[1].cancel()
+        await asyncio.wait({starts[1]})
+        assert starts[1].cancelled() and nothing_is_left(paths, warm.making(silent))
+        assert await ahead is None
+        assert await wardens.ensure_warm(launch, lambda _text: None) is not None        # nothing of it bars the next one
+
+    run(wardens, work)
+
+
+def test_a_maker_that_is_wanted_ahead_ends_with_who_wants_it(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    silent = dataclasses.replace(launch, kernelopts="silent")
+
+    async def work(_heard: Heard) -> None:
+        booting = asyncio.Event()
+        ahead = asyncio.create_task(wardens.ensure_warm(silent, lambda _text: booting.set(), ahead=True))
+        await booting.wait()
+        ahead.cancel()
+        await asyncio.wait({ahead})
+        assert nothing_is_left(paths, warm.making(silent))
+        booting.clear()
+        again = asyncio.create_task(wardens.ensure_warm(silent, lambda _text: booting.set()))
+        await booting.wait()                                    # it is made again: giving up is no failure
+        again.cancel()
+        await asyncio.wait({again})
+
+    run(wardens, work)
+
+
+def test_a_maker_that_does_not_end_is_killed(
+    wardens: ZygoteWardens, launch: Launch, paths: Paths, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloison.daemon.warm_images.END_TIME", 0.1)
+    silent = dataclasses.replace(launch, kernelopts="silent")
+
+    async def work(_heard: Heard) -> None:
+        booting = asyncio.Event()
+        start = asyncio.create_task(wardens.ensure_warm(silent, lambda _text: booting.set()))
+        await booting.wait()
+        for maker in holders(paths, warm.making(silent)):
+            os.kill(maker, signal.SIGSTOP)
+        start.cancel()
+        await asyncio.wait({start})
+        assert nothing_is_left(paths, warm.making(silent))
+
+    run(wardens, work)
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Method:
     scope: str
     handler: Handler
     stream: bool = False        # answers with events, and wants to know when the caller hangs up
+    for_caller: bool = False    # given up when the caller hangs up before it is done
 
 
 def _table(*methods: Method) -> dict[str, Method]:
@@ -95,7 +96,7 @@ ADMIN = _table(
     *(method for klass in KINDS for method in _creation(klass)),
     Method("admin.vm.CreateDisposable", "*oo", "gw", create.create_disposable),
     Method("admin.vm.Remove", "*--", "gw", create.remove),
-    Method("admin.vm.Start", "*--", "lx", power.start),
+    Method("admin.vm.Start", "*--", "lx", power.start, for_caller=True),
     Method("admin.vm.Shutdown", "*o-", "lx", power.shutdown),
     Method("admin.vm.Kill", "*--", "lx", power.kill),
     Method("admin.vm.Pause", "*--", "lx", power.pause),

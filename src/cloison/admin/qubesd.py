@@ -8,12 +8,13 @@ from __future__ import annotations
 import abc
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from cloison.devicetext import Device
+from cloison.errors import CloisonError
 from cloison.model.devices import Assignment
 from cloison.model.domains import Qube, System
 from cloison.model.exposed import Exposed
@@ -23,6 +24,10 @@ from cloison.storage.base import Pool, VolumeConfig
 P = ParamSpec("P")
 T = TypeVar("T")
 Send = Callable[[str, str, tuple[tuple[str, str], ...]], None]
+
+
+class CallerGone(CloisonError):
+    """Nobody waits for the answer any more."""
 
 
 @dataclass(frozen=True)
@@ -232,3 +237,18 @@ class Call:
     @property
     def system(self) -> System:
         return self.qubesd.system
+
+    async def while_there(self, work: Coroutine[Any, Any, T]) -> T:
+        """For streams: the work's result. Raises CallerGone when the caller has hung up before; the work is given up then."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self.hangup.wait())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+                raise CallerGone("the caller has gone")
+            return task.result()
+        finally:
+            gone.cancel()
+            task.cancel()               # we are cancelled ourselves, or it is done

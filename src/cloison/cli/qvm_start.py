@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     status = 0
     halted = []
     for qube in tool.chosen(args, connection):
-        if not qube.running:
+        if not qube.running or qube.state == "Transient":        # its start is waited for; one that nobody knows of is refused
             halted.append(qube.name)
         elif not args.skip_if_running:
             status = tool.report(PROG, AlreadyRunning("domain is already running"), f"starting qube failed: {qube.name}")

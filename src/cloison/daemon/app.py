@@ -76,7 +76,7 @@ class App(Qubesd):
         self._locks: dict[str, asyncio.Lock] = {}
         self._owed: dict[tuple[Qube, str], None] = {}           # volumes that are not in the store as they are
         self.space = Space(self._space_folders, self._tell_space, parts.store.reserves, self.volumes.in_thread)
-        self.machines.check_space = self._check_space
+        self.machines.beginning.check_space = self._check_space
         self.recovering: set[asyncio.Task[None]] = set()        # what the start has begun, and did not wait for to its end
 
     # -- model ----------------------------------------------------------------------------------------------------

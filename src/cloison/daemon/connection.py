@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 from cloison.admin.dispatch import route
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
             return self._finish(_failure(request, error))
         if isinstance(reply, str | None):
             return self._finish(_success(reply))
-        self._server.keep(self._wait(request, reply))
+        self._server.keep(self._wait_for_caller(request, reply) if method.for_caller else self._wait(request, reply))
         return None
 
     def _request(self) -> wire.Request:
@@ -130,6 +130,21 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             answer = _failure(request, error)
         self._finish(answer)
+
+    async def _wait_for_caller(self, request: wire.Request, reply: Awaitable[str | None]) -> None:
+        """The work is given up when nobody waits for it any more."""
+        task = asyncio.current_task()
+        assert task is not None
+        peer = self.transport.get_extra_info("socket").dup()
+        self._server.hangups.watch(peer.fileno(), partial(_cancel, task))
+        try:
+            await self._wait(request, reply)
+        except asyncio.CancelledError:
+            self.abort("it has hung up")
+            raise
+        finally:
+            self._server.hangups.end(peer.fileno())
+            peer.close()
 
     async def _converse(self, method: Method, call: Call) -> None:
         """A call that answers with events, if any; it lasts until it is done or the caller has gone."""
@@ -171,6 +186,10 @@ class Connection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(reply)
             self.transport.close()
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
 
 
 def _success(content: str | None) -> bytes:

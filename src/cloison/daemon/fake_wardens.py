@@ -26,7 +26,7 @@ def _ignore(_uuid: str, _event: str, _detail: dict[str, Any]) -> None:
     """Until somebody listens."""
 
 
-async def _at_once(_block: Block) -> None:
+async def _at_once(_what: object) -> None:
     """It takes no time."""
 
 
@@ -49,6 +49,8 @@ class FakeWardens(Wardens):
         self.sizes: dict[tuple[str, str], int] = {}                     # (uuid, disk) -> bytes, as resized
         self.services: list[tuple[str, str, bytes]] = []                # (uuid, service, input), as asked for
         self.attaching: Callable[[Block], Awaitable[None]] = _at_once   # what happens while one is being attached
+        self.warming: Callable[[Launch], Awaitable[None]] = _at_once    # what happens while a warm image is made
+        self.booting: Callable[[Launch], Awaitable[None]] = _at_once    # what happens until a machine's agent answers
         self._folder = folder
         self._running: dict[str, Adopted] = {}
         self._leases: dict[str, tuple[socket.socket, select.epoll]] = {}
@@ -71,6 +73,7 @@ class FakeWardens(Wardens):
         await asyncio.sleep(0)
         if launch.uuid in self._running:
             raise MachineError(f"{launch.name} runs already")
+        await self.booting(launch)
         if launch.name in self.refuse:
             raise MachineError(f"the machine of {launch.name} did not start")
         self.launches.append(launch)
@@ -219,11 +222,12 @@ class FakeWardens(Wardens):
         except StopIteration:
             raise MachineError("started by an earlier daemon") from None
 
-    async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
+    async def ensure_warm(self, launch: Launch, progress: Progress, *, ahead: bool = False) -> str | None:
         """One image a root: keyed by the files it is made of."""
         key = "+".join(layer.path for layer in launch.disks[0].layers) or launch.name
         if key not in self._warm:
             progress(f"making a warm image for {launch.name}")
+            await self.warming(launch)
             self._warm[key] = f"/warm/{len(self._warm)}"
         return self._warm[key]
 

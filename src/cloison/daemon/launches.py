@@ -46,7 +46,7 @@ class Launches:
         try:
             disks = await self._volumes.as_of_a_child(template)
             launched = await self.build(template, disks)
-            await self._wardens.ensure_warm(launched, lambda text: log.info("%s: %s", template.name, text))
+            await self._wardens.ensure_warm(launched, lambda text: log.info("%s: %s", template.name, text), ahead=True)
         except CloisonError as error:
             log.warning("no warm image for %s yet: %s", template.name, error)
 

@@ -6,60 +6,42 @@ waits for that first (`settled`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon.attachments import Attachments
-from cloison.daemon.launches import Launches
 from cloison.daemon.parts import Parts
+from cloison.daemon.power import COMPUTED, Power, set_halted
+from cloison.daemon.starts import Starts
 from cloison.daemon.volumes import Volumes
 from cloison.daemon.waiting import Waiting
 from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError, StoreError
 from cloison.model import deferred
 from cloison.model.domains import Qube
 from cloison.plan import lifecycle
-from cloison.plan.lifecycle import COLD, Do
 from cloison.runtime import faults
 from cloison.values import PowerState
-from cloison.wire.warden import DiskSource
 
 log = logging.getLogger(__name__)
-_COMPUTED = ("xid", "stubdom_xid", "start_time")
 
 
 class Machines:
     def __init__(self, qubesd: Qubesd, parts: Parts, volumes: Volumes, attachments: Attachments) -> None:
         self._qubesd, self._parts, self._volumes, self._attachments = qubesd, parts, volumes, attachments
-        self._wardens = parts.wardens
-        self.launches = Launches(parts, volumes)
+        self._wardens, self._power = parts.wardens, Power(qubesd)
+        self.beginning = Starts(qubesd, parts, volumes, attachments, settled=self.settled, running=self._begun,
+                                ended=lambda uuid: self.on_event(uuid, "stopped", {}))
+        self.launches = self.beginning.launches
         self.waiting = Waiting()
         self._wardens.on_event = self.on_event
         self.on_qdb_change: Callable[[Qube, str], None] = _ignore
-        self.check_space: Callable[[Qube], Awaitable[None]] = _enough
-        self._starting: set[str] = set()                        # uuids whose start is under way
-        self._ended_early: set[str] = set()                     # of these: machines that ended before their start returned
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
         self.starts: dict[str, str] = {}                        # uuid -> warm or cold, of those started since qubesd runs
         self._tasks: set[asyncio.Task[None]] = set()
-        self._next_xid = 1
-
-    def _emit(self, qube: Qube, *names: str, **pairs: object) -> None:
-        with self._qubesd.transaction():
-            for name in names:
-                qube.journal.emit(qube.name, name, **pairs)
-
-    def _set_power(self, qube: Qube, power: PowerState, *names: str, **pairs: object) -> None:
-        """A change of state and the events that tell it."""
-        self._qubesd.cache.clear()
-        with self._qubesd.transaction():
-            qube.power = power
-            for name in names:
-                qube.journal.emit(qube.name, name, **pairs)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that `close` waits for."""
@@ -74,115 +56,14 @@ class Machines:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    # -- start ------------------------------------------------------------------------------------------------------
-
     async def start(self, qube: Qube, lease: socket.socket | None = None) -> str:
         """Returns `warm` or `cold`; nothing to do for a qube that is not halted. Raises what forbids or prevents it."""
-        self._check_start(qube)
-        async with self._qubesd.lock(qube):
-            await self.settled(qube)
-            if self._qubesd.system.qubes.get(qube.name) is not qube:
-                raise QubeNotFound(f"there is no qube {qube.name} any more")
-            steps = lifecycle.plan_start(qube)
-            if not steps:
-                return COLD
-            await self._check_ready(qube)
-            self._starting.add(qube.uuid)
-            try:
-                how = await self._run(qube, steps, lease)
-            except Exception as error:
-                await self._undo(qube, error)
-                await self._clean_up(qube)
-                raise
-            finally:
-                self._starting.discard(qube.uuid)
-                ended = qube.uuid in self._ended_early
-                self._ended_early.discard(qube.uuid)
-            if ended:
-                self.on_event(qube.uuid, "stopped", {})
-            return how
+        return await self.beginning.start(qube, lease)
 
-    def _check_start(self, qube: Qube) -> None:
-        """Raises what forbids the start, and tells those who wait for it."""
-        try:
-            lifecycle.check_start(qube)
-        except CloisonError as error:
-            if qube.is_halted:
-                self._refused(qube, error, begun=not qube.features.get("prohibit-start"))
-            raise
-
-    def _refused(self, qube: Qube, error: CloisonError, *, begun: bool) -> None:
-        """Only a qube that may not be started at all was never about to."""
-        if begun:
-            self._emit(qube, "domain-pre-start", start_guid=True, mem_required=None)
-        self._emit(qube, "domain-start-failed", reason=error)
-
-    async def _check_ready(self, qube: Qube) -> None:
-        try:
-            await self.check_space(qube)
-            await self._attachments.check_required(qube)
-        except CloisonError as error:
-            self._refused(qube, error, begun=True)
-            raise
-
-    async def _run(self, qube: Qube, steps: list[lifecycle.Step], lease: socket.socket | None) -> str:
-        self._emit(qube, "domain-pre-start", start_guid=True, mem_required=None)
-        self._emit(qube, "domain-verify-files")
-        disks: tuple[DiskSource, ...] = ()
-        warm: str | None = None
-        for step in steps:
-            if step.do is Do.START_NETVM:
-                await self.start(self._qubesd.system.qube(step.qube))
-            elif step.do is Do.START_VOLUMES:
-                disks = await self._volumes.start(qube)
-                faults.point("start:after-storage")
-            elif step.do is Do.MAKE_WARM:
-                warm = await self._wardens.ensure_warm(await self.launches.build(qube, disks), lambda text: log.info("%s", text))
-            else:
-                return await self._boot(qube, disks, warm, lease)
-        return COLD
-
-    async def _boot(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None, lease: socket.socket | None) -> str:
-        with self._qubesd.transaction():
-            qube.journal.emit(qube.name, "domain-pre-spawn", start_guid=True)
-            qube.xid, qube.start_time, qube.power = self._new_xid(), self._parts.host.now(), PowerState.TRANSIENT
-            for name in _COMPUTED:
-                qube.announce(name)
-            qube.journal.emit(qube.name, "domain-spawn", start_guid=True)
-        how = await self._wardens.start(await self.launches.build(qube, disks, warm), lease)
-        faults.point("start:after-machine")
-        await self._attach_required(qube)
+    def _begun(self, qube: Qube, how: str) -> None:
+        """Its machine runs."""
         self.starts[qube.uuid] = how
         self._halted[qube.uuid] = asyncio.Event()
-        self._set_power(qube, PowerState.RUNNING, "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused")
-        self._emit(qube, "domain-start", start_guid=True)
-        await self._attachments.attach_wanted(qube)
-        return how
-
-    async def _attach_required(self, qube: Qube) -> None:
-        """Raises CloisonError, and then the machine does not run any more."""
-        try:
-            await self._attachments.attach_required(qube)
-        except BaseException:
-            with contextlib.suppress(MachineError):
-                await self._wardens.kill(qube.uuid)
-            raise
-
-    async def _undo(self, qube: Qube, error: Exception) -> None:
-        """After a start that failed: nothing of it runs; its volumes stop; the qube is halted as before."""
-        try:
-            await self._volumes.stop(qube)
-        except StorageError as problem:
-            log.error("volumes of %s could not be stopped: %s", qube.name, problem)
-        self.waiting.forget(qube)
-        with self._qubesd.transaction():
-            qube.xid, qube.start_time, qube.power, qube.note = -1, None, PowerState.HALTED, ""
-            qube.journal.emit(qube.name, "domain-start-failed", reason=error)
-
-    def _new_xid(self) -> int:
-        xid = self._next_xid
-        self._next_xid += 1
-        return xid
 
     # -- what wardens report ------------------------------------------------------------------------------------------
 
@@ -196,9 +77,9 @@ class Machines:
         if event == "running":
             self._note(qube, str(detail.get("note") or ""))
         if event == "halting" and qube.is_running:
-            self._set_power(qube, PowerState.HALTING)
-        elif event == "running" and qube.power is PowerState.TRANSIENT and uuid not in self._starting:
-            self._set_power(qube, PowerState.RUNNING, "domain-start", start_guid=True)
+            self._power.set(qube, PowerState.HALTING)
+        elif event == "running" and qube.power is PowerState.TRANSIENT and not self.beginning.is_under_way(uuid):
+            self._power.set(qube, PowerState.RUNNING, "domain-start", start_guid=True)
         elif event in ("space-wanted", "space-back"):
             self._space(qube, event, detail)
         elif event == "broken":
@@ -212,13 +93,13 @@ class Machines:
 
     def _space(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
         if event == "space-wanted" and qube.power in (PowerState.RUNNING, PowerState.HALTING) and qube not in self.waiting:
-            self._set_power(qube, PowerState.PAUSED, "domain-paused")
+            self._power.set(qube, PowerState.PAUSED, "domain-paused")
             self.waiting.begin(qube, str(detail.get("where")))
-            self._emit(qube, "domain-space-wanted", where=detail.get("where"))
+            self._power.emit(qube, "domain-space-wanted", where=detail.get("where"))
         elif event == "space-back" and self.waiting.end(qube):
             log.info("%s goes on: there is disk space again", qube.name)
             halting = detail.get("state") == "halting"
-            self._set_power(qube, PowerState.HALTING if halting else PowerState.RUNNING, "domain-unpaused")
+            self._power.set(qube, PowerState.HALTING if halting else PowerState.RUNNING, "domain-unpaused")
 
     def _note(self, qube: Qube, untrusted: str) -> None:
         """What a qube says of itself at its start, for a person who asks how it is. Bounded and printable; its word, not ours."""
@@ -229,16 +110,16 @@ class Machines:
     def _ended(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
         if event == "failed":
             log.error("the machine of %s has failed: %s", qube.name, detail.get("error", "no reason given"))
-        if qube.uuid in self._starting:
-            self._ended_early.add(qube.uuid)
-        elif not qube.is_halted and qube.uuid not in self._stopping:
+        if self.beginning.machine_ended(qube.uuid):
+            return
+        if not qube.is_halted and qube.uuid not in self._stopping:
             self._stopping[qube.uuid] = self._spawn(self._finish_stop(qube))
 
     async def _finish_stop(self, qube: Qube) -> None:
         """Volumes are committed or dropped, the qube is halted, a disposable is gone."""
         try:
             faults.point("shutdown:after-machine")
-            self._set_power(qube, PowerState.DYING)
+            self._power.set(qube, PowerState.DYING)
             try:
                 await self._volumes.stop(qube)
             except StorageError as error:
@@ -249,7 +130,7 @@ class Machines:
             except StoreError as error:
                 log.error("%s", error)
                 self._set_halted(qube)
-            await self._clean_up(qube)
+            await self.beginning.clean_up(qube)
             if qube.klass == "TemplateVM":
                 self.launches.prepare(qube)
         finally:
@@ -264,20 +145,12 @@ class Machines:
         """Halted, whatever the store says to what is forgotten with it. Raises StoreError for that only."""
         with self._qubesd.transaction():
             qube.journal.emit(qube.name, "domain-stopped")
-            qube.xid, qube.start_time, qube.power, qube.note = -1, None, PowerState.HALTED, ""
-            for name in _COMPUTED:
+            set_halted(qube)
+            for name in COMPUTED:
                 qube.announce(name)
             if forget is not None:
                 forget(qube)
             qube.journal.emit(qube.name, "domain-shutdown")
-
-    async def _clean_up(self, qube: Qube) -> None:
-        """A disposable goes with its machine. One that can't goes with qvm-remove, or when qubesd starts again."""
-        if qube.get_or_none("auto_cleanup"):
-            try:
-                await self._qubesd.discard(qube)
-            except CloisonError as error:
-                log.error("%s could not be removed: %s", qube.name, error)
 
     async def settled(self, qube: Qube) -> None:
         """Wait until a stop of this qube has been handled, if one is."""
@@ -296,7 +169,9 @@ class Machines:
         if not force:
             self.waiting.check(qube)
         lifecycle.check_shutdown(qube, force=force)
-        self._emit(qube, "domain-pre-shutdown", force=force)
+        if await self.beginning.give_up(qube, "was shut down while it started"):
+            return
+        self._power.emit(qube, "domain-pre-shutdown", force=force)
         halted = self._halted.get(qube.uuid)
         try:
             if qube.power is PowerState.PAUSED:
@@ -304,22 +179,24 @@ class Machines:
             else:
                 await self._wardens.shutdown(qube.uuid)
         except CloisonError as error:
-            self._emit(qube, "domain-shutdown-failed", reason=error)
+            self._power.emit(qube, "domain-shutdown-failed", reason=error)
             raise
         if qube.is_running:
-            self._set_power(qube, PowerState.HALTING)
+            self._power.set(qube, PowerState.HALTING)
         if wait and halted is not None:
             timeout = int(qube.get("shutdown_timeout"))
             try:
                 await asyncio.wait_for(self.waiting.unless(qube, halted), timeout)
             except TimeoutError:
                 late = ShutdownTimeout(f"{qube.name} did not power off within {timeout} s")
-                self._emit(qube, "domain-shutdown-failed", reason=late)
+                self._power.emit(qube, "domain-shutdown-failed", reason=late)
                 raise late from None
 
     async def kill(self, qube: Qube) -> None:
         """Returns when the stop has been handled."""
         lifecycle.check_kill(qube)
+        if await self.beginning.give_up(qube, "was killed while it started"):
+            return
         halted = self._halted.get(qube.uuid)
         await self._wardens.kill(qube.uuid)
         if halted is not None:
@@ -328,14 +205,14 @@ class Machines:
     async def pause(self, qube: Qube) -> None:
         if qube not in self.waiting:
             lifecycle.check_pause(qube)
-        self._emit(qube, "domain-pre-paused")
+        self._power.emit(qube, "domain-pre-paused")
         await self._wardens.pause(qube.uuid)
         self.waiting.end(qube)
-        self._set_power(qube, PowerState.PAUSED, "domain-paused")
+        self._power.set(qube, PowerState.PAUSED, "domain-paused")
 
     async def unpause(self, qube: Qube) -> None:
         lifecycle.check_unpause(qube)
-        self._emit(qube, "domain-pre-unpaused")
+        self._power.emit(qube, "domain-pre-unpaused")
         try:
             await self._wardens.unpause(qube.uuid)
         except MachineError:
@@ -343,14 +220,14 @@ class Machines:
             raise
         if qube.power is PowerState.PAUSED:         # else its warden has said so already
             self.waiting.end(qube)
-            self._set_power(qube, PowerState.RUNNING, "domain-unpaused")
+            self._power.set(qube, PowerState.RUNNING, "domain-unpaused")
 
     # -- take over ----------------------------------------------------------------------------------------------------
 
     async def adopt(self) -> None:
         """Take over the machines that run. One that the store does not know is ended."""
         for found in await self._wardens.adopt():
-            self._next_xid = max(self._next_xid, found.xid + 1)
+            self.beginning.next_xid = max(self.beginning.next_xid, found.xid + 1)
             try:
                 qube = self._qubesd.system.qube_by_uuid(found.uuid)
             except QubeNotFound:
@@ -374,7 +251,3 @@ class Machines:
 
 def _ignore(_qube: Qube, _path: str) -> None:
     """Until somebody listens."""
-
-
-async def _enough(_qube: Qube) -> None:
-    """Until somebody looks at the disks."""

@@ -116,8 +116,12 @@ class Wardens(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
-        """Folder of the warm image for a launch of this shape, made now if missing. None: it can't be, start cold."""
+    async def ensure_warm(self, launch: Launch, progress: Progress, *, ahead: bool = False) -> str | None:
+        """Folder of the warm image for a launch of this shape, made now if missing. None: it can't be, start cold.
+
+        `ahead`: no qube waits for it. When the last one that waits is cancelled, the making is given up, whoever else wanted it
+        ahead, and nothing of it runs when this returns.
+        """
 
     @abc.abstractmethod
     async def forget_warm(self, commits: Collection[str]) -> None:

@@ -12,19 +12,33 @@ from collections.abc import Collection
 
 from cloison.daemon.wardens import Progress
 from cloison.daemon.zygote import Zygote
-from cloison.errors import MachineError
+from cloison.errors import MachineError, PeerError
 from cloison.hypervisor.qemu import warm
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
+from cloison.runtime.whole import whole
 from cloison.wire.warden import Launch, Lines, launch_to_json
 
 log = logging.getLogger(__name__)
 
 
+END_TIME = 3.0              # s that a maker may take to end by itself when it is told to
+
+
+class _Making:
+    """One image in the making."""
+
+    def __init__(self, task: asyncio.Task[str | None]) -> None:
+        self.task = task
+        self.waiting = 0        # starts that wait for it
+        self.ahead = 0          # others that want it
+        self.given_up = False
+
+
 class WarmImages:
     def __init__(self, paths: Paths, zygote: Zygote) -> None:
         self._paths, self._zygote = paths, zygote
-        self._making: dict[str, asyncio.Future[str | None]] = {}
+        self._making: dict[str, _Making] = {}
         self._unmakable: set[str] = set()
 
     def sweep(self) -> None:
@@ -42,7 +56,7 @@ class WarmImages:
     def names(self) -> list[str]:
         return warm.names(self._paths.warm)
 
-    async def ensure(self, launch: Launch, progress: Progress) -> str | None:
+    async def ensure(self, launch: Launch, progress: Progress, *, ahead: bool = False) -> str | None:
         try:
             key = warm.key(launch)
         except MachineError as error:
@@ -51,37 +65,56 @@ class WarmImages:
         folder = warm.folder(self._paths.warm, key)
         if folder is not None or key in self._unmakable:
             return folder
-        making = self._making.get(key)
-        if making is None:
-            making = self._making[key] = asyncio.ensure_future(self._make(launch, progress))
-            making.add_done_callback(lambda _: self._making.pop(key, None))
-        made = await asyncio.shield(making)
-        if made is None:
-            self._unmakable.add(key)
-        return made
+        while (under_way := self._making.get(key)) is not None and under_way.given_up:
+            await asyncio.wait({under_way.task})         # the next one needs its place
+        return await self._wait(self._making.get(key) or self._begin(key, launch, progress), ahead=ahead)
 
-    async def _make(self, launch: Launch, progress: Progress) -> str | None:
+    def _begin(self, key: str, launch: Launch, progress: Progress) -> _Making:
+        making = self._making[key] = _Making(asyncio.get_running_loop().create_task(self._make(key, launch, progress)))
+        making.task.add_done_callback(lambda _: self._making.pop(key, None))
+        return making
+
+    async def _wait(self, making: _Making, *, ahead: bool) -> str | None:
+        """Its outcome, None if others have given it up. Who is cancelled as the last one that waits gives it up."""
+        making.waiting, making.ahead = making.waiting + (not ahead), making.ahead + ahead
+        try:
+            await asyncio.wait({making.task})
+        except asyncio.CancelledError:
+            if making.waiting == (not ahead) and (not ahead or making.ahead == 1):
+                making.given_up = True
+                making.task.cancel()
+                await whole(_ended(making.task))
+            raise
+        finally:
+            making.waiting, making.ahead = making.waiting - (not ahead), making.ahead - ahead
+        return None if making.task.cancelled() else making.task.result()
+
+    async def _make(self, key: str, launch: Launch, progress: Progress) -> str | None:
         """A maker's whole life, seen from here. None, and the reason in the log, if it failed."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            nobody = dataclasses.replace(launch, identity={}, xid=1)
-            self._zygote.send({"do": "make", "launch": launch_to_json(nobody)}, [theirs.fileno()])
-        lines = Lines()
-        loop = asyncio.get_running_loop()
-        error = "its maker ended"
         with ours:
-            while data := await loop.sock_recv(ours, 65536):
-                for message in lines.feed(data):
-                    if "progress" in message:
-                        progress(str(message["progress"]))
-                    elif "made" in message:
-                        return str(message["made"])
-                    else:
-                        error = str(message.get("error") or message.get("reason"))
-        log.error("no warm image for %s: %s", launch.name, error)
+            with theirs:
+                nobody = dataclasses.replace(launch, identity={}, xid=1)
+                self._zygote.send({"do": "make", "launch": launch_to_json(nobody)}, [theirs.fileno()])
+            try:
+                made, error = await _outcome(ours, progress)
+            except asyncio.CancelledError:
+                await whole(self._stop(ours, launch))
+                raise
+        if made is None:
+            log.error("no warm image for %s: %s", launch.name, error)
+            self._unmakable.add(key)
+            await self._clear_making(warm.making(launch))
+        return made
+
+    async def _stop(self, ours: socket.socket, launch: Launch) -> None:
+        """End a maker. It hangs up when nothing of it is left, and is killed if it takes too long."""
+        ours.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(TimeoutError, OSError, PeerError):
+            async with asyncio.timeout(END_TIME):
+                await _outcome(ours, lambda _text: None)
         await self._clear_making(warm.making(launch))
-        return None
 
     async def _clear_making(self, name: str) -> None:
         """What a killed maker could not end and remove."""
@@ -99,3 +132,24 @@ class WarmImages:
         with contextlib.suppress(MachineError):
             self._zygote.send({"do": "forget", "folder": os.path.join(self._paths.warm, name)}, [])
         warm.drop(self._paths.warm, name)
+
+
+async def _ended(task: asyncio.Task[str | None]) -> None:
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()                # nobody wants to hear of it
+
+
+async def _outcome(ours: socket.socket, progress: Progress) -> tuple[str | None, str]:
+    """What the maker says until it hangs up: the image's folder, or None and why."""
+    lines, loop = Lines(), asyncio.get_running_loop()
+    made, error = None, "its maker ended"
+    while data := await loop.sock_recv(ours, 65536):
+        for message in lines.feed(data):
+            if "progress" in message:
+                progress(str(message["progress"]))
+            elif "made" in message:
+                made = str(message["made"])
+            else:
+                error = str(message.get("error") or message.get("reason"))
+    return made, error

@@ -19,6 +19,7 @@ from cloison.daemon.zygote import ZYGOTE, Zygote
 from cloison.errors import MachineError, PeerError
 from cloison.runtime import life, unix
 from cloison.runtime.paths import Paths
+from cloison.runtime.whole import whole
 from cloison.values import PowerState
 from cloison.wire import blocks
 from cloison.wire.blocks import Block
@@ -144,13 +145,19 @@ class ZygoteWardens(Wardens):
         try:
             await asyncio.shield(link.ready)
         except asyncio.CancelledError:
-            await self.kill(launch.uuid)
+            await whole(self._end_start(link))
             raise
         link.facts |= {"memory": launch.memory}
         link.announced = True
         note = str(link.facts.get("note") or "")
         self.on_event(launch.uuid, "running", {"start": str(link.facts.get("start")), "note": note})
         return str(link.facts.get("start"))
+
+    async def _end_start(self, link: Link) -> None:
+        with contextlib.suppress(MachineError):          # it has ended meanwhile
+            await self.kill(link.uuid)
+        if link.ready.done() and not link.ready.cancelled():
+            link.ready.exception()                       # nobody wants to hear of it
 
     def _link(self, uuid: str) -> Link:
         try:
@@ -225,8 +232,8 @@ class ZygoteWardens(Wardens):
     def warm_images(self) -> list[str]:
         return self._warm.names()
 
-    async def ensure_warm(self, launch: Launch, progress: Progress) -> str | None:
-        return await self._warm.ensure(launch, progress)
+    async def ensure_warm(self, launch: Launch, progress: Progress, *, ahead: bool = False) -> str | None:
+        return await self._warm.ensure(launch, progress, ahead=ahead)
 
     async def forget_warm(self, commits: Collection[str]) -> None:
         await self._warm.forget(commits)

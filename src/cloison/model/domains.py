@@ -71,6 +71,11 @@ class Qube(Holder):
         return self.power is PowerState.HALTED
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether something of its machine may live, and nobody knows what it does. Unknown is not halted."""
+        return self.power is PowerState.TRANSIENT and bool(self.problem)
+
+    @property
     def is_running(self) -> bool:
         return self.power in (PowerState.RUNNING, PowerState.TRANSIENT, PowerState.HALTING)
 

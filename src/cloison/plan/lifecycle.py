@@ -27,6 +27,9 @@ class Do(enum.Enum):
     BOOT = "run the machine"
 
 
+_NOT_UP = (PowerState.HALTED, PowerState.TRANSIENT, PowerState.DYING)       # a netvm that its client must have started, or wait for
+
+
 @dataclass(frozen=True)
 class Step:
     """One thing to do to one qube, and why."""
@@ -42,12 +45,19 @@ def check_machine(qube: Qube) -> None:
         raise QubeError(f"{qube.name} is a {qube.klass}: it has no machine here to control")
 
 
+def check_known(qube: Qube) -> None:
+    """Raises QubeError while nobody knows whether the qube runs: it is neither used nor changed then."""
+    if qube.is_unknown:
+        raise QubeError(f"whether {qube.name} runs is not known: {qube.problem}")
+
+
 def check_start(qube: Qube) -> None:
     """Raises what forbids a start; nothing forbids to have it that a running qube runs."""
     if not qube.kind.machine:
         raise QubeNotHalted(f"{qube.name} is a {qube.klass}: it runs always")
     if qube.state != READY:
         raise QubeError(f"{qube.name} is being {'removed' if qube.state == REMOVING else 'made'}")
+    check_known(qube)
     if not qube.is_halted:
         return
     rationale = qube.features.get("prohibit-start")
@@ -72,7 +82,7 @@ def plan_start(qube: Qube, why: str = "asked for") -> list[Step]:
         return []
     steps = []
     netvm = qube.netvm
-    if netvm is not None and netvm.is_halted:
+    if netvm is not None and netvm.power in _NOT_UP:
         plan_start(netvm)
         steps.append(Step(Do.START_NETVM, netvm.name, f"netvm of {qube.name}"))
     steps.append(Step(Do.START_VOLUMES, qube.name, why))
@@ -87,6 +97,7 @@ def check_shutdown(qube: Qube, *, force: bool) -> None:
     check_machine(qube)
     if qube.is_halted:
         raise QubeNotStarted(f"{qube.name} is halted already")
+    check_known(qube)
     if force or (qube.power is PowerState.PAUSED and qube.is_preload):
         return
     if qube.power is PowerState.PAUSED:
@@ -108,6 +119,7 @@ def check_kill(qube: Qube) -> None:
 def check_pause(qube: Qube) -> None:
     """Raises QubeError, QubeNotRunning."""
     check_machine(qube)
+    check_known(qube)
     if qube.power is not PowerState.RUNNING:
         raise QubeNotRunning(f"{qube.name} is {qube.power}, not running")
 
@@ -115,6 +127,7 @@ def check_pause(qube: Qube) -> None:
 def check_unpause(qube: Qube) -> None:
     """Raises QubeError, QubeNotPaused."""
     check_machine(qube)
+    check_known(qube)
     if qube.power is not PowerState.PAUSED:
         raise QubeNotPaused(f"{qube.name} is {qube.power}, not paused")
 
@@ -122,6 +135,7 @@ def check_unpause(qube: Qube) -> None:
 def check_suspend(qube: Qube) -> None:
     """Raises QubeError, QubeNotRunning."""
     check_machine(qube)
+    check_known(qube)
     if qube.power not in (PowerState.RUNNING, PowerState.PAUSED):
         raise QubeNotRunning(f"{qube.name} is {qube.power}, not running")
 
@@ -131,6 +145,7 @@ def check_remove(qube: Qube) -> None:
     if qube is qube.system.dom0 or qube.get_or_none("installed_by_rpm"):
         removal.check_removable(qube.system, qube)
     if qube.kind.machine and not qube.is_halted:
+        check_known(qube)
         raise QubeNotHalted(f"{qube.name} is {qube.power}: shut it down before removing it")
     removal.check_removable(qube.system, qube)
 

@@ -9,6 +9,7 @@ import enum
 from cloison.errors import BadValue, QubeNotHalted, QubeNotRunning, StorageError
 from cloison.model.domains import Qube
 from cloison.model.volumes import Pool, Volume
+from cloison.plan import lifecycle
 from cloison.values import PowerState
 
 MAX_KEPT = 900                      # revisions of one volume
@@ -29,6 +30,7 @@ def check_saved(qube: Qube, volume: Volume) -> None:
 
 
 def check_halted(qube: Qube) -> None:
+    lifecycle.check_known(qube)
     if qube.kind.machine and not qube.is_halted:
         raise QubeNotHalted(f"{qube.name} is {qube.power}: shut it down first")
 

@@ -13,7 +13,6 @@ from cloison.hypervisor.base import FULL, Machine, MachineSpec
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 from cloison.runtime import faults, life
-from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Port
 from cloison.warden import disks
@@ -26,13 +25,16 @@ from cloison.wire.warden import Launch, encode
 async def make(
     paths: Paths, launch: Launch, control: socket.socket, make_machine: Callable[[MachineSpec], Machine] = QemuMachine,
 ) -> None:
-    """Answers on `control` with {"made": folder} or {"error": text}, and progress as {"progress": text} before."""
+    """Answers on `control` with {"made": folder} or {"error": text}, and progress as {"progress": text} before.
+
+    Nobody wants it any more when the other end closes or half-closes: it ends then, and hangs up when nothing of it is left.
+    """
     def tell(**message: object) -> None:
         control.sendall(encode(message))
 
-    task = asyncio.current_task()
-    if task is not None:
-        watch_hangup(control, partial(_cancel, task))   # nobody wants it any more
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_reader(control, partial(_cancel, loop, control, task))
     try:
         name = warm.making(launch)
         life_fd = life.take(paths.qubes, name)
@@ -48,9 +50,14 @@ async def make(
         tell(made=made)
     except (CloisonError, OSError) as error:
         tell(error=str(error))
+    except asyncio.CancelledError:
+        pass                            # nothing is left, and nobody is told
+    finally:
+        loop.remove_reader(control)
 
 
-def _cancel(task: asyncio.Task[object]) -> None:
+def _cancel(loop: asyncio.AbstractEventLoop, control: socket.socket, task: asyncio.Task[object]) -> None:
+    loop.remove_reader(control)
     task.cancel()
 
 

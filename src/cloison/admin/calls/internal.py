@@ -87,7 +87,7 @@ async def disposable(call: Call) -> None:
     lifecycle.check_disposable(template)
     qube = await call.qubesd.create_disposable(template, call.source)
     try:
-        how = await call.qubesd.start(qube, lease=call.connection)
+        how = await call.while_there(call.qubesd.start(qube, lease=call.connection))
     except CloisonError:
         await call.qubesd.discard(qube)
         raise

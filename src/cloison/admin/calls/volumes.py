@@ -9,6 +9,7 @@ from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, BadValue, CloisonError, NotPermitted, QubeNotFound, StorageError, StoreError, TokenNotFound
 from cloison.model.properties import parse_bool
 from cloison.model.volumes import Volume
+from cloison.plan import lifecycle
 from cloison.plan import volumes as rules
 from cloison.storage.base import Pool, VolumeConfig, checked_size
 
@@ -60,6 +61,7 @@ def _saved(call: Call) -> Volume:
 
 async def _replace_content(call: Call, do: Callable[[Pool, VolumeConfig], None]) -> Volume:
     """Have the driver make a new commit of a halted qube's volume; the volume as the model knows it then."""
+    rules.check_halted(call.dest)               # one that is starting has the lock, and is not waited for
     async with call.qubesd.lock(call.dest):
         rules.check_halted(call.dest)
         volume = _saved(call)
@@ -148,6 +150,7 @@ async def revert(call: Call) -> None:
 def clone_from(call: Call) -> str:
     """A one-use token that stands for this volume."""
     _volume(call)
+    lifecycle.check_known(call.dest)
     token = call.qubesd.new_token()
     call.qubesd.tokens[token] = (call.dest.uuid, call.argument)
     return token
@@ -169,6 +172,7 @@ async def clone_to(call: Call) -> None:
         raise StorageError("the volume that the clone token stood for is gone") from None
     rules.check_saved(source, origin)
     origin_config = call.qubesd.volume_config(source, origin)
+    rules.check_halted(call.dest)
     async with call.qubesd.lock(call.dest):
         rules.check_halted(call.dest)
         volume = _saved(call)
