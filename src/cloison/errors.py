@@ -243,7 +243,11 @@ class DiskFull(CloisonError):
 
 
 class StoreError(CloisonError):
-    """The store of qubes is damaged, newer than this program, or can't be written."""
+    """The store of qubes is damaged, newer than this program, or can't be written. `and_so`: what that means for what was asked."""
 
     wire = "QubesException"
+    and_so = ""
     hint = "It was left as it is. Restore store.sqlite from a backup; or begin anew: move the whole data folder away."
+
+    def __str__(self) -> str:
+        return super().__str__() + self.and_so

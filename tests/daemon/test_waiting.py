@@ -54,7 +54,7 @@ def test_what_can_not_be_done_meanwhile_says_what_it_waits_for(tmp_path: Path, c
     async def scenario(life: Life) -> None:
         await full(life)
         answer = await ask(life.app, call, "work")
-        assert (answer.content, answer.failure) == (SENTENCE, "QubesVMNotRunningError")
+        assert (answer.content, answer.failure) == (SENTENCE, "QubesVMError")
         assert await life.state("work") == "Paused"
         await life.ok("admin.vm.Kill", "work")
         assert await life.state("work") == "Halted" and await waiting(life) == []

@@ -46,6 +46,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_TOKENS = 256
+NOTHING_CHANGED = "; nothing was changed"
 _SERVICE_EVENTS = ("domain-feature-set:service.", "domain-feature-delete:service.")
 LOGIN, LOGIN_TIME = "cloison.Console", 10.0        # the guest's service, and s it may take
 _TOKEN = string.ascii_letters + string.digits
@@ -119,7 +120,8 @@ class App(Qubesd):
             self.parts.store.write([*rows, *owed])
         except StoreError as error:
             if not done:
-                raise StoreError(f"{error}; nothing was changed") from error
+                error.and_so = NOTHING_CHANGED
+                raise
             self._owed.update(dict.fromkeys((qubes[row.owner], row.key) for row in rows if row.table == "volumes"))
             later = "what is not in it yet is written with the next change, or found out when qubesd starts"
             return StoreError(f"{done}, but {error}; {later}")
@@ -130,7 +132,8 @@ class App(Qubesd):
         try:
             self.parts.store.check()
         except StoreError as error:
-            raise StoreError(f"{error}; nothing was changed") from error
+            error.and_so = NOTHING_CHANGED
+            raise
 
     def lock(self, qube: Qube) -> asyncio.Lock:
         return self._locks.setdefault(qube.uuid, asyncio.Lock())

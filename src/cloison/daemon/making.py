@@ -73,6 +73,7 @@ class Making:
                     await self._qubesd.discard(qube)
                 except CloisonError as left:
                     log.error("what there is of %s could not be removed: %s", qube.name, left)
+                    _not_so(error)
                     raise StoreError(f"{qube.name} could not be made: {error}. What there is of it never starts, and goes with "
                                      f"qvm-remove or when qubesd starts again") from error
                 raise
@@ -121,6 +122,7 @@ class Making:
         except CloisonError as error:
             if not kept:
                 raise
+            _not_so(error)
             kind = StoreError if isinstance(error, StoreError) else StorageError
             raise kind(f"{qube.name} is removed but for this: {error}. It never starts again; the rest goes with the next "
                        f"qvm-remove, or when qubesd starts again") from error
@@ -139,3 +141,9 @@ class Making:
         self._qubesd.tokens = {token: place for token, place in self._qubesd.tokens.items() if place[0] != qube.uuid}
         if qube.dispid is not None:
             self._used_dispids.append((self._parts.host.now(), qube.dispid))
+
+
+def _not_so(error: Exception) -> None:
+    """That nothing was changed is not true of a call that had more than one change to make."""
+    if isinstance(error, StoreError):
+        error.and_so = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from cloison.errors import QubeNotRunning
+from cloison.errors import QubeError
 from cloison.model.domains import Qube
 from cloison.wire.warden import no_space
 
@@ -47,14 +47,12 @@ class Waiting:
         return f"{qube.name} waits for disk space: {no_space(self._folders[qube.uuid])}; qvm-kill ends it"
 
     def check(self, qube: Qube) -> None:
-        """Raises QubeNotRunning."""
+        """Raises QubeError: not QubeNotRunning, which tools take for "it is off already"."""
         if qube in self:
-            error = QubeNotRunning(self.sentence(qube))
-            error.hint = "Free some space there."
-            raise error
+            raise QubeError(self.sentence(qube))
 
     async def unless(self, qube: Qube, other: asyncio.Event) -> None:
-        """Until `other` is set. Raises QubeNotRunning as soon as the qube waits for disk space instead."""
+        """Until `other` is set. Raises QubeError as soon as the qube waits for disk space instead."""
         begun = self._begun.setdefault(qube.uuid, asyncio.Event())
         self.check(qube)
         tasks = {asyncio.ensure_future(event.wait()) for event in (other, begun)}
