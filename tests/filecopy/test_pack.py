@@ -247,6 +247,30 @@ def packer_reader(stream: socket.socket) -> int:
         os._exit(0)
 
 
+@pytest.mark.parametrize("gone", ["file", "link"])
+def test_the_file_that_failed_is_named_and_not_what_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    """Deep below what the person named; it can't be read when its turn comes, or its link's end."""
+    (tmp_path / "top/deep").mkdir(parents=True)
+    (tmp_path / "top/deep/file").write_bytes(b"x")
+    (tmp_path / "top/deep/link").symlink_to("file")
+
+    def refuse(path: bytes, *_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+    argument = os.fsencode(tmp_path / "top")
+    expected = f'^"top/deep/{gone}": Permission denied$'
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = pack.Sender(theirs.fileno(), theirs.fileno())
+        if gone == "link":
+            monkeypatch.setattr(os, "readlink", refuse)
+            with pytest.raises(pack.CopyFailed, match=expected):
+                pack.Survey().look(argument)
+        else:
+            monkeypatch.setattr(pack.Sender, "_send_file", lambda _self, _parent, path: refuse(path))
+        with pytest.raises(pack.CopyFailed, match=expected):
+            sender.send(argument)
+
+
 def test_a_folder_that_can_not_be_read(tmp_path: Path) -> None:
     """Deeper than a path may be long."""
     place = os.open(tmp_path, os.O_RDONLY)

@@ -72,6 +72,17 @@ def test_a_stick_with_a_partition(machine: Machine) -> None:
     }
 
 
+def test_a_loop_devices_partitions_are_offered_as_the_disk_is(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "images/a.img"
+    machine.block("loop0", files={"loop/backing_file": str(image)})
+    machine.block("loop0p1", disk="loop0")
+    told = machine.told()
+    assert (told["loop0p1/parent"], told["loop0p1/desc"], told["loop0p1/size"]) == ("loop0", str(image), "1048576")
+    image.parent.mkdir()
+    (image.parent / devices.EXCLUDED).touch()
+    assert machine.told() == {}          # what is excluded is so with all its partitions
+
+
 def test_a_loop_device_is_its_file_and_a_mapped_one_its_name(machine: Machine) -> None:
     machine.block("loop0", files={"loop/backing_file": "/home/user/a.img"})
     machine.block("dm-0", udev={"DM_NAME": "vg-data"})

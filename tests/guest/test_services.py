@@ -163,6 +163,56 @@ def test_open_in_vm_shows_the_file_and_sends_it_back_if_changed(bin: Bin, tmp_pa
     assert not Path(path).parent.exists()
 
 
+VIEW = RPC + "text_view"
+
+
+def test_without_windows_a_text_is_shown_in_the_callers_terminal(bin: Bin) -> None:
+    """By OpenInVM itself: on standard error, and the file does not come back."""
+    viewer = bin.service(VIEW)
+    bin.add("qubes-open", f'#!/bin/sh\nexec {viewer} "$@"\n')
+    result = opened(bin, b"a.txt", "naïve\r\n漢\x1b[31m\u202egpj.exe\tx".encode())
+    assert (result.returncode, result.stdout) == (0, b"")
+    lines = result.stderr.decode().split("\n")
+    assert lines[0].startswith("-- a.txt, 28 bytes, shown by qube ")
+    assert lines[1:] == ["naïve", "漢_[31m_gpj.exe\tx", "-- end", ""]
+
+
+@pytest.mark.parametrize(("content", "shown"), [
+    (b"", True), (b"x" * 65536, True), (b"x" * 65537, True), (b"x" * 65535 + "é".encode(), True),
+    (b"x" * 60000 + b"\xff" * 9999, False),
+    (b"\x7fELF\0", False), (b"\xff\xfe", False), (b"a\0", False), ("é".encode()[:1], False),
+])
+def test_what_is_no_text_gets_a_sentence(bin: Bin, tmp_path: Path, content: bytes, shown: bool) -> None:
+    (tmp_path / "f").write_bytes(content)
+    result = bin.run(VIEW, "text-view", str(tmp_path / "f"))
+    assert result.stdout == b""
+    assert len(result.stderr) < 65536 + 200
+    if shown:
+        assert result.returncode == 0
+        assert (b"the rest, %d bytes" % (len(content) - 65536) in result.stderr) == (len(content) > 65536)
+    else:
+        assert result.returncode == 3
+        assert b"f is no text and can't be shown in qube " in result.stderr
+
+
+def test_an_address_gets_a_sentence(bin: Bin) -> None:
+    result = bin.run(VIEW, "text-view", "https://example.org/")
+    assert (result.returncode, result.stdout) == (3, b"")
+    assert b"no windows yet" in result.stderr
+
+
+@pytest.mark.parametrize(("display", "installed", "used"), [("", True, False), (":0", True, True), (":0", False, False)])
+def test_windows_are_used_where_there_are_some(bin: Bin, tmp_path: Path, display: str, installed: bool, used: bool) -> None:
+    """The script itself, with a text view of ours in its place."""
+    viewer = bin.add("text-view", "#!/bin/sh\necho text\n")
+    script = Path(SOURCE, "cloison/guest/files/usr/bin/qubes-open").read_text().replace("/usr/lib/qubes/text-view", viewer)
+    if installed:
+        bin.add("xdg-open", "#!/bin/sh\necho windows\n")
+    environment = {"PATH": str(bin.folder), "DISPLAY": display}
+    done = subprocess.run(["/bin/sh", bin.add("opener", script), "f"], env=environment, capture_output=True, check=True)
+    assert done.stdout == (b"windows\n" if used else b"text\n")
+
+
 def test_a_view_is_read_only_and_never_comes_back(bin: Bin, tmp_path: Path) -> None:
     bin.add("qubes-open", f'#!/bin/sh\nstat -c %a "$1" > {tmp_path}/mode\nchmod 600 "$1"; echo more >> "$1"\n')
     assert opened(bin, b"f", b"content", view_only=True).stdout == b""

@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
+import sys
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.qrexec import process
 from cloison.qrexec.process import CannotStart, User
@@ -66,3 +69,30 @@ def test_no_descriptors_left_is_125_and_leaks_none() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert caught.value.status == 125
         assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+EARLY = """
+import asyncio, os
+from cloison.qrexec import one_socket, process
+from cloison.wire.qrexec import Command
+def run(**options):
+    started = process.start(Command("", command="kill -USR1 $QREXEC_AGENT_PID"), **options)
+    started.process.wait()
+    started.close()
+async def in_a_loop():
+    run(quiet=True)
+    assert one_socket.signalled()
+    run()
+ROUND
+print("lives")
+"""
+
+
+@pytest.mark.parametrize("order", [
+    "run(quiet=True)", "asyncio.run(in_a_loop())", "run(); asyncio.run(in_a_loop()); run(quiet=True)",
+])
+def test_a_program_that_signals_at_once_ends_nobody(order: str) -> None:
+    """Whoever is told our process id may use it before anything else of its call has begun (reference/qrexec.md 7.4)."""
+    program = [sys.executable, "-c", EARLY.replace("ROUND", order)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stdout) == (0, "lives\n"), done.stderr

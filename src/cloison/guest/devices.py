@@ -70,8 +70,8 @@ def _block_device(places: Places, name: str) -> Entries:
     folder = f"{places.sys}/class/block/{name}"
     size, known = int(_read(f"{folder}/size") or 0) * 512, _udev(places, f"b{_read(f'{folder}/dev')}")
     disk = _disk_of(places, name)
-    serial = _read(f"{places.sys}/class/block/{disk or name}/serial")
-    backing = _read(f"{folder}/loop/backing_file")
+    whole = f"{places.sys}/class/block/{disk or name}"       # what is known of a disk holds for its partitions
+    serial, backing = _read(f"{whole}/serial"), _read(f"{whole}/loop/backing_file")
     if not size or _OWN_SERIAL.fullmatch(serial) or _is_excluded(name, known, backing):
         return {}
     found = {"desc": _description(known, backing), "size": str(size), "mode": "r" if _read(f"{folder}/ro") == "1" else "w"}

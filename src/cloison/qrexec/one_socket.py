@@ -21,14 +21,27 @@ _signalled: list[int] = []
 _hearing: list[asyncio.AbstractEventLoop] = []
 
 
-def begin(program: Program) -> None:
-    """It runs: tell it of signals, which come to the loop that is running now."""
-    loop = asyncio.get_running_loop()
+def hear() -> None:
+    """Before any program learns our process id: from then on it may signal at any moment, and must not end us by it.
+
+    Signals come to the loop that is running now; without one they are taken and forgotten.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, _mark)
+        return
     if _hearing != [loop]:
         _hearing[:] = [loop]
         _programs.clear()
         loop.add_signal_handler(signal.SIGUSR1, _tell)
         signal.signal(signal.SIGUSR1, _mark)         # runs before the next callback; `_tell` is such a callback
+
+
+def begin(program: Program) -> None:
+    """It runs: tell it of signals."""
+    hear()
     _programs.add(program)
 
 

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cloison.qrexec import inheritance, lookup, vmexec
+from cloison.qrexec import inheritance, lookup, one_socket, vmexec
 from cloison.qrexec.inheritance import NO_SESSION, Session
 from cloison.qrexec.lookup import FAILED, NOT_FOUND, CannotStart, Executable, SocketService, TcpService
 from cloison.qrexec.service_config import DEFAULT, Config
@@ -173,6 +173,7 @@ def _service_argv(program: str, argument: str | None) -> list[str]:
 def _spawn(
     program: str, argv: Sequence[str], user: User, env: Mapping[str, str], *, session: Session, quiet: bool,
 ) -> Started:
+    one_socket.hear()
     home = user.home if os.path.isdir(user.home) else "/"
     become = os.geteuid() == 0 and (user.uid, user.gid) != (0, os.getegid())    # changing nothing lets Python use vfork
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:

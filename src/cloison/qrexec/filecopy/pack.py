@@ -115,7 +115,10 @@ class Survey:
         parent, name = open_folder(argument)
         try:
             for path, status in walk(parent, name, ignore_links=ignore_links):
-                self._note(parent, path, status)
+                try:
+                    self._note(parent, path, status)
+                except OSError as error:
+                    raise CopyFailed(f"{quote(path)}: {error.strerror}") from error
         finally:
             os.close(parent)
 
@@ -172,9 +175,10 @@ class Sender:
         parent, name = open_folder(argument)
         try:
             for path, status in walk(parent, name, ignore_links=ignore_links):
-                self._send_one(parent, path, status)
-        except OSError as error:
-            raise CopyFailed(f"{quote(argument)}: {error.strerror}") from error
+                try:
+                    self._send_one(parent, path, status)
+                except OSError as error:     # of this file, which may lie deep below what the person named
+                    raise CopyFailed(f"{quote(path)}: {error.strerror}") from error
         finally:
             os.close(parent)
 
