@@ -11,6 +11,7 @@ from tests.patience import PATIENCE
 from cloison.daemon.app import App
 from cloison.daemon.attachments import MAX_SETTLING
 from cloison.daemon.fake import ask
+from cloison.daemon.live import QUIET, TELLINGS, TELLINGS_RATE
 from cloison.runtime import unix
 
 FOLDER = "/qubes-block-devices"
@@ -47,6 +48,29 @@ def asking(tmp_path: Path, scenario: Callable[[App, Person], Awaitable[None]]) -
             await app.attachments.settled()
 
     scene(tmp_path, whole)
+
+
+def test_lesson_19_a_device_list_that_never_rests_is_told_of_less_and_less_often(tmp_path: Path) -> None:
+    """Each telling may be hundreds of events; none is lost, the last state is told of in the end."""
+    async def scenario(app: App) -> None:
+        told: list[str] = []
+        app.listen(app.system.dom0, None, lambda _subject, name, _pairs: told.append(name))
+        usb = app.system.qube("usb")
+        waits: list[float] = []
+        for number in range(2 * TELLINGS):
+            entries = {f"{FOLDER}/sd{number}/size": "1000"}
+            await app.parts.wardens.qdb_write(usb.uuid, dict(entries))
+            app.live.qdb_changed(usb, FOLDER)
+            await asyncio.wait(app.live._tasks)
+            waits.append(app.live._quiet[usb].when() - asyncio.get_running_loop().time())
+            app.live._quiet_over(usb)                # as if the time were over
+        assert told.count("device-list-change:block") == 2 * TELLINGS
+        assert max(waits[:TELLINGS - 1]) <= QUIET
+        assert waits[-1] > (TELLINGS - 2) / TELLINGS_RATE
+        await ask(app, "admin.vm.Kill", "usb")
+        assert usb not in app.live._tellings         # another machine begins anew
+
+    scene(tmp_path, scenario)
 
 
 def test_lesson_19_a_device_that_flickers_is_asked_about_once_at_a_time(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from tests.daemon.sockets import request, served
 
+from cloison.admin.calls import listing
+from cloison.admin.qubesd import Call
 from cloison.daemon.app import App
 from cloison.daemon.fake import FakeHost, ask
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.wardens import Usage
+from cloison.model.domains import Qube
 from cloison.wire.admin import Event, EventDecoder
 
 FIELDS = ["memory_kb", "memory_assigned_total", "memory_assigned_usable", "memory_with_swap_used", "cpu_time", "cpu_usage",
@@ -84,6 +88,30 @@ def test_what_a_qube_did_is_not_the_hosts_when_it_has_ended_and_a_new_start_coun
         dom0, _, two = await read(reader, decoder, 3)
         assert (two.subject, dict(two.pairs)["cpu_usage"], dict(dom0.pairs)["cpu_time"]) == ("two", "0", "98000")
         writer.close()
+
+    served(tmp_path, scenario)
+
+
+def test_a_qube_is_told_of_those_alone_that_a_list_would_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(app: App, _path: str) -> None:
+        await furnish(app)
+        asked: list[tuple[str, str]] = []
+
+        def allows(source: Qube, method: str, target: str, argument: str = "") -> bool:
+            asked.append((source.name, method))
+            return target == "two"
+
+        monkeypatch.setattr(app.visibility, "allows", allows)
+        for dest, seen in (("dom0", ["", "two"]), ("one", ["", "one"])):     # of one qube: the call itself was decided on
+            told: list[str] = []
+            one, to = app.system.qube("one"), app.system.qube(dest)
+            call = Call(app, one, to, "", b"", lambda subject, *_, told=told: told.append(subject))
+            reporting = asyncio.ensure_future(listing.stats(call))
+            await asyncio.sleep(0)
+            call.hangup.set()
+            await reporting
+            assert told == seen
+        assert set(asked) == {("one", "admin.vm.List")}
 
     served(tmp_path, scenario)
 

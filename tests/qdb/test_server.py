@@ -13,6 +13,7 @@ from tests.runtime.ports import Hostile, News, Recorder, Side
 
 from cloison.guest.qubesdb import MAX_CLIENTS, QubesDb
 from cloison.qdb.server import MAX_WAITING, Server
+from cloison.qdb.tree import MAX_BYTES, MAX_ENTRIES
 from cloison.runtime.port import Handler
 from cloison.wire import qdb
 from cloison.wire.mux import GUEST, HOST, Address
@@ -126,6 +127,51 @@ def test_guest_gets_a_copy_and_every_later_change() -> None:
         program.close()
 
     with_pair(work)
+
+
+def full_share() -> dict[str, bytes]:
+    """As much as a guest may store: so many bytes, in so many entries that their headers count too."""
+    left, entries = MAX_BYTES, {}
+    for number in range(MAX_ENTRIES):
+        path = f"/share/{number}"
+        value = b"v" * min(MAX_BYTES // MAX_ENTRIES - len(path), left - len(path))
+        entries[path] = value
+        left -= len(path) + len(value)
+    return entries
+
+
+def test_a_full_share_is_copied_to_a_new_agent_and_to_a_program_and_is_no_violation() -> None:
+    async def work(pair: Pair) -> None:
+        for path, value in full_share().items():
+            assert pair.server.tree.store(path, value, by_guest=True)
+        program = await pair.client()
+        while await program.ask(qdb.READ, "/name") == one(qdb.RESP_ERROR_NOENT, "/name"):
+            assert pair.violations == []                 # it is the last one of the copy
+        listed = await program.ask(qdb.MULTIREAD, "/share/", until=qdb.RESP_MULTIREAD)
+        assert {message.path: message.value for message in listed if message.path} == full_share()
+        assert pair.violations == []
+        program.close()
+
+    with_pair(work)
+
+
+def test_a_guest_that_reads_no_answers_beside_its_copy_is_hostile() -> None:
+    async def work(pair: Pair) -> None:
+        for path, value in full_share().items():
+            pair.server.tree.store(path, value, by_guest=True)
+        guest = await pair.scripted_end()
+        guest.stuck = True
+        guest.send(qdb.encode(qdb.MULTIREAD))
+        answers = MAX_WAITING // qdb.HEADER.size
+        for _ in range(10):
+            guest.send(qdb.encode(qdb.RM, "/nothing-there") * (answers // 10))
+        await guest.until(lambda: not guest.to_send or bool(pair.violations))
+        assert pair.violations == []
+        guest.send(qdb.encode(qdb.RM, "/nothing-there") * answers)
+        await pair.host.until(lambda: bool(pair.violations))
+        assert pair.violations == ["answers are not read"]
+
+    with_pair(work, scripted=True)
 
 
 def test_host_gets_what_the_guest_writes_and_hears_what_it_watches() -> None:

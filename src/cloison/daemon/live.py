@@ -19,11 +19,13 @@ from cloison.errors import CloisonError, MachineError
 from cloison.model import deferred, features, firewall
 from cloison.model.domains import Qube
 from cloison.model.journal import Event
+from cloison.qrexec.host.token_bucket import TokenBucket
 from cloison.values import PowerState
 
 log = logging.getLogger(__name__)
 _UP = (PowerState.RUNNING, PowerState.PAUSED)
 QUIET = 0.1                     # s between two tellings of one qube's changes, so that it can't keep us busy
+TELLINGS, TELLINGS_RATE = 10, 0.2       # of one qube, at once and a second: each may be hundreds of events
 RETRY = 60.0                    # s until rules are tried to be ended again, after a failure
 _MOST_WAIT = 24 * 3600.0        # s: the host's clock may be set, so look again at least once a day
 
@@ -34,6 +36,7 @@ class Live:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed: dict[Qube, set[str]] = {}        # watched paths that have changed since they were told of
         self._quiet: dict[Qube, asyncio.TimerHandle] = {}       # until when the next ones have to wait
+        self._tellings: dict[Qube, TokenBucket] = {}            # of qubes that run and have had news
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -62,11 +65,14 @@ class Live:
         elif name in ("keyboard_layout", "guivm") and kind in ("property-set", "property-reset") and qube.power in _UP:
             self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
         elif kind == "domain-shutdown":
+            self._tellings.pop(qube, None)
             self._devices.forget(qube)
             self._attachments.stopped(qube)
 
     def qdb_changed(self, qube: Qube, untrusted_path: str) -> None:
-        """A running qube has written to a path that is watched. However often it does, it is told of once every QUIET seconds."""
+        """A running qube has written to a path that is watched. However often it does, it is told of once every QUIET seconds,
+        and of one that goes on like that, five times less often than every second.
+        """
         if untrusted_path not in CLASS_OF:
             return
         if qube in self._changed:
@@ -84,7 +90,10 @@ class Live:
                     qube.journal.emit(qube.name, f"domain-qdb-change:{path}", path=path)
                 await self._devices.changed(qube, path)
         finally:
-            self._quiet[qube] = asyncio.get_running_loop().call_later(QUIET, self._quiet_over, qube)
+            loop = asyncio.get_running_loop()
+            bucket = self._tellings.setdefault(qube, TokenBucket(TELLINGS, TELLINGS_RATE))
+            bucket.spend(loop.time())
+            self._quiet[qube] = loop.call_later(max(QUIET, bucket.wait(loop.time())), self._quiet_over, qube)
 
     def _quiet_over(self, qube: Qube) -> None:
         self._quiet.pop(qube).cancel()

@@ -9,6 +9,7 @@ from collections import deque
 from typing import Any
 
 from cloison.admin.qubesd import NewQube, Qubesd
+from cloison.daemon import menus
 from cloison.daemon.machines import Machines
 from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
@@ -137,6 +138,7 @@ class Making:
         faults.point("remove:after-volumes")
         with self._qubesd.transaction():
             creation.forget(qube)
+        menus.remove(self._parts.paths, qube.name)
         self._qubesd.asleep.discard(qube.uuid)
         self._qubesd.tokens = {token: place for token, place in self._qubesd.tokens.items() if place[0] != qube.uuid}
         if qube.dispid is not None:

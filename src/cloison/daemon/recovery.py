@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from cloison.daemon import qubes_xml, rpc_links
+from cloison.daemon import menus, qubes_xml, rpc_links
 from cloison.daemon.app import App
 from cloison.errors import CloisonError, HostError, StorageError, StoreError
 from cloison.model import deferred, labels
@@ -54,6 +54,7 @@ async def bring_up(app: App) -> None:
     await _wait(app, "mend")
     app.sync_services()
     await app.preloads.recover(fill=False)
+    menus.sweep(app.parts.paths, app.system.qubes)
     app.live.watch_expiry()
     app.choose_kernel()
 

@@ -16,7 +16,7 @@ from cloison.wire import qdb
 
 SOCKET = "/run/qubes/qubesdb.sock"
 MAX_CLIENTS = 128
-MAX_WAITING = 1 << 20          # bytes for one client that doesn't read
+MAX_WAITING = 4 << 20          # bytes for one client that doesn't read: everything there can be, and more
 
 
 class QubesDb:

@@ -4,10 +4,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Collection, Mapping
 
 from cloison.errors import BadRequest, BadTag, BadValue, NotPermitted
 
 MAX_NAME = 256
+MAX_FEATURES, MAX_BYTES, MAX_TAGS = 2048, 1 << 18, 512      # of one qube, as far as qubes may set them
 MAX_DELAY = 86400           # seconds before a used disposable is replaced
 PRELOAD_SERVICES = ("qubes.WaitForRunningSystem", "qubes.WaitForSession")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
@@ -18,6 +20,17 @@ CALL_PROGRAMS = "call-programs-max"                  # how many programs of the 
 CALL_PROGRAMS_EACH = "call-programs-each-max"        # and of one service
 COUNTS = (CALL_DISPOSABLES, CALL_PROGRAMS, CALL_PROGRAMS_EACH)
 RESERVED = frozenset(("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"))
+
+
+def check_quota(features: Mapping[str, str], tags: Collection[str]) -> None:
+    """How much a qube may say of itself, or of another that policy lets it change. Raises NotPermitted.
+
+    The host's own person is not bound by it, so a qube that fills its share keeps nobody from setting another feature.
+    """
+    if len(features) > MAX_FEATURES or sum(len(name) + len(value) for name, value in features.items()) > MAX_BYTES:
+        raise NotPermitted(f"a qube may give no more than {MAX_FEATURES} features of {MAX_BYTES} bytes in all")
+    if len(tags) > MAX_TAGS:
+        raise NotPermitted(f"a qube may give no more than {MAX_TAGS} tags")
 
 
 def check_name(untrusted: str) -> str:

@@ -9,7 +9,7 @@ from cloison.runtime.port import Outbox, Port
 from cloison.wire import qdb
 from cloison.wire.mux import Address
 
-MAX_WAITING = 1 << 20
+MAX_WAITING = 1 << 20           # bytes of answers that a guest has not read, beside the one copy that it may ask for
 
 
 class Server:
@@ -21,6 +21,7 @@ class Server:
         self.tree = Tree(HOST)
         self._decoder = qdb.Decoder(qdb.VCHAN)
         self._outbox: Outbox | None = None
+        self._copy = 0                   # bytes of the copy that was asked for on this connection
 
     def fill(self, entries: Mapping[str, str]) -> None:
         for path, value in entries.items():
@@ -32,6 +33,7 @@ class Server:
             self.tree.watch(self, path)
 
     def connect(self) -> None:
+        self._copy = 0
         self._outbox = Outbox(self._port, self._port.open(Address(self._xid, 0, qdb.PORT), self))
 
     def reconnect(self, port: Port) -> None:
@@ -53,10 +55,12 @@ class Server:
         try:
             while (message := self._decoder.next_message()) is not None:
                 outcome = self.tree.handle_peer(message)
+                if message.kind == qdb.MULTIREAD:
+                    self._copy = len(outcome.reply)      # once a connection; a guest's full share is more than MAX_WAITING
                 self._send(outcome.reply)
                 for fired in outcome.fired:
                     self._on_change(fired.path)
-            if len(self._outbox) > MAX_WAITING:
+            if len(self._outbox) > MAX_WAITING + self._copy:
                 raise PeerError("answers are not read")
         except PeerError as error:
             self._on_violation(str(error))

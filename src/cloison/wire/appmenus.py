@@ -9,6 +9,7 @@ import re
 
 from cloison.errors import PeerError
 
+FOLDER = "appmenus"                      # of the host's data: a folder a qube
 LINE_MAX = 1024                          # bytes
 LINES_MAX = 100_000
 SIZE_MAX = 4 << 20                       # bytes of a whole answer

@@ -74,6 +74,25 @@ def test_menus_are_replaced_as_a_whole(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path / "work")) == 2
 
 
+def test_menus_go_with_their_qube_and_what_a_dead_qubesd_left_goes_at_its_start(tmp_path: Path) -> None:
+    from tests.daemon.test_quotas import with_app
+
+    from cloison.daemon.app import App
+    from cloison.daemon.fake import ask
+    from cloison.daemon.recovery import bring_up
+
+    async def scenario(app: App) -> None:
+        folder = os.path.join(app.parts.paths.data, "appmenus")
+        for name in ("work", "tpl", "gone"):
+            appmenus.store(folder, QubeName(name), {"a.desktop": {"Name": "A", "Exec": "a"}})
+        assert not (await ask(app, "admin.vm.Remove", "work")).failure
+        assert sorted(os.listdir(folder)) == ["gone", "tpl"]
+        await bring_up(app)
+        assert os.listdir(folder) == ["tpl"]
+
+    with_app(tmp_path, scenario)
+
+
 # -- repositories ------------------------------------------------------------------------------------------------------------
 
 

@@ -704,6 +704,38 @@ def test_a_disposable_lives_as_long_as_its_call(place: Place) -> None:
     with_caller(place, work)
 
 
+def test_a_disposable_is_reached_by_its_uuid_and_not_by_whoever_has_its_name(place: Place) -> None:
+    place.policy = allow("@dispvm:template", autostart=True)
+
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "disp1", B):
+            os.unlink(place.folder / "qrexec.disp1")
+            os.symlink("qrexec.nobody", place.folder / "qrexec.disp1")
+
+            async def lease(_request: bytes) -> bytes:
+                uuid = f"00000000-0000-4000-8000-{B:012d}"
+                return admin.event("disp1", "disposable-ready", [("name", "disp1"), ("uuid", uuid), ("start", "warm")])
+
+            async with FakeServer(place.folder / "qubesd.sock", lease, end=b""):
+                assert await caller.call("test.Cat", b"x") == Result(b"x", b"", 0)
+
+    with_caller(place, work)
+
+
+@pytest.mark.parametrize("uuid", ["../qrexec.other", "0", "work"])
+def test_a_disposable_with_no_uuid_that_is_one_is_refused(place: Place, uuid: str) -> None:
+    place.policy = allow("@dispvm:template", autostart=True)
+
+    async def work(caller: Caller) -> None:
+        async def lease(_request: bytes) -> bytes:
+            return admin.event("disp1", "disposable-ready", [("name", "disp1"), ("uuid", uuid)])
+
+        async with FakeServer(place.folder / "qubesd.sock", lease, end=b""):
+            assert await caller.call("test.Cat", b"x") is None
+
+    with_caller(place, work)
+
+
 def test_a_second_disposable_waits_for_the_firsts_end_and_the_log_says_so(place: Place) -> None:
     place.policy = allow("@dispvm:template", autostart=True)
 

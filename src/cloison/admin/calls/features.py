@@ -37,6 +37,13 @@ def set_(call: Call) -> None:
     features.check_permitted(name)
     with call.qubesd.transaction():
         call.dest.set_feature(name, value)
+        _check_quota(call)
+
+
+def _check_quota(call: Call) -> None:
+    """For whoever is not dom0. Raises NotPermitted."""
+    if call.source is not call.system.dom0:
+        features.check_quota(call.dest.features, call.dest.tags)
 
 
 def remove(call: Call) -> None:
@@ -67,6 +74,7 @@ def tag_set(call: Call) -> None:
     tag = _check_tag_permitted(call)
     with call.qubesd.transaction():
         call.dest.add_tag(tag)
+        _check_quota(call)
 
 
 def tag_remove(call: Call) -> None:

@@ -23,8 +23,12 @@ def vm_list(call: Call) -> str:
     dom0 = call.system.dom0
     qubes = call.system.sorted_qubes() if call.dest is dom0 else [call.dest]
     if call.dest is dom0:
-        qubes = [qube for qube in qubes if call.qubesd.allows(call.source, "admin.vm.List", qube)]
+        qubes = [qube for qube in qubes if _may_see(call, qube)]
     return "".join(f"{qube.name} class={qube.klass} state={qube.power} uuid={qube.uuid}\n" for qube in qubes)
+
+
+def _may_see(call: Call, qube: Qube) -> bool:
+    return call.qubesd.allows(call.source, "admin.vm.List", qube)
 
 
 def current_state(call: Call) -> str:
@@ -53,7 +57,10 @@ async def events(call: Call) -> None:
 
 
 async def stats(call: Call) -> None:
-    """A report of dom0 and one a running qube, every `stats_interval` seconds (at least one), until the caller hangs up."""
+    """A report of dom0 and one a running qube, every `stats_interval` seconds (at least one), until the caller hangs up.
+
+    A qube is told of those that admin.vm.List would show it.
+    """
     call.send("", "connection-established", ())
     meter = Meter(call)
     everyone = call.dest is call.system.dom0
@@ -61,7 +68,7 @@ async def stats(call: Call) -> None:
         if not everyone and not _is_up(call.dest):
             raise QubeNotRunning(f"{call.dest.name} does not run")
         for qube in call.system.sorted_qubes() if everyone else [call.dest]:
-            if qube is call.system.dom0 or _is_up(qube):
+            if (qube is call.system.dom0 or _is_up(qube)) and (not everyone or _may_see(call, qube)):
                 call.send(qube.name, "vm-stats", meter.report(qube))
         try:
             await asyncio.wait_for(call.hangup.wait(), max(1, int(call.system.get("stats_interval"))))

@@ -7,6 +7,7 @@ from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, QubeError, QubeNotRunning
 from cloison.model import requests
 from cloison.model.domains import Qube
+from cloison.model.features import check_quota
 
 MAX_DIGITS = 9
 
@@ -15,6 +16,7 @@ def _apply(call: Call, untrusted: dict[str, bytes], *, tools: bool) -> None:
     requested = requests.check(untrusted, tools=tools)
     with call.qubesd.transaction():
         requests.apply(call.source, requested)
+        check_quota(call.source.features, call.source.tags)
 
 
 async def _entries(call: Call, folder: str) -> dict[str, bytes]:

@@ -101,7 +101,8 @@ class Disposable:
             decoder.feed(data)
             while (event := decoder.next_event()) is not None:
                 if event.event == "disposable-ready":
-                    return QubeName(event.subject)
+                    uuid = dict(event.pairs).get("uuid")     # it stays the same qube's, whatever is called so next
+                    return f"uuid:{Uuid(uuid)}" if uuid else QubeName(event.subject)
         if failure := decoder.finish():
             raise Refused(failure)
         raise CloisonError("qubesd ended before the disposable was ready")

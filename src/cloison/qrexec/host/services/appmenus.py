@@ -11,7 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from cloison.client.connection import Connection
-from cloison.errors import CloisonError
+from cloison.client.domains import list_qubes
+from cloison.errors import CloisonError, NotPermitted
 from cloison.qrexec.host.services.asking import ask, caller
 from cloison.runtime.files import fsync_dir, rename
 from cloison.values import InvalidValue, QubeName
@@ -25,8 +26,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         connection = Connection()
         qube = caller(os.environ)
+        if list_qubes(connection, qube)[qube].klass == "DispVM":
+            raise NotPermitted("a disposable has the menus of its template")
         entries = appmenus.parse(ask(connection, qube, "qubes.GetAppmenus", appmenus.SIZE_MAX))
-        store(os.path.join(connection.paths.data, "appmenus"), qube, entries)
+        store(os.path.join(connection.paths.data, appmenus.FOLDER), qube, entries)
         return 0
     except (CloisonError, InvalidValue, OSError) as error:
         print(f"qubes.SyncAppMenus: {error}", file=sys.stderr)
