@@ -65,12 +65,42 @@ for path in ("/run/qubes", "/run/qubes-service", "/var/run/qubes-service", "/etc
     assert os.path.isdir(path), path
 for name in ("admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"):
     assert os.access("/etc/qubes-rpc/" + name, os.X_OK)
+for path in ("/usr/bin/qrexec-client", "/usr/lib/qubes/qrexec-client"):
+    assert os.path.isfile(path) and os.access(path, os.X_OK), path
 import grp, pwd
 assert grp.getgrnam("qubes").gr_mem
 """
     result = dom0(PYTHON, "-c", program, user=user)
     assert result.stderr == ""
     assert result.stdout.startswith("0|dom0 class=AdminVM state=Running uuid=")
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+def test_a_folder_of_many_programs_gets_ours_besides(tmp_path: Path, overlay: bool) -> None:
+    """By an overlay; where the kernel gives none, by a link for each of the host's."""
+    program = f"""
+import os, sys
+from cloison.runtime import namespace
+real = namespace._mount
+def mount(source, target, kind="", flags=0, options=""):
+    if kind == "overlay" and not {overlay}:
+        raise OSError(1, "not permitted")
+    real(source, target, kind, flags, options)
+namespace._mount = mount
+before = sorted(os.listdir("/usr/bin"))
+view = {{"/usr/bin/our-own": namespace.File(b"#!/bin/sh\\necho ours\\n", 0o755), "/usr/bin/env": namespace.Link("our-own")}}
+namespace.enter("dom0", view, layered=["/usr/bin"])
+assert sorted({{*before, "our-own"}}) == sorted(os.listdir("/usr/bin"))
+assert not os.access("/usr/bin/made", os.F_OK)
+try:
+    open("/usr/bin/made", "w")
+    sys.exit("writable")
+except OSError:
+    pass
+os.execv("/bin/sh", ["sh", "-c", "/usr/bin/our-own; env; /usr/bin/printf x"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ours\nours\nx", "")
 
 
 def test_the_host_does_not_change(root: Path, user: int) -> None:

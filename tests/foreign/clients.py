@@ -16,7 +16,7 @@ class Both:
     """The same tool twice: theirs through `cloison dom0`, and ours."""
 
     def __init__(self, root: Path, bin_folder: Path) -> None:
-        self.root, self._bin = root, bin_folder
+        self.root, self.bin = root, bin_folder
 
     def _run(self, argv: list[str], text: str) -> Result:
         environment = {**os.environ, "CLOISON_ROOT": str(self.root), "DISPLAY": "", "COLUMNS": "80"}
@@ -29,8 +29,8 @@ class Both:
         return self._run([sys.executable, "-c", _OURS.format("main"), *words], text)
 
     def theirs(self, *words: str, text: str = "") -> Result:
-        return self.cloison("dom0", "--", str(self._bin / words[0]), *words[1:], text=text)
+        return self.cloison("dom0", "--", str(self.bin / words[0]), *words[1:], text=text)
 
     def python(self, code: str) -> Result:
         """A program that uses their library."""
-        return self.cloison("dom0", "--", str(self._bin / "python"), "-c", code)
+        return self.cloison("dom0", "--", str(self.bin / "python"), "-c", code)

@@ -1,6 +1,7 @@
 """Qubes OS's own client, unmodified, against our qubesd: `make foreign`.
 
 `CLOISON_FOREIGN_CLIENT` names the folder of a checkout of its package (the one that holds `qubesadmin` and `pyproject.toml`),
+`CLOISON_FOREIGN_QREXEC` that of its qrexec package (`qrexec`), if its programs for the policy are to be tried too, and
 `CLOISON_FOREIGN_PYTHON` an interpreter that has what it imports (lxml, PyYAML, tqdm, xcffib, pyxdg). Nothing of it is in this
 repository; without the variables these tests are not collected.
 """
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from clients import Both
 
-CLIENT, PYTHON = "CLOISON_FOREIGN_CLIENT", "CLOISON_FOREIGN_PYTHON"
+CLIENT, QREXEC, PYTHON = "CLOISON_FOREIGN_CLIENT", "CLOISON_FOREIGN_QREXEC", "CLOISON_FOREIGN_PYTHON"
 collect_ignore_glob = [] if os.environ.get(CLIENT) else ["test_*.py"]
 
 _THEIRS = "#!{python}\nimport sys\nsys.path[:0] = {path!r}\nfrom {module} import {function} as main\nsys.exit(main())\n"
@@ -34,7 +35,7 @@ def foreign_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = folder / f"qubesadmin-{version}.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: qubesadmin\nVersion: {version}\n")
-    path = [str(client), str(folder)]
+    path = [str(client), str(folder), *([str(Path(os.environ[QREXEC]).resolve())] if os.environ.get(QREXEC) else [])]
     scripts = tomllib.loads((client / "pyproject.toml").read_text())["project"]["scripts"]
     scripts |= {f"qvm-{devclass}": scripts["qvm-device"] for devclass in ("block", "usb", "pci")}
     for name, target in scripts.items():

@@ -497,6 +497,19 @@ def test_host_command_lines(text: str, command: Command) -> None:
     assert qrexec.build_command(command) == text
 
 
+def test_a_call_of_the_host_to_itself_may_leave_its_target_out() -> None:
+    """Two words after QUBESRPC, as Qubes OS's own programs in dom0 say it; four as for a qube's call."""
+    plain = Command("", service="policy.Get", argument="30-user", source="dom0")
+    assert qrexec.parse_own_command("QUBESRPC policy.Get+30-user dom0") == plain
+    assert qrexec.parse_own_command("nogui:QUBESRPC a dom0") == Command("", nogui=True, service="a", source="dom0")
+    for text, command in HOST_COMMANDS:
+        assert qrexec.parse_own_command(text) == command
+    for text in ("QUBESRPC a", "QUBESRPC a dom0 name", "QUBESRPC a dom0 other x", "QUBESRPC  dom0", "QUBESRPC a ", "ls a b", "",
+                 "QUBESRPC ../a dom0"):
+        with pytest.raises(PeerError):
+            qrexec.parse_own_command(text)
+
+
 @pytest.mark.parametrize(("command", "descriptor"), [
     (COMMANDS[8][1], "qubes.A dom0"), (COMMANDS[9][1], "qubes.A+ dom0"), (HOST_COMMANDS[0][1], "a+b work name dom0"),
 ])

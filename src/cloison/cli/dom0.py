@@ -63,7 +63,7 @@ def add_parsers(subparsers: Any) -> None:
         description="Run a program made for Qubes OS's dom0, unchanged, against Cloison.",
         epilog=(
             "The program finds /var/run/qubesd.sock, /run/qubes, /etc/qubes, /etc/qubes-rpc, /etc/qubes-release,\n"
-            "/var/lib/qubes and /usr/lib/qubes/qrexec-client; everything else is the host's. The host itself does not\n"
+            "/var/lib/qubes and qrexec-client; everything else is the host's. The host itself does not\n"
             "change, and no root is needed. Folder, terminal, signals and exit status are the program's own.\n\n"
             "examples:\n"
             "  cloison dom0 -- qvm-ls --tree                   Qubes OS's own qvm-ls, if it comes first in $PATH\n"
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         tool.quit_usage(PROG, "COMMAND is missing")
     paths = Paths.from_environment()
     paths.ensure()
-    enter("dom0", layout(paths, _program), writable=["/run"])
+    enter("dom0", layout(paths, _program), writable=["/run"], layered=["/usr/bin"])
     os.environ["PATH"] = os.pathsep.join([INSTEAD, os.environ.get("PATH", os.defpath), OWN, BESIDES])
     try:
         os.execvp(command[0], command)  # noqa: S606 the program takes this process's place
@@ -110,7 +110,7 @@ def layout(paths: Paths, program: Callable[[str], str | None]) -> dict[str, File
     }
     client = program("qrexec-client")
     if client:
-        entries["/usr/lib/qubes/qrexec-client"] = Link(client)
+        entries |= dict.fromkeys(("/usr/lib/qubes/qrexec-client", "/usr/bin/qrexec-client"), Link(client))
     return entries | _services(paths) | _hardware_names()
 
 

@@ -20,6 +20,7 @@ from cloison.errors import HostError
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWUSER = 0x00020000, 0x04000000, 0x10000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE = 1, 2, 4, 32, 0x1000, 0x4000, 0x80000
 HOST = "/.host"                          # where the host's own root lies in the new one
+_OURS = "/.ours"                         # what of ours is laid over folders of the host
 _STAGE = "/tmp"  # noqa: S108 only a folder to mount on; nothing is written to the host's
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,12 +45,23 @@ class Link(NamedTuple):
     target: str
 
 
-def enter(host_name: str, entries: Mapping[str, File | Link], *, writable: Iterable[str] = ()) -> None:
+class _View(NamedTuple):
+    """What is laid where."""
+
+    entries: Mapping[str, File | Link]
+    writable: frozenset[str]
+    layered: frozenset[str]
+
+
+def enter(
+    host_name: str, entries: Mapping[str, File | Link], *, writable: Iterable[str] = (), layered: Iterable[str] = (),
+) -> None:
     """Give this process a view of its own. The working folder stays.
 
     `entries`: absolute path -> what lies there, instead of what the host has. `writable`: folders in which new files may be made;
-    they are lost at the end. Needs a process with one thread. Raises NamespacesRefused, or OSError for a file system that plays
-    tricks; the process should end then.
+    they are lost at the end. `layered`: folders with very many files, to which ours are added by an overlay where the kernel
+    allows it, since a link for each would take long. Needs a process with one thread. Raises NamespacesRefused, or OSError for a
+    file system that plays tricks; the process should end then.
     """
     folder = os.getcwd()
     try:
@@ -62,7 +74,7 @@ def enter(host_name: str, entries: Mapping[str, File | Link], *, writable: Itera
     os.mkdir(_STAGE + HOST)
     _call("pivot_root", _STAGE.encode(), (_STAGE + HOST).encode())
     os.chdir("/")
-    _lay("/", entries, frozenset(writable))
+    _lay("/", _View(entries, frozenset(writable), frozenset(layered)))
     _mount("none", "/", flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
     os.chdir(folder)
 
@@ -80,25 +92,47 @@ def _unshare() -> None:
             file.write(text)
 
 
-def _lay(folder: str, entries: Mapping[str, File | Link], writable: frozenset[str]) -> None:
+def _lay(folder: str, view: _View) -> None:
     """Fill a folder in memory: ours, those above something of ours, and what else the host has there."""
-    if folder in writable:
+    entries = view.entries
+    if folder in view.layered and _overlay(folder, entries):
+        return
+    if folder in view.writable:
         _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755")
     below = {_child(folder, path) for path in entries if path.startswith(folder.rstrip("/") + "/")}
     for path in below:
-        if path not in entries:
-            os.mkdir(path)
-            _lay(path, entries, writable)
-            continue
-        entry = entries[path]
-        if isinstance(entry, Link):
-            os.symlink(entry.target, path)
+        if path in entries:
+            _put(path, entries[path])
         else:
-            _write(path, entry)
+            os.mkdir(path)
+            _lay(path, view)
     for name in _names(HOST + folder):
         path = posixpath.join(folder, name)
-        if path not in below and path != HOST:
+        if path not in below and path not in (HOST, _OURS):
             _show(path)
+
+
+def _overlay(folder: str, entries: Mapping[str, File | Link]) -> bool:
+    """Ours over the host's folder, without a link for each of its files. False if the kernel gives this user no overlay."""
+    ours = _OURS + folder
+    names = {path: ours + path.removeprefix(folder) for path in entries if posixpath.dirname(path) == folder}
+    if any(path.startswith(folder + "/") and path not in names for path in entries):
+        return False                     # something of ours lies deeper
+    os.makedirs(ours, mode=0o755, exist_ok=True)
+    for path, place in names.items():
+        _put(place, entries[path])
+    try:
+        _mount("overlay", folder, "overlay", _MS_RDONLY | _MS_NODEV, f"lowerdir={ours}:{HOST}{folder}")
+    except OSError:
+        return False
+    return True
+
+
+def _put(path: str, entry: File | Link) -> None:
+    if isinstance(entry, Link):
+        os.symlink(entry.target, path)
+    else:
+        _write(path, entry)
 
 
 def _child(folder: str, path: str) -> str:

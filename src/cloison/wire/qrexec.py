@@ -493,8 +493,17 @@ def parse_command(untrusted: str) -> Command:
     return Command(user, nogui, "", *_split_service(words[0]), words[1])
 
 
+def parse_own_command(line: str) -> Command:
+    """`[nogui:]QUBESRPC SERVICE[+ARGUMENT] SOURCE [TYPE TARGET]`: the host calls itself. Raises PeerError."""
+    nogui, rest = _cut_nogui(line)
+    if not rest.startswith(_RPC) or rest.count(" ") != 2:
+        return parse_host_command(line)
+    words = _service_words(rest, 2)
+    return Command("", nogui, "", *_split_service(words[0]), words[1])
+
+
 def parse_host_command(untrusted: str) -> Command:
-    """`[nogui:]QUBESRPC SERVICE[+ARGUMENT] SOURCE TYPE TARGET`, as for a call to the host. Raises PeerError."""
+    """`[nogui:]QUBESRPC SERVICE[+ARGUMENT] SOURCE TYPE TARGET`, as for a qube's call to the host. Raises PeerError."""
     nogui, rest = _cut_nogui(untrusted)
     if not rest.startswith(_RPC):
         raise PeerError("only a service can be called on the host")

@@ -12,7 +12,7 @@ from tests.patience import PATIENCE
 
 from cloison.errors import CloisonError
 from cloison.qrexec.host import host_service
-from cloison.qrexec.host.services import appmenus, repos, updates
+from cloison.qrexec.host.services import appmenus, host_repos, repos, updates
 from cloison.values import QubeName
 from cloison.wire import filecopy as wire
 
@@ -96,10 +96,33 @@ def test_menus_go_with_their_qube_and_what_a_dead_qubesd_left_goes_at_its_start(
 # -- repositories ------------------------------------------------------------------------------------------------------------
 
 
-def test_no_repositories_unless_configured(tmp_path: Path) -> None:
+def test_without_a_file_the_hosts_own_repositories_are_shown_and_not_switched(tmp_path: Path) -> None:
     result = run("qubes.repos.List", root=tmp_path)
-    assert (result.returncode, result.stdout) == (0, b"")
-    assert run("qubes.repos.Enable", "x", root=tmp_path).returncode == 1
+    assert result.returncode == 0
+    rows = [row.split(b"\0") for row in result.stdout.split(b"\n") if row]
+    assert rows == [[part.encode() for part in (one, name, state)] for one, state, name in host_repos.listed()]
+    for one in [row[0].decode() for row in rows] or ["x"]:
+        assert run("qubes.repos.Enable", one, root=tmp_path).returncode == 1
+
+
+def test_the_hosts_own_repositories(tmp_path: Path) -> None:
+    apt, yum = tmp_path / "etc/apt/sources.list.d", tmp_path / "etc/yum.repos.d"
+    assert host_repos.listed(str(tmp_path)) == []
+    apt.mkdir(parents=True)
+    yum.mkdir()
+    (tmp_path / "etc/apt/sources.list").write_text(
+        "deb [arch=amd64 signed-by=/k] http://one stable main # x\n#deb http://off a b\ndeb-src http://s a b\n")
+    (apt / "vendor name.list").write_text("deb http://two \x1b sid\n")
+    (apt / "debian.sources").write_text(
+        "# comment\nTypes: deb\nURIs: http://three\nSuites: a\n b\nComponents: main\n\n\n"
+        "Types: deb deb-src\nURIs: http://four\nEnabled: No\n\nTypes: deb-src\nURIs: http://five\n")
+    (apt / "gone.sources").symlink_to("nowhere")
+    (apt / "old.list.disabled").write_text("deb http://six a b\n")
+    (yum / "f.repo").write_text("[base]\nname=Base packages\n[extra]\nenabled=0\n")
+    assert host_repos.listed(str(tmp_path)) == [
+        ("sources-1", "enabled", "http://one stable main"), ("vendor-name-1", "enabled", "http://two _ sid"),
+        ("debian-1", "enabled", "http://three a b main"), ("debian-2", "disabled", "http://four"),
+        ("f-1", "enabled", "Base packages"), ("f-2", "disabled", "extra")]
 
 
 def test_repositories_are_listed_and_switched(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cloison.runtime.paths import Paths
 from cloison.runtime.vchan_socket import VchanSocket
 from cloison.runtime.vchan_socket import folder as vchan_folder
 from cloison.wire.mux import Address
-from cloison.wire.qrexec import Command, parse_host_command, request_id
+from cloison.wire.qrexec import Command, parse_host_command, parse_own_command, request_id
 
 DISPOSABLE = "@dispvm:"
 
@@ -68,7 +68,7 @@ def _become_service(line: str) -> NoReturn:
     if user != "DEFAULT":
         raise Failure("a service of the host runs as who calls it: the user must be DEFAULT")
     try:
-        command = parse_host_command(line)
+        command = parse_own_command(line)
         service = lookup.find(command.service, command.argument, lookup.service_path())
     except PeerError as error:
         raise Failure(str(error)) from error

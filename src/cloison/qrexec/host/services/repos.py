@@ -1,6 +1,7 @@
-"""qubes.repos.List, .Enable and .Disable: package repositories of the host, as far as `config/repositories` names any.
+"""qubes.repos.List, .Enable and .Disable: the package repositories of the host.
 
-A line of that file is `ID enabled|disabled NAME`.
+Where there is a file `config/repositories`, those it names: a line is `ID enabled|disabled NAME`, and a program of the
+administrator's makes the host follow it. Otherwise those of the host's package manager, which are only shown.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cloison.errors import CloisonError
+from cloison.qrexec.host.services import host_repos
 from cloison.runtime.files import write_atomic
 from cloison.runtime.paths import Paths
 
@@ -47,12 +49,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def load(path: str) -> list[Repository]:
-    """None if there is no such file. Raises BadRepository."""
+    """The host's own if there is no such file. Raises BadRepository."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
-        return []
+        return [Repository(*one) for one in host_repos.listed()]
     found = []
     for line in lines:
         words = line.split(None, 2)
@@ -69,5 +71,7 @@ def switch(path: str, untrusted_id: str, state: str) -> None:
     all_of_them = load(path)
     if untrusted_id not in [one.id for one in all_of_them]:
         raise BadRepository("no such repository")
+    if not os.path.exists(path):
+        raise BadRepository("the host's own package manager has its repositories; they can't be switched from here")
     changed = [one._replace(state=state) if one.id == untrusted_id else one for one in all_of_them]
     write_atomic(path, "".join(f"{one.id} {one.state} {one.name}\n" for one in changed).encode())
