@@ -97,6 +97,7 @@ def run_inside(root: Path, command: Sequence[str], folders: Iterable[str] = ()) 
     kept = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy") or name in ("TERM", "CI")}
     environment = {
         **kept, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
+        "CLOISON_TEST_TEMPLATE": os.environ.get("CLOISON_TEST_TEMPLATE", "debian-12"),      # elsewhere the newer one is tested
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "BARE_BINDS": "\n".join(folders),
     }
     inside = 'cd "$HOME/cloison"; "$@"; status=$?; exit $status'   # the shell stays: it is pid 1 and reaps

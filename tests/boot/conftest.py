@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.boot.place import Place, await_ends, copy_parts, furnish, is_up
-
-SOURCE = "CLOISON_TEST_TEMPLATE_ROOT"
+from tests.boot.place import SOURCE, Place, await_ends, copy_parts, furnish, is_up
 
 # A shell that runs the suite in the background has it ignore Ctrl-C, and every tool that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

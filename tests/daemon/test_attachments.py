@@ -5,6 +5,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -96,6 +97,30 @@ def test_attach_list_detach_and_their_events(tmp_path: Path) -> None:
         port = {"port": "usb:sda"}
         assert scene.devices() == [("work", "device-pre-detach:block", port), ("work", "device-detach:block", port)]
         assert await scene.call("Attached") == "" and "attachment" not in await scene.call("Available", "usb")
+
+    play(tmp_path, scenario)
+
+
+def test_an_attached_device_is_waited_for_but_no_qube_that_will_not_say(tmp_path: Path) -> None:
+    """The caller can use it at once; a qube that has no such service, or fails it, has it all the same."""
+    async def scenario(scene: Scene) -> None:
+        wardens = scene.app.parts.wardens
+        assert isinstance(wardens, FakeWardens)
+        assert await scene.call("Attach", "work", "usb+sda") == ""
+        assert wardens.services == [(scene.uuid("work"), "cloison.AwaitDisk", b"xvdi\n")]
+        await scene.plug(SDB)
+        with mock.patch.object(wardens, "service", side_effect=MachineError("cloison.AwaitDisk failed in the qube")):
+            assert await scene.call("Attach", "work", "usb+sdb") == ""
+        assert "_frontend-dev='xvdj'" in await scene.call("Attached")
+
+    play(tmp_path, scenario)
+
+
+def test_a_paused_qube_is_not_waited_for(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        await ask(scene.app, "admin.vm.Pause", "work")
+        assert await scene.call("Attach", "work", "usb+sda") == ""
+        assert isinstance(scene.app.parts.wardens, FakeWardens) and scene.app.parts.wardens.services == []
 
     play(tmp_path, scenario)
 

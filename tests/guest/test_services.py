@@ -163,6 +163,18 @@ def test_open_in_vm_shows_the_file_and_sends_it_back_if_changed(bin: Bin, tmp_pa
     assert not Path(path).parent.exists()
 
 
+@pytest.mark.parametrize(("name", "asked"), [
+    ("xvdi\n", ["wait --timeout=8 /dev/xvdi"]), ("../sda\n", []), ("", []), ("\n", []), ("xvdi x\n", []), ("-v\n", []),
+])
+def test_await_disk_asks_udev_for_a_name_and_nothing_else(bin: Bin, tmp_path: Path, name: str, asked: list[str]) -> None:
+    bin.add("udevadm", f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n')
+    environment = {"PATH": f"{bin.folder}:/usr/bin:/bin"}
+    script = Path(SOURCE, "cloison/guest/services/cloison.AwaitDisk")
+    done = subprocess.run(["/bin/sh", str(script)], input=name.encode(), env=environment, capture_output=True, check=False)
+    assert (done.returncode == 0) == bool(asked)
+    assert ((tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []) == asked
+
+
 VIEW = RPC + "text_view"
 
 

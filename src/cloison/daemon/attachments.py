@@ -6,6 +6,7 @@ they said, and the events of it (reference/devices.md 3 to 5).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from typing import Any
@@ -39,6 +40,7 @@ from cloison.wire.blocks import Block
 log = logging.getLogger(__name__)
 _UP = (PowerState.RUNNING, PowerState.PAUSED)
 ASK = "ask-to-attach"
+AWAIT, AWAIT_TIME = "cloison.AwaitDisk", 5.0        # the guest's service, and s that an attaching waits for what it says
 ANSWER_TIME = 10.0          # s that one warden may hold up the daemon's start
 MAX_SETTLING = 32           # devices of one qube that are being given away by rule, or asked about
 
@@ -96,6 +98,15 @@ class Attachments:
         if backend is qube:
             raise BadValue(f"{device.device} is {qube.name}'s own")
         await self._attach(qube, backend, device, options)
+        await self._shown(qube, (backend.uuid, device.device.port))
+
+    async def _shown(self, qube: Qube, what: tuple[str, str]) -> None:
+        """Until the qube can use it, so that the caller can. It is attached whatever the qube says, and however long it takes."""
+        names = [name for name, block in self._blocks.get(qube.uuid, {}).items() if (block.backend, block.port) == what]
+        if qube.power is PowerState.RUNNING and names:
+            with contextlib.suppress(MachineError, TimeoutError):
+                async with asyncio.timeout(AWAIT_TIME):
+                    await self._wardens.service(qube.uuid, AWAIT, f"{names[0]}\n".encode())
 
     async def _attach(self, qube: Qube, backend: Qube, device: Exposed, options: Mapping[str, str]) -> None:
         wanted = plan.block_options(options, device)
