@@ -32,9 +32,10 @@ def sealing(qubesd: FakeQubesd) -> FakeQubesd:
 def test_a_new_template_is_made_sealed_and_default(sealing: FakeQubesd) -> None:
     template.register(Connection(), "d13", BUILT, exists=False)
     assert changes(sealing) == [
-        ("dom0", "admin.vm.Create.TemplateVM", "", b"name=d13 label=black"),
+        ("dom0", "admin.vm.Create.TemplateVM", "", b"name=d13 label=black unfinished=cloison-template-build"),
         ("d13", "internal.cloison.SealRoot", "", b"/somewhere/root.img"),
         ("d13", "internal.cloison.FeaturesRequest", "", b"qrexec=1\nos-version=12\n"),
+        ("d13", "admin.vm.feature.Remove", "prohibit-start", b""),
         ("dom0", "admin.property.Set", "default_template", b"d13"),
         ("dom0", "admin.property.Set", "default_kernel", b"6.1.0-9-cloud-amd64"),
     ]

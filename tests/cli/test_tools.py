@@ -182,11 +182,14 @@ def test_pause_and_unpause(qubesd: FakeQubesd) -> None:
 
 def test_create_remove(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("qvm-create", "-l", "green", "-t", "debian-12", "--prop", "memory=800", "new") == 0
-    assert ("dom0", "admin.vm.Create.AppVM", "debian-12", b"name=new label=green") in qubesd.calls
+    assert ("dom0", "admin.vm.Create.AppVM", "debian-12", b"name=new label=green unfinished=qvm-create") in qubesd.calls
     assert qubesd.qubes["new"]["memory"] == "800"
     assert run("qvm-create", "-l", "green", "new") == 1
     assert capsys.readouterr().err == "qvm-create: error: qube new exists, 100% sure\n"
     assert run("qvm-create", "-l", "green", "--prop", "colour=x", "newer") == 2
+    assert "newer" not in qubesd.qubes
+    assert run("qvm-create", "-l", "green", "newer") == 0
+    assert ("dom0", "admin.vm.Create.AppVM", "", b"name=newer label=green") in qubesd.calls, "one call is all it takes"
     monkeypatch.setattr("builtins.input", lambda _: "n")
     assert run("qvm-remove", "new") == 1
     assert run("qvm-remove", "--force", "new", "newer") == 0

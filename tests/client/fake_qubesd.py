@@ -81,6 +81,8 @@ class FakeQubesd:
         self.qubes[words["name"]] = {
             "class": klass, "state": "Halted", "label": words["label"], "template": request.argument or "debian-12"}
         self.features[words["name"]], self.tags[words["name"]] = {}, []
+        if "unfinished" in words:
+            self.features[words["name"]]["prohibit-start"] = words["unfinished"]
         return b""
 
     def _power(self, request: admin.Request) -> bytes:

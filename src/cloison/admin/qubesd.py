@@ -40,6 +40,7 @@ class NewQube:
     template: str | None = None
     pool: str | None = None
     pools: Mapping[str, str] = field(default_factory=dict)      # volume -> pool
+    unfinished: str = ""                                        # the tool that has more to say to it before it may start
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,26 @@ from collections.abc import Sequence
 
 from cloison.cli import tool
 from cloison.client.connection import Connection
-from cloison.client.create import Creation, clone, create
+from cloison.client.create import Creation, copy, create, making
 from cloison.client.domains import DOM0, lines
 from cloison.client.importing import import_volume
 from cloison.errors import BadRequest, CloisonError, LabelNotFound, QubeNotFound
 
 PROG = "qvm-create"
-PROPERTY_FAILED = 2                      # created, but a property could not be set
-IMPORT_FAILED = 3                        # created, but its root volume could not be filled
+PROPERTY_FAILED = 2                      # not made, since a property could not be set
+IMPORT_FAILED = 3                        # not made, since its root volume could not be filled
+
+
+class NotMade(CloisonError):
+    """Something that was asked for with the qube failed, so there is no qube."""
+
+    def __init__(self, name: str, what: str, error: Exception, status: int) -> None:
+        super().__init__(name, what)
+        self.name, self.what, self.error, self.exit_status = name, what, error, status
+        self.hint = getattr(error, "hint", "")
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.error}; {self.name} is not made"
 
 
 def parser() -> tool.Parser:
@@ -53,7 +65,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     if image and not os.path.isfile(image):
         tool.quit_usage(PROG, f"no such file: {image!r}")
     try:
-        _make(connection, wanted)
+        _make(connection, wanted, properties, image)
     except (BadRequest, LabelNotFound):  # what an unknown label is answered with depends on qubesd
         known = lines(connection.call(DOM0, "admin.label.List"))
         if wanted.label in known:
@@ -62,29 +74,35 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     except QubeNotFound as error:        # the template; exit status 2 is for wrong usage
         tool.report(PROG, error)
         return 1
-    status = _set_properties(connection, wanted.name, properties)
-    if image and not _fill_root(connection, wanted.name, image):
-        return IMPORT_FAILED
     if args.root_move_from:
         os.unlink(args.root_move_from)
-    return status
+    return 0
 
 
-def _make(connection: Connection, wanted: Creation) -> None:
-    if wanted.klass == "StandaloneVM" and wanted.template:
-        clone(connection, wanted.template, wanted._replace(template=""), skip_volumes=("private",))
-    else:
+def _make(connection: Connection, wanted: Creation, properties: dict[str, str], image: str | None) -> None:
+    """All of it or nothing. One call if that is all it takes."""
+    source = wanted.template if wanted.klass == "StandaloneVM" else ""
+    if not (source or properties or image):
         create(connection, wanted)
+        return
+    with making(connection, wanted._replace(template="") if source else wanted, PROG):
+        if source:
+            copy(connection, source, wanted.name, skip_volumes=("private",))
+        for prop, value in properties.items():
+            try:
+                connection.call(wanted.name, "admin.vm.property.Set", prop, value.encode())
+            except CloisonError as error:
+                raise NotMade(wanted.name, f"setting property {prop}", error, PROPERTY_FAILED) from error
+        if image:
+            _fill_root(connection, wanted.name, image)
 
 
-def _fill_root(connection: Connection, name: str, image: str) -> bool:
+def _fill_root(connection: Connection, name: str, image: str) -> None:
     try:
         with open(image, "rb") as source:
             import_volume(connection, name, "root", source, os.fstat(source.fileno()).st_size)
     except (CloisonError, OSError) as error:
-        tool.report(PROG, error, f"importing the root volume (but {name} is created)")
-        return False
-    return True
+        raise NotMade(name, "importing the root volume", error, IMPORT_FAILED) from error
 
 
 def _creation(args: argparse.Namespace) -> tuple[Creation, dict[str, str]]:
@@ -107,17 +125,6 @@ def pair_of(text: str, prog: str) -> tuple[str, str]:
     if not key or not equals:
         tool.quit_usage(prog, f"{text!r} is not of the form NAME=VALUE")
     return key, value
-
-
-def _set_properties(connection: Connection, name: str, properties: dict[str, str]) -> int:
-    status = 0
-    for prop, value in properties.items():
-        try:
-            connection.call(name, "admin.vm.property.Set", prop, value.encode())
-        except CloisonError as error:
-            tool.report(PROG, error, f"setting property {prop} (but {name} is created)")
-            status = PROPERTY_FAILED
-    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

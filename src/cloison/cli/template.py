@@ -13,7 +13,7 @@ from typing import Any
 from cloison.cli import tool
 from cloison.cli.building import add_mirror, fresh_log, progress, terminated_like_interrupted
 from cloison.client.connection import Connection
-from cloison.client.create import Creation, create
+from cloison.client.create import Creation, making
 from cloison.client.domains import DOM0, feature, get_property, list_qubes, volume_info
 from cloison.errors import CloisonError
 from cloison.runtime.paths import Paths
@@ -92,17 +92,10 @@ def register(connection: Connection, name: str, built: Built, *, exists: bool) -
 
     A qube made here is removed again if it can't be given its image.
     """
-    if not exists:
-        create(connection, Creation(name, TEMPLATE, LABEL))
-    try:
-        connection.call(name, "internal.cloison.SealRoot", payload=built.image.encode(), internal=True)
-    except BaseException:
-        if not exists:
-            with contextlib.suppress(CloisonError):
-                connection.call(name, "admin.vm.Remove")
-        raise
     said = "".join(f"{key}={value}\n" for key, value in built.offers.items())
-    connection.call(name, "internal.cloison.FeaturesRequest", payload=said.encode("ascii"), internal=True)
+    with contextlib.nullcontext() if exists else making(connection, Creation(name, TEMPLATE, LABEL), "cloison-template-build"):
+        connection.call(name, "internal.cloison.SealRoot", payload=built.image.encode(), internal=True)
+        connection.call(name, "internal.cloison.FeaturesRequest", payload=said.encode("ascii"), internal=True)
     for key, value in (("default_template", name), ("default_kernel", built.kernel)):
         if not get_property(connection, None, key).text:
             connection.call(DOM0, "admin.property.Set", key, value.encode())

@@ -1,21 +1,25 @@
 """Making qubes: a new one, or one like another (reference/admin-api.md 5.4). The Admin API has no call for a clone.
 
-A clone that fails half way is removed again. If this process dies half way, a halted qube of the new name is left, which
-qvm-remove removes.
+A qube that takes more than one call to make is marked from its birth (`unfinished=`, which becomes feature prohibit-start), and
+the mark goes last. So if this process dies half way, what is left never starts, and qvm-remove removes it. What fails half way is
+removed at once. Settings that restrict are made first.
 """
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from cloison.client.connection import Connection
-from cloison.client.domains import DOM0, features, get_properties, lines, tags, volume_info, volumes
-from cloison.errors import BadValue, CloisonError, PeerError
+from cloison.client.domains import DOM0, feature, features, get_properties, lines, tags, volume_info, volumes
+from cloison.errors import BadRequest, BadValue, CloisonError, PeerError
 from cloison.values import QubeName
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
-_OWN = ("name", "qid", "uuid", "template", "label", "installed_by_rpm")   # never copied
+_OWN = ("name", "qid", "uuid", "dispid", "template", "label", "installed_by_rpm")   # never copied
+_FIRST = ("netvm", "default_dispvm")            # these say where it may connect to
+_MARK = "prohibit-start"
 
 Complain = Callable[[CloisonError], None]
 
@@ -31,8 +35,11 @@ class Creation(NamedTuple):
     pools: dict[str, str] = {}
 
 
-def create(connection: Connection, wanted: Creation) -> None:
-    """Raises InvalidValue or BadValue, before anything is sent, for words that could be read as something else."""
+def create(connection: Connection, wanted: Creation, *, unfinished: str = "") -> None:
+    """Raises InvalidValue or BadValue, before anything is sent, for words that could be read as something else.
+
+    `unfinished`: the name of the tool that has more to do; until it takes the mark away the qube does not start.
+    """
     QubeName(wanted.name)
     if wanted.template:
         QubeName(wanted.template)
@@ -44,6 +51,8 @@ def create(connection: Connection, wanted: Creation) -> None:
     if wanted.pool:
         payload += f" pool={_check('pool', wanted.pool)}"
     payload += "".join(f" pool:{volume}={pool}" for volume, pool in sorted(wanted.pools.items()))
+    if unfinished:
+        payload += f" unfinished={_check('tool', unfinished)}"
     connection.call(DOM0, f"{method}.{wanted.klass}", wanted.template, payload.encode())
 
 
@@ -53,47 +62,88 @@ def _check(what: str, word: str) -> str:
     return word
 
 
+class Making:
+    """A qube in the making. `mark`: why it may not be started when it is made, as its source says; empty: it may."""
+
+    mark = ""
+
+
+@contextmanager
+def making(connection: Connection, wanted: Creation, tool: str) -> Iterator[Making]:
+    """A new qube, for the block to finish: then it may start. A block that fails leaves nothing. Raises as `create` does."""
+    try:
+        create(connection, wanted, unfinished=tool)
+    except BadRequest:                  # a qubesd that does not know the mark, or something else is wrong: it says so again
+        create(connection, wanted)
+        connection.call(wanted.name, "admin.vm.feature.Set", _MARK, f"{tool} has not finished making it".encode())
+    try:
+        made = Making()
+        yield made
+        if made.mark:
+            connection.call(wanted.name, "admin.vm.feature.Set", _MARK, made.mark.encode())
+        else:
+            connection.call(wanted.name, "admin.vm.feature.Remove", _MARK)
+    except BaseException as error:
+        _unmake(connection, wanted.name, error)
+        raise
+
+
+def _unmake(connection: Connection, name: str, error: BaseException) -> None:
+    """Raises CloisonError that says both if it can't be removed."""
+    try:
+        connection.call(name, "admin.vm.Remove")
+    except CloisonError as left:
+        raise CloisonError(f"{error or 'given up'}; and {name} could not be removed again: {left}. It does not start; "
+                           f"qvm-remove removes it") from error
+
+
 def clone(
     connection: Connection, source: str, wanted: Creation, *,
-    skip_volumes: Container[str] = (), complain: Complain | None = None,
+    skip_volumes: Container[str] = (), complain: Complain | None = None, tool: str = "qvm-clone",
 ) -> None:
     """Make `wanted` with the settings and the kept volumes of `source`.
 
     `complain` is told what could not be copied, and the clone goes on; without it such a failure undoes the clone.
     """
-    create(connection, wanted)
-    try:
-        _copy_settings(connection, source, wanted.name, complain or _raise)
-        _copy_volumes(connection, source, wanted.name, skip_volumes)
-    except BaseException:
-        connection.call(wanted.name, "admin.vm.Remove")
-        raise
+    with making(connection, wanted, tool) as made:
+        made.mark = copy(connection, source, wanted.name, skip_volumes=skip_volumes, complain=complain)
+
+
+def copy(
+    connection: Connection, source: str, target: str, *, skip_volumes: Container[str] = (), complain: Complain | None = None,
+) -> str:
+    """All that `clone` copies, to a qube in the making; its source's mark."""
+    settings = _settings(connection, source, complain or _raise)
+    for method, argument, value in settings:
+        try:
+            connection.call(target, method, argument, value.encode())
+        except CloisonError as error:
+            (complain or _raise)(error)
+    _copy_volumes(connection, source, target, skip_volumes)
+    return feature(connection, source, _MARK) or ""
 
 
 def _raise(error: CloisonError) -> None:
     raise error
 
 
-def _copy_settings(connection: Connection, source: str, target: str, complain: Complain) -> None:
-    calls: list[tuple[str, str, str]] = []
-    for name, prop in get_properties(connection, source).items():
-        if name not in _OWN and not prop.default:
-            calls.append(("admin.vm.property.Set", name, prop.value))
-    calls += [("admin.vm.tag.Set", tag, "") for tag in tags(connection, source) if not tag.startswith("created-by-")]
-    for name, value in features(connection, source).items():
-        if not name.startswith("preload-dispvm") or name == "preload-dispvm-max":
-            calls.append(("admin.vm.feature.Set", name, value))
-    for kind in ("notes", "firewall"):
+def _settings(connection: Connection, source: str, complain: Complain) -> list[tuple[str, str, str]]:
+    """The calls that make another qube like it, those first that restrict it."""
+    texts = []
+    for kind in ("firewall", "notes"):
         try:
             if text := connection.call(source, f"admin.vm.{kind}.Get").decode():
-                calls.append((f"admin.vm.{kind}.Set", "", text))
+                texts.append((f"admin.vm.{kind}.Set", "", text))
         except CloisonError as error:
             complain(error)
-    for method, argument, value in calls:
-        try:
-            connection.call(target, method, argument, value.encode())
-        except CloisonError as error:
-            complain(error)
+    properties = {name: prop for name, prop in get_properties(connection, source).items() if name not in _OWN and not prop.default}
+    order = sorted(properties, key=lambda name: name not in _FIRST)
+    calls = [*texts[:1], *(("admin.vm.property.Set", name, properties[name].value) for name in order), *texts[1:]]
+    calls += [("admin.vm.tag.Set", tag, "") for tag in tags(connection, source) if not tag.startswith("created-by-")]
+    for name, value in features(connection, source).items():
+        if name != _MARK and (not name.startswith("preload-dispvm") or name == "preload-dispvm-max"):
+            calls.append(("admin.vm.feature.Set", name, value))
+    return calls
 
 
 def _copy_volumes(connection: Connection, source: str, target: str, skip: Container[str]) -> None:

@@ -34,7 +34,7 @@ class Making:
         dispid = self._free_dispid() if order.klass == "DispVM" else None
         return await self._make(Birth(
             order.klass, order.name, order.label, self._parts.host.new_uuid(), CREATING, template=order.template, dispid=dispid,
-            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}",),
+            pool=order.pool, pools=order.pools, tags=(f"created-by-{source.name}",), unfinished=order.unfinished,
         ))
 
     async def create_disposable(self, template: Qube, source: Qube | None) -> Qube:

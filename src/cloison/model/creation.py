@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError
 from cloison.model import volumes
 from cloison.model.domains import Qube, System
+from cloison.model.features import PROHIBIT_START, unfinished
 from cloison.model.properties import Value
 
 _VOLUMES = ("root", "private", "volatile", "kernel")
 _NOT_COPIED = "preload-dispvm"
+KERNELS = "linux-kernel"            # the driver of a pool that holds no volumes of qubes
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Birth:
     pools: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     values: Mapping[str, Value] = field(default_factory=dict)
+    unfinished: str = ""            # the tool that has yet to finish it
 
 
 def create(system: System, birth: Birth) -> Qube:
@@ -48,6 +51,8 @@ def create(system: System, birth: Birth) -> Qube:
     if template is not None and birth.klass == "DispVM":
         inherit_from_template(qube, template)
     _keep_quietly(qube)
+    if birth.unfinished:
+        qube.journal.put("features", qube.qid, qube.features, PROHIBIT_START, unfinished(birth.unfinished))
     for volume in _volumes(system, birth, template):
         qube.put_volume(volume)
     system.journal.emit("", "domain-add", vm=qube.name)
@@ -84,8 +89,9 @@ def _volumes(system: System, birth: Birth, template: Qube | None) -> list[volume
     if not system.kinds[birth.klass].machine:
         return []
     pools = {name: birth.pools.get(name) or _pool(system, birth, name, template) for name in _VOLUMES}
-    for name in {*birth.pools.values(), *([birth.pool] if birth.pool else [])}:
-        system.pool(name)
+    for role, pool in [*birth.pools.items(), *([("", birth.pool)] if birth.pool else [])]:
+        if system.pool(pool).driver == KERNELS and role != "kernel":
+            raise CloisonError(f"pool {pool} holds kernels, no volumes of qubes")
     made = volumes.for_new_qube(birth.klass, birth.name, pools, template.volumes if template else None)
     for volume in made:
         if volume.snap_on_start and volume.name in birth.pools:

@@ -15,6 +15,7 @@ PRELOAD_SERVICES = ("qubes.WaitForRunningSystem", "qubes.WaitForSession")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
 TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _PERSIST = re.compile(r"((file|dir):[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[0-7]{1,4}:)?/[^\0]*")
+PROHIBIT_START = "prohibit-start"                    # why a qube may not be started
 CALL_DISPOSABLES = "call-disposables-max"            # how many disposables the calls of a qube may have at once
 CALL_PROGRAMS = "call-programs-max"                  # how many programs of the host they may have at once
 CALL_PROGRAMS_EACH = "call-programs-each-max"        # and of one service
@@ -31,6 +32,11 @@ def check_quota(features: Mapping[str, str], tags: Collection[str]) -> None:
         raise NotPermitted(f"a qube may give no more than {MAX_FEATURES} features of {MAX_BYTES} bytes in all")
     if len(tags) > MAX_TAGS:
         raise NotPermitted(f"a qube may give no more than {MAX_TAGS} tags")
+
+
+def unfinished(tool: str) -> str:
+    """Why a qube may not be started that a tool has not finished making."""
+    return f"{tool} has not finished making it; remove it with qvm-remove, and make it anew"
 
 
 def check_name(untrusted: str) -> str:

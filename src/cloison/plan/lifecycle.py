@@ -15,6 +15,7 @@ from cloison.errors import (
 )
 from cloison.model import removal
 from cloison.model.domains import READY, REMOVING, Qube, System
+from cloison.model.features import PROHIBIT_START
 from cloison.values import PowerState
 
 WARM, COLD = "warm", "cold"
@@ -60,7 +61,7 @@ def check_start(qube: Qube) -> None:
     check_known(qube)
     if not qube.is_halted:
         return
-    rationale = qube.features.get("prohibit-start")
+    rationale = qube.features.get(PROHIBIT_START)
     if rationale:
         raise CloisonError(f"{qube.name} may not be started: {rationale}")
     if "backup-restore-in-progress" in qube.tags:

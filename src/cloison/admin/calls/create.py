@@ -1,6 +1,7 @@
 """Create and remove qubes (reference/admin-api.md 5.4)."""
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 
 from cloison.admin.qubesd import Call, NewQube
@@ -11,7 +12,9 @@ from cloison.plan import lifecycle
 from cloison.values import InvalidValue, QubeName
 
 VOLUMES = ("root", "private", "volatile", "kernel")
-_KEYS = ("name", "label", "pool", *(f"pool:{volume}" for volume in VOLUMES))
+# `unfinished` is ours: who makes the qube has more to say to it, and it does not start before the mark is taken away.
+_KEYS = ("name", "label", "pool", *(f"pool:{volume}" for volume in VOLUMES), "unfinished")
+_TOOL = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 
 def _words(untrusted: bytes) -> dict[str, str]:
@@ -24,7 +27,7 @@ def _words(untrusted: bytes) -> dict[str, str]:
     for word in text.split(" ") if text else []:
         key, equals, value = word.partition("=")
         if not equals or key not in _KEYS:
-            raise BadRequest(f"{word[:60]!r} is not one of name=, label=, pool=, pool:<volume>=")
+            raise BadRequest(f"{word[:60]!r} is not one of name=, label=, pool=, pool:<volume>=, unfinished=")
         if key in words:
             raise BadRequest(f"{key} is there twice")
         _check_word(key, value)
@@ -38,6 +41,8 @@ def _check_word(key: str, value: str) -> None:
             QubeName(value)
         except InvalidValue as error:
             raise BadValue(str(error)) from error
+    elif key == "unfinished" and not _TOOL.fullmatch(value):
+        raise BadRequest("unfinished= takes the name of a tool")
     elif key == "label":
         labels.check_name(value, new=True)
 
@@ -57,7 +62,8 @@ def _order(call: Call, klass: str, *, in_pool: bool) -> NewQube:
         raise BadRequest("use pool= or pool:<volume>=, not both")
     if ("pool" in words or pools) and not in_pool:
         raise BadRequest(f"use admin.vm.CreateInPool.{klass} to choose a pool")
-    return NewQube(klass, words["name"], words["label"], call.argument or None, words.get("pool"), pools)
+    return NewQube(klass, words["name"], words["label"], call.argument or None, words.get("pool"), pools,
+                   words.get("unfinished", ""))
 
 
 def create(klass: str, *, in_pool: bool) -> Callable[[Call], Awaitable[None]]:

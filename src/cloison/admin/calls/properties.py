@@ -25,6 +25,12 @@ def _described(holder: Holder, name: str) -> str:
         return f"default=True type={kind} "
 
 
+def _is_copied(call: Call) -> bool:
+    """Whether a disposable is told the number of another one, as a tool does that copies all settings: each keeps its own."""
+    others = [qube for qube in call.system.qubes.values() if qube is not call.dest and qube.dispid is not None]
+    return call.dest.dispid is not None and call.payload in [str(qube.dispid).encode() for qube in others]
+
+
 class Family:
     """The seven calls on one holder."""
 
@@ -62,6 +68,8 @@ class Family:
     def set(self, call: Call) -> None:
         holder = self._holder(call)
         holder.property(call.argument)
+        if call.argument == "dispid" and _is_copied(call):
+            return
         try:
             text = call.payload.decode("ascii")
         except UnicodeDecodeError:
