@@ -17,13 +17,14 @@ import subprocess
 from collections.abc import Awaitable
 from typing import Any, TypeVar, cast
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPError
 
 from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import FULL, Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.hotplug import HotPlug
+from cloison.hypervisor.qemu.monitor import Monitor
 from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
@@ -42,7 +43,7 @@ class QemuMachine(Machine):
         self._spec = spec
         self._process: subprocess.Popen[bytes] | None = None
         self._gone: asyncio.Future[int] | None = None
-        self._qmp = QMPClient("qube")
+        self._qmp = Monitor(on_flood=self._flooded)
         self._plugged = HotPlug(self._qmp, self._execute)
         self._stops = asyncio.Event()            # it has stopped, for whatever reason
         self._qmp.register_listener(EventListener("STOP", self._stopped))
@@ -113,7 +114,7 @@ class QemuMachine(Machine):
         await self._connected()
         self._qmp.send_fd_scm(state_fd)
         await self._execute("getfd", {"fdname": "state"})
-        with self._qmp.listener("MIGRATION") as events:
+        with self._qmp.waiting_for("MIGRATION") as events:
             await self._execute("migrate", {"uri": "fd:state"})
             await self._unless_gone(_migrated(events))
         self._state = MachineState.PAUSED
@@ -146,7 +147,7 @@ class QemuMachine(Machine):
         await self._plugged.unplug(name)
 
     async def agent_left(self) -> None:
-        with self._qmp.listener("VSERPORT_CHANGE") as events:
+        with self._qmp.waiting_for("VSERPORT_CHANGE") as events:
             await self._connected()
             async for event in events:
                 if not cast("dict[str, object]", event["data"])["open"]:
@@ -192,13 +193,19 @@ class QemuMachine(Machine):
 
     async def _load(self, state_fd: int) -> None:
         """Take up a warm image's device state; the guest runs on when QEMU has read it."""
-        events = EventListener("MIGRATION")
-        self._qmp.register_listener(events)
-        self._loaded = asyncio.create_task(_migrated(events))
+        self._loaded = asyncio.create_task(self._until_migrated())
         self._loaded.add_done_callback(_retrieved)
         await self._execute("migrate-incoming", {"uri": f"fd:{state_fd}"})
 
+    async def _until_migrated(self) -> None:
+        with self._qmp.waiting_for("MIGRATION") as events:
+            await _migrated(events)
+
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _flooded(self) -> None:
+        self._errors = b"its monitor sent more than anybody had asked for"
+        self.kill()
 
     def _argv(self, monitor: int, channel: int) -> list[str]:
         spec = self._spec

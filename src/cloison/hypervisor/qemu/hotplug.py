@@ -10,10 +10,11 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient
+from qemu.qmp import EventListener, ExecuteError
 
 from cloison.errors import MachineError
 from cloison.hypervisor.qemu.argv import SPARE_PORTS
+from cloison.hypervisor.qemu.monitor import Monitor
 
 KEPT_PORTS = 2              # the first ports are for the GUI's region and for links
 PORTS = tuple(f"port{number}" for number in range(SPARE_PORTS - 1, KEPT_PORTS - 1, -1))
@@ -23,7 +24,7 @@ Execute = Callable[[str, dict[str, Any]], Awaitable[object]]
 class HotPlug:
     """`execute` runs a QMP command, and raises MachineError."""
 
-    def __init__(self, qmp: QMPClient, execute: Execute) -> None:
+    def __init__(self, qmp: Monitor, execute: Execute) -> None:
         self._qmp, self._execute = qmp, execute
         self._ports: dict[str, str] = {}            # disk -> root port it is in, or has not left yet
 
@@ -59,7 +60,7 @@ class HotPlug:
         """Returns when the guest has let go; cancelled, the request stands, and a later call takes it up. Raises MachineError."""
         if name not in self._ports:
             raise MachineError(f"there is no disk {name}")
-        with self._qmp.listener("DEVICE_DELETED") as events:
+        with self._qmp.waiting_for("DEVICE_DELETED") as events:
             if await self._ask_for(name):
                 await _deleted(events, _device(name))
         await self._execute("blockdev-del", {"node-name": _node(name)})
