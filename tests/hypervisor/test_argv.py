@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.argv import Drive, Node, Ram, Settings, command, shape
 
 UUID = "00000000-0000-4000-8000-000000000001"
@@ -157,3 +158,19 @@ def test_shape_ignores(change: dict[str, Any]) -> None:
 ])
 def test_shape_depends_on(change: dict[str, Any]) -> None:
     assert shape(dataclasses.replace(COLD, **change)) != shape(COLD)
+
+
+@pytest.mark.parametrize("memory", [64, 200, 400, 1024, 4096, 65536])
+def test_code_cache_leaves_room_below_the_ceiling(memory: int) -> None:
+    """Beside the guest's memory and the cache QEMU itself takes some 75 MiB at most: 23 of libraries, the rest of its own."""
+    cache = argv.code_cache(memory)
+    assert argv.LEAST_CODE_CACHE <= cache <= argv.MOST_CODE_CACHE
+    assert memory + cache + 75 <= argv.ceiling(memory) <= memory * 1.25 + 100
+
+
+def test_code_cache_is_tcgs_and_shapes_no_warm_image() -> None:
+    settings = dataclasses.replace(COLD, code_cache=120)
+    line = command(settings)
+    assert line[line.index("-accel") + 1] == "tcg,tb-size=120"
+    kept = shape(settings)
+    assert kept[kept.index("-accel") + 1] == "tcg"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.patience import PATIENCE
 
-from cloison.runtime.logs import harmless
+from cloison.runtime.say import harmless
 
 PROGRAM = """
 import logging

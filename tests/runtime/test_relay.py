@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from tests.runtime.ports import Hostile, Recorder, Side, Wire
 
+from cloison.runtime.held import Held
 from cloison.runtime.relay import Relay
 from cloison.wire.mux import WINDOW, Address
 
@@ -201,5 +202,56 @@ def test_port_ends_under_a_relay() -> None:
             host.port.end("test")
             await end.until(lambda: end.hung_up)
             assert end.relay_ended
+
+    asyncio.run(run())
+
+
+def test_frames_of_one_byte_cost_no_more_than_what_they_carry() -> None:
+    async def run() -> None:
+        async with relays(600) as (end,):
+            asyncio.get_running_loop().remove_reader(end.stream)
+            gc.collect()
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(WINDOW):              # the socket takes some hundred of them, then none
+                end.relay.data(b"x")
+            held = tracemalloc.get_traced_memory()[0] - before
+            tracemalloc.stop()
+            assert held < WINDOW * 1.25
+            asyncio.get_running_loop().add_reader(end.stream, end._readable)
+            await end.until(lambda: len(end.got) == WINDOW)
+
+    asyncio.run(run())
+
+
+def test_who_holds_most_is_ended_when_all_hold_too_much() -> None:
+    async def run() -> None:
+        with Wire() as (host, guest):
+            host.port.held = Held(2 * WINDOW)
+            made: dict[int, Recorder] = {}
+            guest.record_all(made)
+            ends = [Ends(host, guest, port, made) for port in range(600, 605)]
+            await guest.until(lambda: len(made) == len(ends))
+            small, *others = ends
+            for end in ends:
+                asyncio.get_running_loop().remove_reader(end.stream)
+                end.inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            small.guest.send(bytes(WINDOW // 4))
+            for end in others:
+                end.guest.send(bytes(2 * WINDOW))
+            waits = [asyncio.ensure_future(end.guest.until_ended()) for end in others]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            assert host.port.held.total <= 2 * WINDOW
+            assert not small.relay_ended and not small.guest.ended, "a small one goes on"
+            asyncio.get_running_loop().add_reader(small.stream, small._readable)
+            await small.heard(WINDOW // 4)
+            host.port.end("done")
+            assert host.port.held.total == sum(end.relay._share.count for end in ends)
+            for end in ends:
+                end.relay.end()
+                end.close()
+            assert host.port.held.total == 0
+            for wait in waits:
+                wait.cancel()
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ from typing import Any
 from cloison.client.connection import Connection
 from cloison.errors import HostError
 from cloison.runtime.daemon import told_to_end
-from cloison.runtime.logs import log_to_stderr
+from cloison.runtime.logs import log_to_own_file
 from cloison.runtime.paths import Paths
 from cloison.ui.agent import Agent, Asker, take_lock
 
@@ -29,7 +29,7 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    log_to_stderr()
+    log_to_own_file()
     paths = Paths.from_environment()
     paths.ensure()
     asker = _asker(Connection(paths), terminal=args.terminal)

@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
-from collections import deque
 from collections.abc import Callable
 
 from cloison.errors import PeerError
@@ -21,7 +19,9 @@ from cloison.qrexec.feed import Feed
 from cloison.qrexec.lookup import FAILED, CannotStart
 from cloison.qrexec.process import Connected, Started
 from cloison.runtime.hangup import watch_hangup
+from cloison.runtime.held import Backlog
 from cloison.runtime.port import Channels
+from cloison.runtime.say import say
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 
@@ -47,7 +47,8 @@ class Call:
         self._send_stderr = send_stderr and not quiet
         self._loop = asyncio.get_running_loop()
         self._decoder = qrexec.Decoder(qrexec.FROM_CALLER)
-        self._unsent: deque[bytes | memoryview] = deque()
+        self._unsent = Backlog()                     # of what the service writes
+        self._share = channels.held.share(self._drop)
         self._unconsumed = 0
         self._feed = Feed(self._input_drained, self._input_over)
         self._sources: dict[int, int] = {}           # descriptor of an output -> message kind
@@ -80,11 +81,11 @@ class Call:
 
     def refuse(self, error: CannotStart | PeerError) -> None:
         """Nothing serves it."""
-        print(f"call refused: {error}", file=sys.stderr)
         kinds = (qrexec.STDOUT, qrexec.STDERR) if self._send_stderr else (qrexec.STDERR, qrexec.STDOUT)   # as the reference does
         for kind in () if self._quiet else kinds:
             self._send(qrexec.end_of_stream(kind))
         self._exit(error.status if isinstance(error, CannotStart) else FAILED)
+        say(f"call refused: {error}")
 
     def _serve_program(self, started: Started, reach: Callable[[], Reach]) -> None:
         self._started = started
@@ -128,10 +129,10 @@ class Call:
         self._feed.write()
 
     def _not_connected(self, number: int) -> None:
-        print(f"call refused: the service's socket: {os.strerror(number)}", file=sys.stderr)
         if not self._quiet:
             self._send(qrexec.end_of_stream(qrexec.STDOUT))
         self._exit(FAILED)
+        say(f"call refused: the service's socket: {os.strerror(number)}")
 
     # -- from the service ----------------------------------------------------------------------------------------------
 
@@ -277,6 +278,7 @@ class Call:
         one_socket.end(self)
         self._unsent.clear()
         self._feed.take()
+        self._share.now(0)
         self._read_sources(False)
         self._sources.clear()
         self._feed.close()
@@ -304,23 +306,24 @@ class Call:
         if self._over:
             return
         if self._unsent:
-            self._unsent.append(bytes(message))
+            self._unsent.put(message)
             return
         sent = self._channels.send(self._handle, message)
         if sent < len(message):
-            self._unsent.append(bytes(message[sent:]))
+            self._unsent.put(message[sent:])
             self._read_sources(False)
+            self._count()
         else:
             self._finish_when_sent()
 
     def writable(self) -> None:
         while self._unsent:
-            first = self._unsent[0]
-            sent = self._channels.send(self._handle, first)
-            if sent < len(first):
-                self._unsent[0] = memoryview(first)[sent:]
+            sent = self._channels.send(self._handle, self._unsent.first())
+            self._unsent.left(sent)
+            if not sent:
+                self._count()
                 return
-            self._unsent.popleft()
+        self._count()
         self._read_sources(True)
         self._finish_when_sent()
 
@@ -334,17 +337,28 @@ class Call:
                 elif isinstance(message, qrexec.Exit) and self._group is not None:
                     self._group.caller_says(message.status)
         except PeerError as error:
-            print(f"call dropped: {error}", file=sys.stderr)
-            self._channels.close(self._handle)
-            self._end(hung_up=True)
+            self._drop()
+            say(f"call dropped: {error}")
             return
         self._feed.write()
+        self._count()
         self._finish_when_sent()
+
+    def _drop(self) -> None:
+        """The caller has broken the protocol, or holds more here than may be: nothing more of it, either way."""
+        if not self._over:
+            self._channels.close(self._handle)
+            self._end(hung_up=True)
+
+    def _count(self) -> None:
+        if not self._over:
+            self._share.now(len(self._feed) + len(self._unsent) + len(self._decoder))
 
     def _input_drained(self) -> None:
         if not self._over:
             self._channels.consumed(self._handle, self._unconsumed)
             self._unconsumed = 0
+            self._count()
 
     def _input_over(self) -> None:
         if not self._over:

@@ -1,13 +1,10 @@
 """The log of calls: a JSON object a line, one for each decision (policy daemon) and one for each call's end (wardens).
 
-Many processes append to one file. A line is one write, so lines never mix; a file that has grown to its limit is renamed
-once, by whoever gets its lock, and the others notice that the name leads elsewhere. What a qube sent is escaped by JSON and
-cut to a length: neither a terminal nor the next line can be reached by it (QSB-087). Nothing here may fail a call.
+Many processes append to one file of bounded size (runtime/log_file.py). What a qube sent is escaped by JSON and cut to a length:
+neither a terminal nor the next line can be reached by it (QSB-087). Nothing here may fail a call.
 """
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -15,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cloison.runtime.log_file import LogFile
 from cloison.runtime.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -31,46 +29,19 @@ class CallLog:
     """`write` never raises and never waits. Close it."""
 
     def __init__(self, file: str, max_size: int = MAX_SIZE) -> None:
-        self._file, self._max_size = file, max_size
-        self._fd = -1
-        self._inode = -1
+        self._file = LogFile(file, max_size)
         self._broken = False
 
     def write(self, **fields: object) -> None:
         """One line; the time is added. Usual keys: source, service, target, requested_target, verdict, rule."""
         entry = {"time": round(time.time(), 3), **{key: _cut(value) for key, value in fields.items()}}
-        try:
-            self._follow()
-            if os.fstat(self._fd).st_size >= self._max_size:
-                self._rotate()
-                self._follow()
-            os.write(self._fd, json.dumps(entry).encode("ascii") + b"\n")
-            self._broken = False
-        except OSError as error:
-            if not self._broken:         # said once: how often it happens is up to qubes
-                log.error("the call log can't be written: %s", error)
-            self._broken = True
+        error = self._file.write(json.dumps(entry).encode("ascii") + b"\n")
+        if error is not None and not self._broken:       # said once: how often it happens is up to qubes
+            log.error("the call log can't be written: %s", error)
+        self._broken = error is not None
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _follow(self) -> None:
-        """Have the file open that bears the name now."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._fd >= 0 and os.stat(self._file).st_ino == self._inode:
-                return
-        self.close()
-        self._fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._inode = os.fstat(self._fd).st_ino
-
-    def _rotate(self) -> None:
-        """Whoever comes second finds the lock taken or the name gone, and leaves it."""
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(self._file).st_ino == self._inode:
-                os.rename(self._file, f"{self._file}.1")
+        self._file.close()
 
 
 def _cut(value: object) -> object:

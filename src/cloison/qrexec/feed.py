@@ -4,8 +4,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import deque
 from collections.abc import Callable
+
+from cloison.runtime.held import Backlog
 
 
 class Feed:
@@ -17,28 +18,35 @@ class Feed:
     def __init__(self, on_drained: Callable[[], None], on_end: Callable[[], None]) -> None:
         self._on_drained, self._on_end = on_drained, on_end
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[memoryview] = deque()
+        self._waiting = Backlog()
+        self._last = False                   # nothing comes after what waits
         self._stream: socket.socket | None = None
         self._attached = self._writing = False
         self.ended = False                   # no more goes to the service
 
+    def __len__(self) -> int:
+        """Bytes that wait."""
+        return len(self._waiting)
+
     @property
     def empty(self) -> bool:
-        return not self._waiting
+        return not self._waiting and not self._last
 
     def put(self, data: bytes) -> None:
-        """Nothing of it goes before `write`. Empty data are the end."""
-        self._waiting.append(memoryview(data))
+        """Nothing of it goes before `write`. Empty data are the end: what comes after them is nobody's."""
+        if not data:
+            self._last = True
+        elif not self._last and not self.ended:
+            self._waiting.put(data)
 
     def put_first(self, data: bytes) -> None:
         """Before all that waits."""
-        self._waiting.appendleft(memoryview(data))
+        self._waiting.put_first(data)
 
     def take(self) -> bytes:
         """All that waits; it waits no longer."""
-        data = b"".join(self._waiting)
-        self._waiting.clear()
-        return data
+        self._last = False
+        return self._waiting.take()
 
     def attach(self, stream: socket.socket) -> None:
         """The service is there. The socket, which doesn't block, stays the caller's to close, after `close`."""
@@ -48,21 +56,19 @@ class Feed:
         """As much as the service takes now; the rest when it takes more."""
         if not self._attached:
             return
-        while self._waiting:
-            chunk = self._waiting[0]
-            if not len(chunk):
-                self._waiting.popleft()
-                self.end()
-            elif self._stream is None:
-                self._waiting.popleft()
-            elif not self._send(self._stream, chunk):
+        while self._waiting and self._stream is not None:
+            if not self._send(self._stream):
                 return
+        self._waiting.clear()                # if there is no stream, it has ended
+        if self._last:
+            self._last = False
+            self.end()
         self._on_drained()
 
-    def _send(self, stream: socket.socket, chunk: memoryview) -> bool:
+    def _send(self, stream: socket.socket) -> bool:
         """False: the service takes no more now."""
         try:
-            sent = stream.send(chunk)
+            self._waiting.left(stream.send(self._waiting.first()))
         except BlockingIOError:
             if not self._writing:
                 self._writing = True
@@ -70,11 +76,6 @@ class Feed:
             return False
         except OSError:
             self.end()
-            return True
-        if sent < len(chunk):
-            self._waiting[0] = chunk[sent:]
-        else:
-            self._waiting.popleft()
         return True
 
     def _writable(self, stream: socket.socket) -> None:

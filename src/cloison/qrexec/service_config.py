@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from typing import NamedTuple
 
 from cloison.qrexec.lookup import FAILED, CannotStart, first
+from cloison.runtime.say import say
 
 CONFIG_PATH = "/run/qubes/rpc-config:/usr/local/etc/qubes/rpc-config:/etc/qubes/rpc-config"
 MAX_FILE = 65536
@@ -50,7 +50,7 @@ def parse(text: str) -> Config:
             raise ValueError(f"line {number}: not `key = value`")
         key, value = match[1].replace("-", "_"), _value(match[2], number)
         if "_" in match[1] or key not in Config._fields:
-            print(f"service configuration: unknown key {match[1]!r}", file=sys.stderr)
+            say(f"service configuration: unknown key {match[1]!r}")
             continue
         if key in flags or (key == "force_user" and users):
             raise ValueError(f"line {number}: {match[1]} again")

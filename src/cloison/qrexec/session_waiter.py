@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 
 from cloison.qrexec import lookup, process
 from cloison.qrexec.lookup import FAILED, CannotStart, Executable
 from cloison.runtime.children import when_ended
+from cloison.runtime.say import say
 from cloison.wire.qrexec import Command
 
 SERVICE = "qubes.WaitForSession"
@@ -39,8 +39,8 @@ class Waiter:
                 running = _start(user, source, inherit=self._inherit)
                 when_ended(running.pid, partial(self._ended, user, running))
             except (CannotStart, OSError) as error:
-                print(f"no waiting for a session: {error}", file=sys.stderr)
                 then()
+                say(f"no waiting for a session: {error}")
                 return
         self._waiting.setdefault(user, []).append(then)
 

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 
-from cloison.runtime.logs import log_to_stderr
+from cloison.runtime.logs import log_to_own_file
 from cloison.runtime.paths import Paths, leave_folder
 from cloison.runtime.spawn import inherited
 
@@ -20,7 +20,7 @@ def begin() -> Paths:
     for fd in inherited():
         with contextlib.suppress(OSError):      # the listing's own
             os.close(fd)
-    log_to_stderr()
+    log_to_own_file()
     os.umask(0o077)
     _allow_many_files()
     leave_folder()

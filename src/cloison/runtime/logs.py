@@ -3,28 +3,27 @@ from __future__ import annotations
 
 import logging
 
-_CONTINUED = "\n    "     # further lines of a record, as those of a traceback, can't be taken for records
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F) if code != 0x0A}
+from cloison.runtime.say import own_log, say, say_to
 
 
-def harmless(untrusted: str) -> str:
-    """The text with escapes for all that could drive a terminal, and its further lines set in."""
-    return _CONTINUED.join(map(_escaped, untrusted.rstrip("\n").split("\n")))
+class _Handler(logging.Handler):
+    """The one place where every record passes; `say` never fails."""
 
-
-def _escaped(line: str) -> str:
-    return line.translate(_CONTROLS).encode("ascii", "backslashreplace").decode("ascii")
-
-
-class _Formatter(logging.Formatter):
-    """The one place where every record passes."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return harmless(super().format(record))
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record))
+        except Exception:
+            self.handleError(record)
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Of a whole program: from now on its records go there. Does nothing in a program that has set its log up already."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler = _Handler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+def log_to_own_file(level: int = logging.INFO) -> None:
+    """Of a daemon: as above; if its standard error is a file, that is its log, of bounded size (log_file.py)."""
+    say_to(own_log())
+    log_to_stderr(level)

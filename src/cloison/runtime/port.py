@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cloison.errors import PeerError
+from cloison.runtime.held import UNBOUNDED, Held
 from cloison.wire.mux import Address, Closed, Control, Data, Event, Mux, Opened, Writable
 
 READ = 1 << 17
@@ -32,6 +33,8 @@ class Handler(Protocol):
 class Channels(Protocol):
     """What carries vchans: a `Port`, or a `VchanSocket`. A channel is a number here; one end is told apart by who opened it."""
 
+    held: Held                           # what its handlers keep of the peer's bytes, and for it
+
     def open(self, address: Address, handler: Handler) -> int: ...
     def listen(self, address: Address, accept: Callable[[int], Handler]) -> None: ...
     def unlisten(self, address: Address) -> None: ...
@@ -45,8 +48,9 @@ class Port:
 
     def __init__(
         self, fd: int, side: int, *, on_control: Callable[[bytes], None],
-        on_open: Callable[[int, Address], Handler | None], on_end: Callable[[str], None],
+        on_open: Callable[[int, Address], Handler | None], on_end: Callable[[str], None], held: Held = UNBOUNDED,
     ) -> None:
+        self.held = held
         self._fd = fd
         self._mux = Mux(side)
         self._handlers: dict[int, Handler] = {}

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Mapping
 
 from cloison.runtime.hangup import watch_hangup
+from cloison.runtime.held import UNBOUNDED
 from cloison.runtime.port import Handler
 from cloison.runtime.vchan_dialer import Dialer, tuned
 from cloison.wire.mux import WINDOW, Address
@@ -215,6 +216,7 @@ class VchanSocket:
     """The channels of `Port`, each a socket in that folder. `end` when done."""
 
     def __init__(self, folder: str) -> None:
+        self.held = UNBOUNDED
         self.dialer = Dialer(folder)
         self.parting = Parting()
         self._channels: dict[int, _Channel] = {}

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,9 +29,10 @@ from cloison.qrexec.host.outgoing import Host, Outgoing
 from cloison.qrexec.host.programs import Programs
 from cloison.runtime import faults, life
 from cloison.runtime.hangup import watch_hangup
-from cloison.runtime.logs import harmless
+from cloison.runtime.held import Held
 from cloison.runtime.paths import Paths
 from cloison.runtime.port import Port
+from cloison.runtime.say import say
 from cloison.runtime.vchan_dialer import Dialer
 from cloison.storage.base import MAX_SIZE
 from cloison.warden import disks, rejoin
@@ -46,6 +46,8 @@ from cloison.warden.starting import NOBODY, console_tail, identity
 from cloison.wire import agent
 from cloison.wire.mux import HOST, Address
 from cloison.wire.warden import Launch, no_space
+
+MAX_HELD = 16 << 20         # bytes of all calls of the qube that wait here for whoever is to take them
 
 
 class Warden:
@@ -71,6 +73,7 @@ class Warden:
         self._daemon: Daemon | None = None
         self._outgoing: Outgoing | None = None
         self._budget = Budget(launch.disposables, Programs(launch.programs, launch.programs_each))
+        self._held = Held(MAX_HELD, self._too_much_held)
         self._priority = Priority()
         self._dialer: Dialer | None = None
         self._qubesdb: QubesDb | None = None
@@ -91,8 +94,8 @@ class Warden:
             self._control.event({"event": "stopped", "status": status})
         except (CloisonError, OSError) as error:
             reason = f"{self._launch.name} did not start: {error.strerror or error}" if isinstance(error, OSError) else str(error)
-            print(harmless(reason), file=sys.stderr)
             self._control.event({"event": "failed", "reason": reason})
+            say(reason)
         finally:
             await self._clear()
 
@@ -154,7 +157,7 @@ class Warden:
             self._port.control(agent.clock(time.time_ns()))
 
     def _open_port(self, stream: socket.socket) -> Port:
-        return Port(stream.fileno(), HOST, on_control=self._report, on_open=_refuse, on_end=self._port_ended)
+        return Port(stream.fileno(), HOST, on_control=self._report, on_open=_refuse, on_end=self._port_ended, held=self._held)
 
     async def _agent_returns(self, machine: Machine, stream: socket.socket) -> None:
         """A new agent takes the qube up; calls that the former one had are over, and new ones go on (reference/qrexec.md 4.5)."""
@@ -282,9 +285,12 @@ class Warden:
 
     def _violation(self, reason: str) -> None:
         """The guest loses its channels; it may go on computing, and the host can still kill it."""
-        print(harmless(f"{self._launch.name}: {reason}"), file=sys.stderr)
         if self._port is not None:
             self._port.end(reason)
+        say(f"{self._launch.name}: {reason}")
+
+    def _too_much_held(self, count: int) -> None:
+        say(f"{self._launch.name}: {MAX_HELD} bytes wait for whoever reads them; the call that holds most, {count}, ends")
 
     def _port_ended(self, reason: str) -> None:
         if self._daemon is not None:

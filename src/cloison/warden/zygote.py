@@ -28,7 +28,7 @@ from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import Machine, MachineSpec
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QEMU, QemuMachine
-from cloison.runtime.logs import log_to_stderr
+from cloison.runtime.logs import log_to_own_file
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
 from cloison.warden import disks
@@ -116,7 +116,7 @@ class Zygote:
 def main(make_machine: Callable[[MachineSpec], Machine] = QemuMachine) -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     paths = Paths.from_environment()
-    log_to_stderr()                                 # the wardens' too
+    log_to_own_file()                                 # the wardens' too
     os.umask(0o077)
     # Guest memory must not end up in a core file (security lessons: memory residue).
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

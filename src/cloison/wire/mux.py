@@ -100,8 +100,7 @@ class Mux:
         self._next = 2 if side == HOST else 1
         self._channels: dict[int, _Channel] = {}
         self._buffer = b""
-        self._output: deque[bytes] = deque()
-        self._queued = 0
+        self._output = bytearray()
         self._closing = 0                     # channels that only the peer still has to close
         self._waiting: deque[int] = deque()   # starved only by HIGH_WATER
 
@@ -131,7 +130,7 @@ class Mux:
         state = self._channels.get(channel)
         if state is None or state.closed_here:
             return len(data)
-        room = min(state.credit, HIGH_WATER - self._queued, len(data))
+        room = min(state.credit, HIGH_WATER - len(self._output), len(data))
         sent = 0
         while sent < room:
             body = data[sent:min(sent + MAX_BODY, room)]
@@ -167,11 +166,9 @@ class Mux:
         else:
             self._closing += 1
 
-    def take_output(self) -> bytes:
+    def take_output(self) -> bytearray:
         """All bytes that wait for the transport. Then ask `drained` who may send again."""
-        data = b"".join(self._output)
-        self._output.clear()
-        self._queued = 0
+        data, self._output = self._output, bytearray()
         return data
 
     def drained(self) -> list[Event]:
@@ -206,8 +203,8 @@ class Mux:
             self._frame(kind, channel, buffer[position:position + length], events)
             position += length
         self._buffer = buffer[position:] if position < end else b""
-        if self._queued > MAX_QUEUED:
-            raise PeerError("mux answers are not read", self._queued)
+        if len(self._output) > MAX_QUEUED:
+            raise PeerError("mux answers are not read", len(self._output))
         if self._closing > MAX_CLOSING:
             raise PeerError("mux channels are never closed", self._closing)
         return events
@@ -275,7 +272,5 @@ class Mux:
         return channel + 2 if channel + 2 <= MAX_NUMBER else 2 - self._side
 
     def _put(self, kind: int, channel: int, body: bytes | memoryview) -> None:
-        self._output.append(HEADER.pack(kind, 0, len(body), channel))
-        if body:
-            self._output.append(bytes(body))
-        self._queued += HEADER.size + len(body)
+        self._output += HEADER.pack(kind, 0, len(body), channel)
+        self._output += body

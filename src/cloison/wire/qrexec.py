@@ -214,6 +214,10 @@ class Decoder:
             self._start = 0
         self._buffer += untrusted
 
+    def __len__(self) -> int:
+        """Bytes of what has not come whole yet."""
+        return len(self._buffer) - self._start
+
     def next_message(self) -> Message | None:
         start = self._start + HEADER.size
         if len(self._buffer) < start:

@@ -219,6 +219,7 @@ class QemuMachine(Machine):
             incoming=spec.state_fd is not None,
             kernel="/boot/vmlinuz" if spec.kernel else None, initramfs="/boot/initramfs" if spec.initramfs else None,
             kernelopts=spec.kernelopts, program=program,
+            code_cache=argv.code_cache(spec.memory) if spec.accelerator == "tcg" else 0,
         )
         command = argv.command(settings)
         for disk in spec.disks:

@@ -18,6 +18,7 @@ from cloison.qrexec.lookup import CannotStart
 from cloison.qrexec.qube.agent import FORK_REQUEST, FORK_SERVER
 from cloison.runtime import unix
 from cloison.runtime.port import Channels
+from cloison.runtime.say import say
 from cloison.runtime.vchan_socket import PARTING, GivenVchan, VchanSocket, folder
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
@@ -80,8 +81,8 @@ class _Request:
             if len(self._untrusted) >= FORK_REQUEST.size:
                 self._request()
         except (PeerError, OSError) as error:
-            print(f"qrexec-fork-server: request dropped: {error}", file=sys.stderr)
             self._close()
+            say(f"qrexec-fork-server: request dropped: {error}")
 
     def _request(self) -> None:
         """Raises PeerError, OSError."""

@@ -22,6 +22,7 @@ from cloison.qrexec.inheritance import Session
 from cloison.qrexec.lookup import FAILED, CannotStart
 from cloison.qrexec.qube import session_keeper
 from cloison.runtime.children import when_ended
+from cloison.runtime.say import say
 
 KEEPER = (sys.executable, "-ISE", session_keeper.__file__)
 SERVICE_FILE = f"/etc/pam.d/{session_keeper.SERVICE}"
@@ -124,8 +125,8 @@ class _User:
         try:
             self._session, self._since = parse(self._line), self._loop.time()
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            print(f"the keeper of {self._name}'s session speaks another language: {error}", file=sys.stderr)
             self._lost(stream)
+            say(f"the keeper of {self._name}'s session speaks another language: {error}")
             return
         self._changed(True)
         self._tell(self._session)
@@ -137,8 +138,8 @@ class _User:
         if not had_one:
             self._tell(CannotStart(FAILED, f"{self._name} gets no session; the keeper's words are in this system's log"))
             return
-        print(f"the session of {self._name} has ended", file=sys.stderr)
         self._changed(False)
+        say(f"the session of {self._name} has ended")
         if self._loop.time() - self._since >= self._lasting:
             with contextlib.suppress(CannotStart):
                 self._open()             # what it gives, /run/user for one, goes if nobody holds it
