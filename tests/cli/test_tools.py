@@ -321,8 +321,9 @@ def test_run_uses_vmexec_if_the_template_has_it(
     qubesd: FakeQubesd, warden: FakeWarden, capfd: pytest.CaptureFixture[str]
 ) -> None:
     qubesd.features["debian-12"]["vmexec"] = "1"
-    assert run("qvm-run", "-p", "work", "ls", "--help", "é/") == 0
-    assert capfd.readouterr().out == "ls+----help+-C3-A9-2F\n"
+    assert run("qvm-run", "-p", "work", "printf", "%s", "--x $HOME é/") == 0
+    assert capfd.readouterr().out == "--x $HOME é/"
+    assert warden.commands[0].command == "DEFAULT:QUBESRPC qubes.VMExec+printf+-25s+----x-20-24HOME-20-C3-A9-2F dom0"
 
 
 def test_run_of_a_command_too_long_for_a_message(

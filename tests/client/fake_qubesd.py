@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
+from cloison.qrexec import vmexec
 from cloison.wire import admin
 from cloison.wire import qrexec as wire
 
@@ -180,10 +180,20 @@ class FakeWarden:
 
     def __init__(self) -> None:
         self.commands: list[wire.Exec] = []
+        self.signals: list[int] = []
         self.script: Callable[[socket.socket], None] | None = None   # plays the agent instead, for hostile ones
         self.refuse = False
+        self.gate: threading.Event | None = None     # nobody is answered before it is set
 
     def serve(self, sock: socket.socket) -> None:
+        try:
+            self._serve(sock)
+        except (BrokenPipeError, ConnectionResetError):
+            sock.close()                 # whoever asked has gone
+
+    def _serve(self, sock: socket.socket) -> None:
+        if self.gate is not None:
+            self.gate.wait(30)
         sock.sendall(wire.hello(wire.SOCKET_VERSION))
         decoder = wire.Decoder(wire.FROM_CLIENT)
         fds: array.array[int] = array.array("i")
@@ -212,7 +222,7 @@ class FakeWarden:
     def _execute(self, channel: socket.socket, command: wire.Command) -> None:
         argv = ["/bin/sh"] if command.service.startswith("qubes.VMShell") else ["/bin/sh", "-c", command.command]
         if command.service == "qubes.VMExec":
-            argv = ["/bin/echo", command.argument or ""]
+            argv = [os.fsdecode(word) for word in vmexec.decode(command.argument or "")]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    start_new_session=True)
         assert process.stdin and process.stdout and process.stderr
@@ -223,8 +233,7 @@ class FakeWarden:
                 try:
                     channel.sendall(data)
                 except OSError:          # the caller has gone
-                    with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
+                    self._signal(process, signal.SIGKILL)
 
         def forward(kind: int, fd: int) -> None:
             while data := os.read(fd, wire.MAX_CHUNK):
@@ -232,12 +241,13 @@ class FakeWarden:
             send(wire.end_of_stream(kind))
 
         send(wire.hello(wire.VERSION))
-        feeder = threading.Thread(target=self._feed, args=(channel, process.stdin))
+        feeder = threading.Thread(target=self._feed, args=(channel, process))
+        watcher = threading.Thread(target=self._await_hangup, args=(channel, process))
         readers = [
             threading.Thread(target=forward, args=(wire.STDOUT, process.stdout.fileno())),
             threading.Thread(target=forward, args=(wire.STDERR, process.stderr.fileno())),
         ]
-        for thread in [feeder, *readers]:
+        for thread in [feeder, watcher, *readers]:
             thread.start()
         for thread in readers:
             thread.join()
@@ -246,17 +256,28 @@ class FakeWarden:
         with suppress(OSError):
             channel.shutdown(socket.SHUT_RDWR)
         feeder.join()
+        watcher.join()
         process.stdout.close()
         process.stderr.close()
 
-    @staticmethod
-    def _feed(channel: socket.socket, stdin: IO[bytes]) -> None:
+    def _signal(self, process: subprocess.Popen[bytes], number: int) -> None:
+        if process.returncode is None:
+            self.signals.append(number)
+        if process.returncode is None:   # else its number may be another's by now
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+    def _feed(self, channel: socket.socket, process: subprocess.Popen[bytes]) -> None:
         decoder = wire.Decoder(wire.FROM_CALLER)
+        stdin = process.stdin
+        assert stdin is not None
         with stdin:
             try:
                 while data := channel.recv(1 << 17):
                     decoder.feed(data)
                     while message := decoder.next_message():
+                        if isinstance(message, wire.Exit):
+                            self._signal(process, message.status - 128)
                         if isinstance(message, wire.Data):
                             if not message.payload:
                                 stdin.close()
@@ -265,6 +286,13 @@ class FakeWarden:
                                 stdin.flush()
             except (OSError, ValueError):    # the program reads no more, or the caller has gone
                 pass
+
+    def _await_hangup(self, channel: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        """The caller's ends the program's group (`cloison.qrexec.ending`), ours ends this."""
+        hangup = select.poll()
+        hangup.register(channel, 0)
+        hangup.poll()
+        self._signal(process, signal.SIGHUP)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import pytest
 from fake_qubesd import FakeWarden
 
 from cloison.client import qrexec
+from cloison.client.ends import Sink
+from cloison.client.failures import BadCommand, QrexecError
 from cloison.errors import QubeNotRunning
 from cloison.runtime.paths import Paths
 from cloison.wire import qrexec as wire
@@ -85,7 +87,7 @@ def test_a_slow_reader_of_a_pipe_gets_everything(paths: Paths, warden: FakeWarde
 def test_a_full_pipe_stops_the_qube_and_the_other_stream_goes_on(paths: Paths, warden: FakeWarden) -> None:
     """The inherited description stays blocking, and what waits here is at most one chunk."""
     out = Pipe()
-    sink = qrexec.Sink(out.write_end, clean=False)
+    sink = Sink(out.write_end, clean=False)
     sink.put(b"x" * wire.MAX_CHUNK)
     sink.flush()
     assert not sink.blocked              # a pipe holds 64 KiB
@@ -187,13 +189,13 @@ def test_a_qube_that_does_not_run(paths: Paths) -> None:
 
 def test_a_daemon_that_refuses(paths: Paths, warden: FakeWarden) -> None:
     warden.refuse = True
-    with pytest.raises(qrexec.QrexecError, match="work"):
+    with pytest.raises(QrexecError, match="work"):
         qrexec.run(paths, "work", "u:x")
 
 
 @pytest.mark.parametrize("command", ["u:\0", "u:" + "x" * wire.MAX_COMMAND])
 def test_a_command_that_cannot_be_sent(paths: Paths, warden: FakeWarden, command: str) -> None:
-    with pytest.raises(qrexec.BadCommand):
+    with pytest.raises(BadCommand):
         qrexec.run(paths, "work", command)
     assert warden.commands == []
 

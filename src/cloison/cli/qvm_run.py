@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from cloison import begin
 from cloison.cli import progress, tool
-from cloison.client import qrexec
+from cloison.client import qrexec, words
 from cloison.client.connection import Connection, NoDaemon
 from cloison.client.disposables import Disposable
 from cloison.client.domains import DOM0, Qube, feature, get_property, list_qubes
@@ -131,32 +131,18 @@ def _check(job: Job) -> None:
 def command_line(connection: Connection, dest: str, job: Job, *, wait_for_session: bool) -> tuple[str, bytes]:
     """The qrexec command line, and what to send before the real input."""
     if job.service:
-        return _service(job.user, job.words[0]), b""
+        return words.service(job.words[0], user=job.user), b""
     if job.direct:
         if feature(connection, dest, "vmexec", with_template=True):
             name = "qubes.VMExecGUI" if wait_for_session else "qubes.VMExec"
-            return _service(job.user, f"{name}+{encode_words(job.words)}"), b""
+            return words.service(f"{name}+{words.encode_words(job.words)}", user=job.user), b""
         command = "exec " + shlex.join(job.words)
     else:
         command = job.words[0]
     if wait_for_session or len(os.fsencode(f"{job.user}: {command}")) > MAX_COMMAND:
         name = "qubes.VMShell" + ("+WaitForSession" if wait_for_session else "")
-        return _service(job.user, name), os.fsencode(command.rstrip("\n") + "; exit\n")
-    # A space keeps the agent from reading a command as a service call or an option.
-    space = " " if command.startswith(("QUBESRPC ", "nogui:")) else ""
-    return f"{job.user}:{space}{command}", b""
-
-
-def _service(user: str, name: str) -> str:
-    return f"{user}:QUBESRPC {name}{'' if '+' in name else '+'} {DOM0}"
-
-
-def encode_words(words: Sequence[str]) -> str:
-    """The argument of qubes.VMExec (reference/qrexec.md 20.3)."""
-    def escaped(match: re.Match[bytes]) -> bytes:
-        return b"--" if match[0] == b"-" else b"-%02X" % match[0][0]
-
-    return b"+".join(re.sub(rb"[^A-Za-z0-9._]", escaped, os.fsencode(word)) for word in words).decode("ascii")
+        return words.service(name, user=job.user), os.fsencode(command.rstrip("\n") + "; exit\n")
+    return f"{job.user}:{words.harmless(command)}", b""
 
 
 # -- where ---------------------------------------------------------------------------------------------------------------
@@ -244,7 +230,7 @@ def _has_windows(connection: Connection, name: str) -> bool:
 
 def _wait_for_session(connection: Connection, name: str) -> None:
     user = get_property(connection, name, "default_user").value
-    qrexec.run(connection.paths, name, _service("DEFAULT", "qubes.WaitForSession"), prefix=user.encode())
+    qrexec.run(connection.paths, name, words.service("qubes.WaitForSession"), prefix=user.encode())
 
 
 # -- output --------------------------------------------------------------------------------------------------------------

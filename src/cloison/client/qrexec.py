@@ -1,21 +1,23 @@
 """The host's end of a qrexec call: a program or service in a qube, with its input, output, errors and exit status.
 
 The request goes to the qube's warden over `run/qubes/qrexec.NAME`; with it goes one end of a socket pair, which becomes the
-data channel (docs/architecture.md "A start" 6, reference/qrexec.md 5 and 7). Bytes of the qube are `untrusted` until they
-leave through a `Sink`, which replaces what could drive a terminal. One loop pumps any number of calls, without threads:
-an end that can't be written to holds one chunk and stops what feeds it, and nothing else.
+data channel (docs/architecture.md "A start" 6, reference/qrexec.md 5 and 7). A `Call` does what can be done and says what it waits
+for; whoever drives it polls: `Poller` here, for any number of calls without threads, and `aio_program` in an event loop.
 """
 from __future__ import annotations
 
 import array
+import math
 import os
 import select
 import socket
-import stat
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cloison.errors import CloisonError, PeerError, QubeNotRunning
+from cloison.client.ends import Memory, Sink, Source
+from cloison.client.failures import BadCommand, QrexecError
+from cloison.errors import PeerError, QubeNotRunning
 from cloison.runtime.paths import Paths
 from cloison.runtime.unix import connect as connect_unix
 from cloison.wire import qrexec as wire
@@ -23,35 +25,22 @@ from cloison.wire import qrexec as wire
 LOST = 255                               # exit status of a call whose channel went away before the status came
 PROTOCOL = 125                           # exit status of a call whose qube broke the protocol
 PIPE_CLOSED = 141                        # 128 + SIGPIPE: nobody reads our output any more
+SIGNALLED = 128                          # an exit status above it names a signal
+KILL = 9
 ANSWER_TIME = 10.0                       # seconds a warden may take to accept a request
-_SAFE_WRITE = 4096                       # a pipe that polls writable takes this much without blocking (PIPE_BUF)
 _READ = 1 << 17
 _EOF = wire.end_of_stream(wire.STDIN)
 
-# Every byte but printable ASCII, TAB, LF, CR, BS and BEL becomes `_`: no escape sequence reaches a terminal (QSB-013b).
-_PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r\b\a"
-TERMINAL_TABLE = bytes(byte if byte in _PRINTABLE else 0x5F for byte in range(256))
-
-
-class QrexecError(CloisonError):
-    """The qube's qrexec can't be reached or broke the protocol."""
-
-    exit_status = 125
-
-
-class BadCommand(CloisonError):
-    """A command that no qrexec message can carry."""
-
 
 class Ends(NamedTuple):
-    """Our ends of a call's streams: file descriptors, or None for nothing in and thrown away out.
+    """Our ends of a call's streams: file descriptors, memory, or None for nothing in and thrown away out.
 
     They stay the caller's to close, but an output pipe is closed (replaced by /dev/null) as soon as the qube has ended it.
     """
 
-    stdin: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
+    stdin: int | Source | None = None
+    stdout: int | Memory | None = None
+    stderr: int | Memory | None = None
     clean_stdout: bool = False           # filter for a terminal
     clean_stderr: bool = False
 
@@ -59,91 +48,28 @@ class Ends(NamedTuple):
 _NOTHING = Ends()
 
 
-class Sink:
-    """Where bytes from a qube go. At most one chunk waits here; while it does, `blocked`.
-
-    Writes never block on a pipe. The inherited description is left blocking, since the flag would hit every process that
-    shares it; a pipe is opened anew instead, and what can't be (a socket, a terminal) gets small writes when it polls ready.
-    """
-
-    def __init__(self, fd: int, clean: bool) -> None:
-        self.fd = fd
-        self._clean = clean
-        self._pending = memoryview(b"")
-        mode = os.fstat(fd).st_mode
-        self._own = _open_nonblocking(fd) if stat.S_ISFIFO(mode) else None
-        self._is_pipe = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-        self._limit = wire.MAX_CHUNK if self._own is not None or stat.S_ISREG(mode) else _SAFE_WRITE
-
-    @property
-    def target(self) -> int:
-        """The descriptor to poll."""
-        return self.fd if self._own is None else self._own
-
-    @property
-    def blocked(self) -> bool:
-        return bool(self._pending)
-
-    @property
-    def eager(self) -> bool:
-        """A write can be tried without polling first."""
-        return self._limit != _SAFE_WRITE
-
-    def put(self, untrusted: bytes) -> None:
-        """Only when not `blocked`; `flush` writes it."""
-        self._pending = memoryview(untrusted.translate(TERMINAL_TABLE) if self._clean else untrusted)
-
-    def flush(self) -> None:
-        """Write what can be written now. Raises BrokenPipeError if nobody reads, OSError for a full disk."""
-        try:
-            while self._pending:
-                self._pending = self._pending[os.write(self.target, self._pending[:self._limit]):]
-                if not self.eager:
-                    return               # poll again: a second write could block
-        except BlockingIOError:
-            pass
-
-    def finish(self) -> None:
-        """The qube has ended this stream: let a reader of the pipe see it."""
-        self.close()
-        if self._is_pipe:
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(null, self.fd, inheritable=False)
-            os.close(null)
-
-    def close(self) -> None:
-        """Lets go of what was opened here; what still waits is lost."""
-        self._pending = memoryview(b"")
-        if self._own is not None:
-            os.close(self._own)
-            self._own = None
-
-
-def _open_nonblocking(fd: int) -> int | None:
-    """The same pipe through a description of our own, or None if the system doesn't let us."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-
-
 class Call:
-    """One call under way. `pump` drives it; `status` is None until it has ended."""
+    """One call under way. `pump` drives it; `status` is None until it has ended.
+
+    `lost`: it ended without a status of the program's; `status` is LOST or PROTOCOL then, which a program's own may be, too.
+    """
 
     def __init__(self, channel: socket.socket, ends: Ends, prefix: bytes = b"") -> None:
         """`prefix` is sent before what comes from `ends.stdin`."""
         channel.setblocking(False)
         self.status: int | None = None
+        self.lost = False
         self._channel = channel
         self._decoder = wire.Decoder(wire.FROM_SERVICE)
         self._exit: int | None = None
         self._ended = False              # nothing more comes from the channel
         self._input = ends.stdin
-        self._sinks: dict[int, Sink] = {}
-        if ends.stdout is not None:
-            self._sinks[wire.STDOUT] = Sink(ends.stdout, ends.clean_stdout)
-        if ends.stderr is not None:
-            self._sinks[wire.STDERR] = Sink(ends.stderr, ends.clean_stderr)
+        self._sinks: dict[int, Sink | Memory] = {}
+        for kind, end, clean in (
+            (wire.STDOUT, ends.stdout, ends.clean_stdout), (wire.STDERR, ends.stderr, ends.clean_stderr),
+        ):
+            if end is not None:
+                self._sinks[kind] = Sink(end, clean) if isinstance(end, int) else end
         # Before the peer's HELLO its version is unknown, so these chunks have the size that all versions take.
         chunks = b"".join(wire.data(wire.STDIN, prefix, version=2))
         self._outgoing = memoryview(wire.hello(wire.VERSION) + chunks + (b"" if self._input is not None else _EOF))
@@ -154,22 +80,30 @@ class Call:
         blocked = False
         for sink in self._sinks.values():
             if sink.blocked:
-                masks[sink.target] = select.POLLOUT
                 blocked = True
-        channel = (0 if blocked or self._ended else select.POLLIN) | (select.POLLOUT if self._outgoing else 0)
+                if sink.target is not None:
+                    masks[sink.target] = select.POLLOUT
+        takes = self._takes_input
+        sends = bool(self._outgoing) or (takes and isinstance(self._input, Source) and self._input.ready)
+        channel = (0 if blocked or self._ended else select.POLLIN) | (select.POLLOUT if sends else 0)
         if channel:
             masks[self._channel.fileno()] = channel
-        if self._input is not None and not self._outgoing and self._decoder.version and not self._ended:
+        if takes and isinstance(self._input, int):
             masks[self._input] = select.POLLIN
         return masks
 
+    @property
+    def _takes_input(self) -> bool:
+        """More of it can be sent, once it is there."""
+        return self._input is not None and not self._outgoing and bool(self._decoder.version) and not self._ended
+
     def ready(self, fds: set[int]) -> None:
-        """Do what can be done now. Raises OSError only for an output of ours that can't be written."""
+        """Do what can be done now. Raises OSError only for an output of ours that can't be written, TooMuchOutput."""
         for kind, sink in list(self._sinks.items()):
             if sink.blocked and sink.target in fds:
                 self._write(kind, sink)
-        if self._input is not None and self._input in fds and not self._outgoing:
-            self._read_input(self._input)
+        if self._takes_input and (self._input.ready if isinstance(self._input, Source) else self._input in fds):
+            self._read_input()
         if self._outgoing:
             self._send()
         if self._channel.fileno() in fds and not self._blocked and not self._ended:
@@ -177,22 +111,48 @@ class Call:
         try:
             self._deliver()
         except PeerError:                # the qube loses this call and nothing else
-            self.status = PROTOCOL
+            self.status, self.lost = PROTOCOL, True
+
+    def signal(self, number: int) -> None:
+        """Have the program's process group signalled, after the input that is on its way. An agent that can't do that does nothing.
+
+        It reaches no program that has stopped reading its input while much of it is on its way; `close` does.
+        """
+        if self.status is None and not self._ended:
+            self._outgoing = memoryview(bytes(self._outgoing) + wire.exit_code(SIGNALLED + number))
+            self._send()
+
+    def end_input(self) -> None:
+        """Nothing more is read from `ends.stdin`; the program sees the end."""
+        if self._input is not None:
+            self._input = None
+            self._outgoing = memoryview(bytes(self._outgoing) + _EOF)
 
     def close(self) -> None:
-        """Ends the call for the qube too, if it is still under way."""
+        """Ends the call for the qube too, if it is still under way: it gets SIGHUP, and SIGKILL when that does not help."""
         self._channel.close()
         for sink in self._sinks.values():
             sink.close()
+
+    def kill(self) -> None:
+        """End the program at once, and the call."""
+        if self._channel.fileno() >= 0:
+            self.signal(KILL)
+        self.close()
+
+    def fileno(self) -> int:
+        """The channel."""
+        return self._channel.fileno()
 
     @property
     def _blocked(self) -> bool:
         return any(sink.blocked for sink in self._sinks.values())
 
-    def _read_input(self, fd: int) -> None:
+    def _read_input(self) -> None:
         limit = wire.MAX_CHUNK_2 if self._decoder.version == 2 else wire.MAX_CHUNK
+        assert self._input is not None
         try:
-            data = os.read(fd, limit)
+            data = self._input.read(limit) if isinstance(self._input, Source) else os.read(self._input, limit)
         except BlockingIOError:
             return
         except OSError:                  # a terminal that went away, a folder: the same to the qube as its end
@@ -233,7 +193,7 @@ class Call:
                 self._exit = message.status if 0 <= message.status <= LOST else LOST
                 self._ended = True
         if self._ended and not self._blocked and self.status is None:
-            self.status = LOST if self._exit is None else self._exit
+            self.status, self.lost = (LOST, True) if self._exit is None else (self._exit, False)
 
     def _data(self, kind: int, untrusted: bytes) -> None:
         sink = self._sinks.get(kind)
@@ -247,7 +207,7 @@ class Call:
             del self._sinks[kind]
             sink.finish()
 
-    def _write(self, kind: int, sink: Sink) -> None:
+    def _write(self, kind: int, sink: Sink | Memory) -> None:
         try:
             sink.flush()
         except BrokenPipeError:
@@ -257,82 +217,137 @@ class Call:
                 self.status = PIPE_CLOSED
 
 
-def start(
-    paths: Paths, qube: str, command: str, ends: Ends, prefix: bytes = b"", *, only_start: bool = False
-) -> Call:
-    """Begin a call to a running qube. `command` is a whole command line with its user (reference/qrexec.md 10.1).
+class Request:
+    """A call that was asked for and is not yet accepted. `call` may be driven once `take` has said so."""
 
-    `only_start`: the call ends when the program has been started, with status 0. Raises QubeNotRunning if nobody listens for
-    that qube, QrexecError if the request is refused, BadCommand for a command that can't be sent.
-    """
-    try:
-        request = wire.exec_command(wire.JUST_EXEC if only_start else wire.EXEC_CMDLINE, 0, 0, command)
-    except ValueError as error:
-        raise BadCommand(f"this command can't be sent: {error}") from error
-    channel, far_end = socket.socketpair()
-    with far_end:
+    def __init__(
+        self, paths: Paths, qube: str, command: str, ends: Ends, prefix: bytes = b"", *, only_start: bool = False,
+    ) -> None:
+        """`command` is a whole command line with its user (reference/qrexec.md 10.1). Waits for nothing.
+
+        Raises QubeNotRunning if nobody listens for that qube, QrexecError, BadCommand for a command that can't be sent.
+        """
         try:
-            call = Call(channel, ends, prefix)
-        except BaseException:
-            channel.close()
-            raise
+            request = wire.exec_command(wire.JUST_EXEC if only_start else wire.EXEC_CMDLINE, 0, 0, command)
+        except ValueError as error:
+            raise BadCommand(f"this command can't be sent: {error}") from error
+        self.qube, self._decoder = qube, wire.Decoder(wire.TO_CLIENT)
+        channel, far_end = socket.socketpair()
+        with far_end:
+            try:
+                self.call = Call(channel, ends, prefix)
+            except BaseException:
+                channel.close()
+                raise
+            try:
+                self.sock = _send_request(os.path.join(paths.qubes, f"qrexec.{qube}"), qube, request, far_end)
+            except BaseException:        # with its copies of our ends: whoever reads from them must see the end
+                self.call.close()
+                raise
+
+    def take(self, data: bytes) -> bool:
+        """Whether the daemon has accepted it, by what came from `sock`. Raises QrexecError where it has not."""
+        if not data:
+            raise QrexecError(
+                f"the qrexec daemon of {self.qube} refused the call: too many calls are under way, or the qube is ending")
         try:
-            _request(os.path.join(paths.qubes, f"qrexec.{qube}"), qube, request, far_end)
-        except BaseException:            # with its copies of our ends: whoever reads from them must see the end
-            call.close()
-            raise
-    return call
+            self._decoder.feed(data)
+            while message := self._decoder.next_message():
+                if isinstance(message, wire.Allocated):
+                    return True
+        except PeerError as error:
+            raise not_taken(self.qube, error) from error
+        return False
+
+    def abandon(self) -> None:
+        self.sock.close()
+        self.call.close()
 
 
-def _request(path: str, qube: str, request: bytes, far_end: socket.socket) -> None:
+def _send_request(path: str, qube: str, request: bytes, far_end: socket.socket) -> socket.socket:
     """Reference/qrexec.md 5. Nothing is waited for before the request is out, so the warden wakes up once."""
     try:
         sock = connect_unix(path, own=True)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise QubeNotRunning(f"{qube} does not run, or its qrexec is not ready") from error
-    with sock:
+    except OSError as error:
+        raise not_taken(qube, error) from error
+    try:
         sock.settimeout(ANSWER_TIME)
-        try:
-            sock.sendall(wire.hello(wire.SOCKET_VERSION))
-            # The descriptor travels with the request's first byte.
-            descriptor = array.array("i", [far_end.fileno()])
-            sent = sock.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)])
-            if sent < len(request):      # after a short call the daemon has hung up by now: sending nothing would fail
-                sock.sendall(request[sent:])
-            _await_port(sock, qube)
-        except (OSError, PeerError) as error:
-            raise QrexecError(f"the qrexec daemon of {qube} did not take the call: {error}") from error
+        sock.sendall(wire.hello(wire.SOCKET_VERSION))
+        # The descriptor travels with the request's first byte.
+        descriptor = array.array("i", [far_end.fileno()])
+        sent = sock.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)])
+        if sent < len(request):          # after a short call the daemon has hung up by now: sending nothing would fail
+            sock.sendall(request[sent:])
+    except OSError as error:
+        sock.close()
+        raise not_taken(qube, error) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
-def _await_port(sock: socket.socket, qube: str) -> None:
-    """Until the daemon has accepted the request. Raises QrexecError when it hangs up instead."""
-    decoder = wire.Decoder(wire.TO_CLIENT)
-    while data := sock.recv(4096):
-        decoder.feed(data)
-        while message := decoder.next_message():
-            if isinstance(message, wire.Allocated):
-                return
-    raise QrexecError(f"the qrexec daemon of {qube} refused the call: too many calls are under way, or the qube is ending")
+def not_taken(qube: str, error: OSError | PeerError) -> QrexecError:
+    return QrexecError(f"the qrexec daemon of {qube} did not take the call: {error}")
+
+
+def start(
+    paths: Paths, qube: str, command: str, ends: Ends, prefix: bytes = b"", *, only_start: bool = False,
+    answer_time: float = ANSWER_TIME,
+) -> Call:
+    """Begin a call to a running qube. Raises as `Request`, and QrexecError if it is refused.
+
+    `only_start`: the call ends when the program has been started, with status 0.
+    """
+    request = Request(paths, qube, command, ends, prefix, only_start=only_start)
+    try:
+        with request.sock as sock:
+            sock.settimeout(answer_time)
+            while not request.take(sock.recv(4096)):
+                pass
+    except OSError as error:
+        request.abandon()
+        raise not_taken(qube, error) from error
+    except BaseException:
+        request.abandon()
+        raise
+    return request.call
+
+
+class Poller:
+    """Drives calls, turn by turn, without threads."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._polled: dict[int, int] = {}
+
+    def turn(self, calls: Sequence[Call], deadline: float | None = None) -> bool:
+        """Wait until one of them can go on, and let it. False: the deadline (as `time.monotonic` counts) came first."""
+        wanted: dict[int, int] = {}
+        for call in calls:
+            for fd, mask in call.wants().items():
+                wanted[fd] = wanted.get(fd, 0) | mask
+        for fd in self._polled.keys() - wanted.keys():
+            self._poll.unregister(fd)
+        for fd, mask in wanted.items():
+            if self._polled.get(fd) != mask:
+                self._poll.register(fd, mask)
+        self._polled = wanted
+        left = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
+        found = self._poll.poll(left)
+        ready = {fd for fd, _ in found}
+        for call in calls:
+            call.ready(ready)
+        return bool(found) or left is None
 
 
 def pump(calls: Sequence[Call]) -> list[int]:
     """Until all have ended; their exit statuses in order. On an exception (an interrupt too) the caller closes the calls."""
-    poll = select.poll()
-    polled: dict[int, int] = {}
+    poller = Poller()
     while active := [call for call in calls if call.status is None]:
-        wanted: dict[int, int] = {}
-        for call in active:
-            for fd, mask in call.wants().items():
-                wanted[fd] = wanted.get(fd, 0) | mask
-        for fd in polled.keys() - wanted.keys():
-            poll.unregister(fd)
-        for fd, mask in wanted.items():
-            if polled.get(fd) != mask:
-                poll.register(fd, mask)
-        polled = wanted
-        ready = {fd for fd, _ in poll.poll()}
-        for call in active:
-            call.ready(ready)
+        poller.turn(active)
     return [LOST if call.status is None else call.status for call in calls]
 
 

@@ -10,6 +10,7 @@ import os
 import select
 
 from cloison.client import qrexec
+from cloison.client.ends import TERMINAL_TABLE
 from cloison.errors import CloisonError, MachineError
 from cloison.runtime.paths import Paths
 
@@ -78,4 +79,4 @@ def _complaint(reader: int) -> str:
         untrusted = os.read(reader, 1 << 16)
     except BlockingIOError:
         return ""
-    return " ".join(untrusted.translate(qrexec.TERMINAL_TABLE).decode("ascii").split())[-_COMPLAINT:]
+    return " ".join(untrusted.translate(TERMINAL_TABLE).decode("ascii").split())[-_COMPLAINT:]

@@ -17,7 +17,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from cloison.client.qrexec import TERMINAL_TABLE
+from cloison.client.ends import TERMINAL_TABLE
 from cloison.errors import MachineError, PeerError
 from cloison.qrexec.caller import STDOUT, Caller, ProtocolError, Sink
 from cloison.qrexec.host import peer

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 from cloison.admin.calls.create import disposable_template
 from cloison.admin.calls.power import tell
 from cloison.admin.qubesd import Call
-from cloison.errors import BackupProfileNotFound, BadRequest, CloisonError, QubeError
+from cloison.errors import BackupProfileNotFound, BadRequest, CloisonError, NotPermitted, QubeError
 from cloison.plan import lifecycle, preload
 from cloison.values import PowerState
 
 MAX_PATH = 4096
+_SHAPE = re.compile(rb"(memory|vcpus)=([0-9]{1,9})")
 
 
 def _check_profile(call: Call) -> None:
@@ -79,17 +81,36 @@ async def seal_root(call: Call) -> None:
 async def disposable(call: Call) -> None:
     """A disposable that lives as long as the caller's connection.
 
-    The connection itself is handed to the warden, so that the caller's end ends the qube even while qubesd is away.
+    The connection itself is handed to the warden, so that the caller's end ends the qube even while qubesd is away. The payload:
+    nothing, `uuid` (as for admin.vm.CreateDisposable), or `memory=MIB`, `vcpus=N`, apart by a space, which only dom0 may say.
     """
-    if call.payload not in (b"", b"uuid") or call.connection is None:
-        raise BadRequest("the payload can only be empty or uuid")
+    if call.connection is None:
+        raise BadRequest("a disposable by lease needs a connection that stays")
+    shape = _shape(call)
     template = disposable_template(call)
     lifecycle.check_disposable(template)
     qube = await call.qubesd.create_disposable(template, call.source)
     try:
+        if shape:
+            with call.qubesd.transaction():
+                for name, value in shape.items():
+                    qube.set_text(name, value)
         how = await call.while_there(call.qubesd.start(qube, lease=call.connection))
     except CloisonError:
         await call.qubesd.discard(qube)
         raise
     call.send(qube.name, "disposable-ready", (("name", qube.name), ("uuid", qube.uuid), ("start", how)))
     await call.qubesd.stopped(qube)
+
+
+def _shape(call: Call) -> dict[str, str]:
+    """Properties that the payload asks for. Raises BadRequest, NotPermitted."""
+    if call.payload in (b"", b"uuid"):
+        return {}
+    words = [_SHAPE.fullmatch(word) for word in call.payload.split(b" ")]
+    shape = {word[1].decode(): word[2].decode() for word in words if word}
+    if len(shape) != len(words):
+        raise BadRequest("the payload can only be empty, uuid, or memory=MIB and vcpus=N")
+    if call.source is not call.system.dom0:
+        raise NotPermitted("only dom0 says how large a disposable is")
+    return shape
