@@ -33,7 +33,7 @@ class Reserves:
         seen = set[int]()
         for folder in (self._data, *pools):
             with contextlib.suppress(OSError):
-                device = os.stat(folder).st_dev
+                device = _device(folder)
                 if device not in seen:
                     seen.add(device)
                     _make(self._path(folder))
@@ -43,12 +43,12 @@ class Reserves:
     def spend(self, folder: str) -> bool:
         """Whether there is more space than before on the file system of that folder, which had next to none."""
         with contextlib.suppress(OSError):
-            if _free(folder) >= SHORT:
+            if not is_short(folder):
                 return False
-            device = os.stat(folder).st_dev
+            device = _device(folder)
             for place in (self._data, *self._pools):
                 path = self._path(place)
-                if os.path.exists(path) and os.stat(path).st_dev == device:
+                if os.path.exists(path) and _device(path) == device:
                     os.unlink(path)
                     log.error("the disk of %s is full: the space that was kept back is used now", folder)
                     return True
@@ -74,18 +74,31 @@ class Reserves:
         return os.path.join(folder, "reserve" if folder == self._data else ".reserve")
 
 
-def _free(folder: str) -> int:
+def is_short(folder: str) -> bool:
+    """Whether next to nothing is free there."""
+    try:
+        return _space(folder)[1] < SHORT
+    except OSError:
+        return False
+
+
+def _space(folder: str) -> tuple[int, int]:
+    """Bytes of its file system, and free ones."""
     found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+
+
+def _device(path: str) -> int:
+    return os.stat(path).st_dev
 
 
 def _make(path: str) -> None:
     """Raises OSError. Nothing is done where it would take what others need."""
     if os.path.exists(path):
         return
-    found = os.statvfs(os.path.dirname(path))
-    size = min(SIZE, found.f_blocks * found.f_frsize // 20)
-    if found.f_bavail * found.f_frsize < size + RESUME:
+    whole, free = _space(os.path.dirname(path))
+    size = min(SIZE, whole // 20)
+    if free < size + min(RESUME, whole // 4):
         return
     temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -3,8 +3,8 @@
 | level | free is below | what follows |
 |---|---|---|
 | plenty | | nothing |
-| low | LOW, or a tenth of a small disk | a warning: log, event `space-low`, `cloison status`, `qvm-start` |
-| last | LAST, or a fiftieth of a small disk | no qube that writes there starts: those that run keep the rest |
+| low | LOW, or an eighth of a small disk | a warning: log, event `space-low`, `cloison status`, `qvm-start` |
+| last | LAST, or a fifteenth of a small disk | no qube that writes there starts: those that run keep the rest |
 
 A level is left when a quarter more than its limit is free. What happens at the very end: daemon/reserve.py, warden/space.py.
 """
@@ -35,7 +35,7 @@ class Level(enum.IntEnum):
 
 def level(size: int, free: int, before: Level = Level.PLENTY) -> Level:
     """Of a file system of `size` bytes, `before` being what it was."""
-    for found, limit in ((Level.LAST, min(LAST, size // 50)), (Level.LOW, min(LOW, size // 10))):
+    for found, limit in ((Level.LAST, min(LAST, size // 15)), (Level.LOW, min(LOW, size // 8))):
         if free < limit or (before >= found and free < limit + limit // 4):
             return found
     return Level.PLENTY

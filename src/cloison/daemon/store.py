@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from cloison.daemon.reserve import Reserves
+from cloison.daemon.reserve import Reserves, is_short
 from cloison.devicetext import Device
 from cloison.errors import StoreError
 from cloison.model.catalogue import SYSTEM
@@ -46,16 +46,27 @@ class Store:
         self.path = path
         self._folder = os.path.dirname(path) or "."
         self.reserves = reserves or Reserves(self._folder)
+        failures = (sqlite3.Error, OSError)
         try:
-            self._database = self.reserves.helps(self._folder, self._open, (sqlite3.Error, OSError))
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the store {path} can't be opened: {error}") from error
+            try:
+                self._database = self.reserves.helps(self._folder, self._open, failures)
+            except failures:
+                if not is_short(self._folder):
+                    raise
+                self._database = self._open("EXCLUSIVE")
+        except failures as error:
+            failure = StoreError(f"the store {path} can't be opened: {error}")
+            if is_short(self._folder):
+                failure.hint = f"Free some space: the disk of {self._folder} is full."
+            raise failure from error
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, locking: str = "NORMAL") -> sqlite3.Connection:
+        """`locking`: EXCLUSIVE needs no file beside the store, for which a full disk has no room; nobody else can read it then."""
         fresh = not os.path.exists(self.path)
         database = sqlite3.connect(self.path, isolation_level=None, timeout=5, cached_statements=64)
         try:
             os.chmod(self.path, 0o600)
+            database.execute(f"PRAGMA locking_mode={locking}")
             application = database.execute("PRAGMA application_id").fetchone()[0]
             version = database.execute("PRAGMA user_version").fetchone()[0]
             empty = not database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
