@@ -156,7 +156,7 @@ class FakeQubesd:
         while data := sock.recv(65536):
             untrusted += data
         request = admin.parse_request(untrusted)
-        if request.method == "cloison.Disposable" and "disp1" not in self.qubes:
+        if request.method == "cloison.Disposable" and (self.leases or "disp1" not in self.qubes):
             self._lease(sock, request)
             return
         with sock, suppress(BrokenPipeError):       # a tool that was interrupted has gone
@@ -183,6 +183,7 @@ class FakeWarden:
         self.signals: list[int] = []
         self.script: Callable[[socket.socket], None] | None = None   # plays the agent instead, for hostile ones
         self.refuse = False
+        self.home: str | None = None     # where programs start
         self.gate: threading.Event | None = None     # nobody is answered before it is set
 
     def serve(self, sock: socket.socket) -> None:
@@ -224,7 +225,7 @@ class FakeWarden:
         if command.service == "qubes.VMExec":
             argv = [os.fsdecode(word) for word in vmexec.decode(command.argument or "")]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   start_new_session=True)
+                                   start_new_session=True, cwd=self.home)
         assert process.stdin and process.stdout and process.stderr
         lock = threading.Lock()
 

@@ -176,19 +176,44 @@ def test_the_absent_answer_is_only_for_its_failure() -> None:
     assert call.answer(b"") == ""
 
 
+def examples(*, machine: bool) -> list[str]:
+    """Those that need one, or those that don't."""
+    found = re.findall(rf"({re.escape(NEEDS_MACHINE)})?```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    return [code for needs_machine, code in found if bool(needs_machine) == machine]
+
+
+def perform(codes: list[str], scope: dict[str, object]) -> None:
+    """In their order, as one program."""
+    for code in codes:
+        exec(compile(code, str(DOCUMENT), "exec"), scope)  # noqa: S102 our own document
+
+
 def test_examples_of_the_document_work(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
-    """In their order, in one program; those that need a machine are run by tests/boot."""
     real.call("dom0", "admin.vm.Create.AppVM", "tpl", b"name=sys-usb label=red")
-    text = DOCUMENT.read_text()
-    found = re.findall(rf"({re.escape(NEEDS_MACHINE)})?```python\n(.*?)```", text, re.DOTALL)
-    assert len(found) >= 7
-    scope: dict[str, object] = {"__name__": "example"}
-    for needs_machine, code in found:
-        compiled = compile(code, str(DOCUMENT), "exec")
-        if not needs_machine:
-            exec(compiled, scope)  # noqa: S102 our own document
+    codes = examples(machine=False)
+    assert len(codes) >= 7
+    perform(codes, {"__name__": "example"})
     output = capsys.readouterr().out
     assert "600" not in output.partition("set")[0]
     for expected in ("work AppVM Halted", "there is no qube 'nobody'", "renew the certificate", "action=drop", "sys-usb:sda:*",
                      "domain-tag-add:watched", "None"):
+        assert expected in output, output
+
+
+def test_examples_with_programs_work(
+    qubesd: FakeQubesd, warden: FakeWarden, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a fake machine; on a real one in tests/boot/test_library.py."""
+    warden.home = str(root)
+    monkeypatch.chdir(root)
+    codes = examples(machine=True)
+    assert len(codes) >= 5
+    perform(codes, {"__name__": "example", "connection": Connection(), "work": WORK})
+    check_output(capsys.readouterr().out)
+    assert (root / "hello.sh").stat().st_mode & 0o777 == 0o755
+
+
+def check_output(output: str) -> None:
+    """Of the examples with programs."""
+    for expected in ("3 ", "it says 42", "b'got one\\n'\n0\n143", "b'echo hello\\n'", "['0\\n', '1\\n', '2\\n']", "b'3\\n'\n0\n"):
         assert expected in output, output

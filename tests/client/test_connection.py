@@ -140,3 +140,22 @@ def test_a_disposable_of_another_qubesd_is_killed(qubesd: FakeQubesd) -> None:
     assert [(dest, method) for dest, method, _, _ in qubesd.calls] == [
         ("work", "cloison.Disposable"), ("work", "admin.vm.CreateDisposable"),
         ("disp1", "admin.vm.Start"), ("disp1", "admin.vm.Kill")]
+
+
+def reset(sock: socket.socket) -> None:
+    """Hang up on what was sent and not read."""
+    sock.recv(1)
+    sock.close()
+
+
+def test_a_connection_that_is_reset_is_no_daemon(root: Path) -> None:
+    """Whatever is done on it: no error of the system's comes out of the library."""
+    (root / "run").mkdir()
+    with listening(root / "run" / "qubesd.sock", reset):
+        for _ in range(5):
+            with pytest.raises(NoDaemon):
+                Connection().call("dom0", "admin.vm.List", payload=bytes(60000))
+            with pytest.raises(NoDaemon):
+                events.subscribe(Connection())
+            with pytest.raises(NoDaemon):
+                Disposable(Connection())

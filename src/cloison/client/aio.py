@@ -73,10 +73,13 @@ class Connection:
 async def _events(sock: socket.socket) -> AsyncGenerator[Event, None]:
     """Raises the failure that qubesd ends with."""
     decoder = EventDecoder()
-    async for data in _chunks(sock):
-        decoder.feed(data)
-        while event := decoder.next_event():
-            yield event
+    try:
+        async for data in _chunks(sock):
+            decoder.feed(data)
+            while event := decoder.next_event():
+                yield event
+    except ConnectionResetError as error:
+        raise NoDaemon("qubesd ended during the call") from error
     if failure := decoder.finish():
         raise server_error(failure)
 

@@ -25,6 +25,7 @@ T = TypeVar("T")
 MAX_REPLY = 64 << 20                     # bytes; qubesd is trusted, this only keeps a fault from eating the host
 PARALLEL = 32                            # calls under way at once
 _CHUNK = 1 << 16
+_ENDED = "qubesd ended during the call"
 
 
 class NoDaemon(CloisonError):
@@ -97,6 +98,9 @@ class Connection:
             sock.shutdown(socket.SHUT_WR)
         except BrokenPipeError:
             pass                         # refused before it was read whole: the reply, if any, says why
+        except ConnectionError as error:
+            sock.close()
+            raise NoDaemon(_ENDED) from error
         except BaseException:
             sock.close()
             raise
@@ -132,7 +136,7 @@ class Pending:
                 while not self.read():
                     pass
             except ConnectionResetError as error:
-                raise NoDaemon("qubesd ended during the call") from error
+                raise NoDaemon(_ENDED) from error
         return parsed(bytes(self._reply))
 
 
@@ -166,7 +170,10 @@ class Stream:
                 yield event
             if deadline is not None and not wait(self, max(0.0, deadline - time.monotonic())):
                 return
-            data = self._sock.recv(_CHUNK)
+            try:
+                data = self._sock.recv(_CHUNK)
+            except ConnectionResetError as error:
+                raise NoDaemon(_ENDED) from error
             if not data:
                 break
             self._decoder.feed(data)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from cloison.client.connection import Connection
 from cloison.client.domains import DOM0, feature, features, get_properties, lines, tags, volume_info, volumes
+from cloison.client.failures import qube_name
 from cloison.errors import BadRequest, BadValue, CloisonError, PeerError
-from cloison.values import QubeName
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 _OWN = ("name", "qid", "uuid", "dispid", "template", "label", "installed_by_rpm")   # never copied
@@ -36,13 +36,13 @@ class Creation(NamedTuple):
 
 
 def create(connection: Connection, wanted: Creation, *, unfinished: str = "") -> None:
-    """Raises InvalidValue or BadValue, before anything is sent, for words that could be read as something else.
+    """Raises BadValue, before anything is sent, for words that could be read as something else.
 
     `unfinished`: the name of the tool that has more to do; until it takes the mark away the qube does not start.
     """
-    QubeName(wanted.name)
+    qube_name(wanted.name)
     if wanted.template:
-        QubeName(wanted.template)
+        qube_name(wanted.template)
     for what, word in [("class", wanted.klass), ("label", wanted.label), *wanted.pools.items()]:
         _check(what, word)
         _check("volume", what)
