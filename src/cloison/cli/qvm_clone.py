@@ -18,7 +18,7 @@ PROG = "qvm-clone"
 def parser() -> tool.Parser:
     result = tool.Parser(prog=PROG, qubes="1", description="Copy a qube: settings, files, tags, firewall.", examples=[
         ("qvm-clone work work-2", "a second work"),
-        ("qvm-clone --class StandaloneVM debian-12 box", "a template's copy that lives alone"),
+        ("qvm-clone --class StandaloneVM debian-13 box", "a template's copy that lives alone"),
     ])
     result.add_argument("new_name", metavar="NEWVM", help="name of the new qube")
     result.add_argument("--class", "-C", dest="klass", metavar="CLASS", help="its class (default: that of the source)")

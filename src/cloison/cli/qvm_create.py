@@ -32,9 +32,9 @@ class NotMade(CloisonError):
 def parser() -> tool.Parser:
     result = tool.Parser(prog=PROG, description="Make a new qube.", examples=[
         ("qvm-create --label blue work", "an AppVM on the default template"),
-        ("qvm-create -l red -t debian-12 untrusted", "on that template"),
+        ("qvm-create -l red -t debian-13 untrusted", "on that template"),
         ("qvm-create --disp -t dvm burner", "a named disposable"),
-        ("qvm-create -C StandaloneVM -t debian-12 -l gray box", "a copy of a template that lives alone"),
+        ("qvm-create -C StandaloneVM -t debian-13 -l gray box", "a copy of a template that lives alone"),
     ])
     add = result.add_argument
     add("--class", "-C", dest="klass", metavar="CLASS", default="AppVM", help="class of the new qube (default: %(default)s)")

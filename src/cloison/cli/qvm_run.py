@@ -44,7 +44,7 @@ def parser() -> tool.Parser:
             ("qvm-run work xterm", "a program with a window"),
             ("qvm-run -p work 'cat ~/notes'", "a shell command, its input and output here"),
             ("qvm-run -p --dispvm -- python3 - < risky.py", "in a fresh disposable, gone afterwards"),
-            ("qvm-run -p -u root debian-12 apt-get update", "as root; words after the first mean no shell"),
+            ("qvm-run -p -u root debian-13 apt-get update", "as root; words after the first mean no shell"),
             ("qvm-run -p --service work qubes.GetDate", "a qrexec service"),
         ])
     add = result.add_argument
