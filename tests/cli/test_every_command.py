@@ -33,6 +33,7 @@ cloison demo --help
 cloison doctor --help
 cloison dom0 -- /bin/echo hello
 cloison down --help
+cloison kernel list
 cloison policy log
 cloison qubes-xml --help
 cloison status
