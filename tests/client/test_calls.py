@@ -5,6 +5,7 @@ import asyncio
 import re
 from pathlib import Path
 
+import mypy.api
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
 
@@ -198,6 +199,14 @@ def test_examples_of_the_document_work(real: Connection, capsys: pytest.CaptureF
     for expected in ("work AppVM Halted", "there is no qube 'nobody'", "renew the certificate", "action=drop", "sys-usb:sda:*",
                      "domain-tag-add:watched", "None"):
         assert expected in output, output
+
+
+def test_examples_are_typed_to_the_last_word(tmp_path: Path) -> None:
+    """As a user's mypy sees the library."""
+    program = tmp_path / "examples.py"
+    program.write_text("\n".join(re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)))
+    output, errors, status = mypy.api.run(["--strict", f"--cache-dir={tmp_path}", str(program)])
+    assert status == 0, output + errors
 
 
 def test_examples_with_programs_work(
