@@ -27,6 +27,8 @@ CASES = {
         COLD, kernel=None, initramfs=None, incoming=True, ram=Ram("/proc/self/fd/30"),
         drives=(dataclasses.replace(ROOT, nodes=(Node(20, "raw", True), Node(26, "qcow2", True), Node(21, "qcow2", False))),
                 PRIVATE, VOLATILE, MODULES)),
+    "mounted": dataclasses.replace(
+        COLD, drives=(dataclasses.replace(ROOT, nodes=(Node("/disks/root.0", "raw", True), Node(21, "qcow2", False))),)),
     "making": dataclasses.replace(
         COLD, ram=Ram("/proc/self/fd/30", shared=True),
         drives=(ROOT, Drive("private", 2 << 30), Drive("volatile", 10 << 30), MODULES)),
@@ -80,7 +82,8 @@ def check_contained(hostile: str) -> None:
     """The same options in the same order with the same structure, and the hostile text only in places of its own."""
     tame = dataclasses.replace(COLD, ram=Ram("/proc/self/fd/30"))
     evil = dataclasses.replace(
-        tame, name=hostile, uuid=hostile, kernel=hostile, initramfs=hostile, kernelopts=hostile, ram=Ram(hostile))
+        tame, name=hostile, uuid=hostile, kernel=hostile, initramfs=hostile, kernelopts=hostile, ram=Ram(hostile),
+        drives=(dataclasses.replace(ROOT, nodes=(Node(hostile, "raw", True), *ROOT.nodes[1:])), *COLD.drives[1:]))
     for (option, value), (evil_option, evil_value) in zip(options(command(tame)), options(command(evil)), strict=True):
         assert option == evil_option
         if option in AS_JSON:

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,16 +43,18 @@ def device(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    programs = tmp_path / "programs"
-    programs.mkdir()
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """In a folder that every user reaches: bubblewrap is not run as root."""
+    programs = Path(tempfile.mkdtemp(prefix="cloison-programs-"))
+    programs.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
 
     def write(script: str) -> None:
         for name, text in (("bwrap", script), ("qemu-system-x86_64", "exit 1")):
             (programs / name).write_text(f"#!/bin/sh\n{text}\n")
             (programs / name).chmod(0o755)
-    return write
+    yield write
+    shutil.rmtree(programs)
 
 
 def test_no_device(paths: Paths, tmp_path: Path) -> None:
@@ -91,7 +95,8 @@ def test_a_flood_of_output_ends(kernel: Path, fake: Fake) -> None:
 def test_verdict_is_kept_until_the_kernel_changes(paths: Paths, kernel: Path, device: str, fake: Fake) -> None:
     fake(RUNS)
     first = probe.probe(paths, device=device)
-    qemu = os.path.join(os.path.dirname(device), "programs", "qemu-system-x86_64")
+    qemu = shutil.which("qemu-system-x86_64")
+    assert qemu is not None
     before = os.stat(qemu)
     fake(ENDS)
     os.utime(qemu, ns=(before.st_atime_ns, before.st_mtime_ns))

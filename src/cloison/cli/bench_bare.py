@@ -110,7 +110,7 @@ class Bare:
             stack.callback(os.close, state)
             drives = stack.enter_context(self._drives(warm_start=warm_start))
             command = self._command(drives, qemu_monitor.fileno(), qemu_channel.fileno(), warm_start=warm_start)
-            files = [node.fdset for drive in drives for node in drive.nodes]
+            files = [node.file for drive in drives for node in drive.nodes if isinstance(node.file, int)]
             begun = time.perf_counter()
             process = subprocess.Popen(
                 command, pass_fds=[qemu_monitor.fileno(), qemu_channel.fileno(), self._ram, state, *files],
@@ -132,7 +132,7 @@ class Bare:
             kernel=image.kernel, initramfs=image.initramfs, program=find(QEMU)))
         for drive in drives:
             for node in drive.nodes:
-                command += ["-add-fd", f"fd={node.fdset},set={node.fdset}"]
+                command += ["-add-fd", f"fd={node.file},set={node.file}"]
         return command
 
     @contextmanager

@@ -17,6 +17,7 @@ from cloison.daemon.wardens import Wardens
 from cloison.daemon.wiring import DRIVERS
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe
+from cloison.runtime import keyring
 from cloison.runtime.daemon import begin
 from cloison.runtime.paths import Paths
 from cloison.storage.linux_kernel import KernelPool
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--accelerator", choices=("tcg", "kvm"), help="instead of KVM where it works")
     options = parser.parse_args(arguments)
     try:
+        keyring.leave()
         paths = begin()
         Reserves(paths.data).spend(paths.data)          # on a full disk: to come up, and to be told what shall go
         locks = take_locks(paths)

@@ -253,11 +253,12 @@ def _blocks(value: object) -> tuple[Block, ...]:
 
 
 def _cpu_time(pid: object) -> int:
-    """Nanoseconds used by a machine's processes: bubblewrap's one child is QEMU."""
+    """Nanoseconds used by a machine: bubblewrap has one child, which is pid 1 of the box and has one child, which is QEMU."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            qemu = int(file.read().split()[0])
-        with open(f"/proc/{qemu}/stat", encoding="ascii", errors="replace") as file:
+        for _ in range(2):
+            with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+                pid = int(file.read().split()[0])
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // _TICK
     return 0

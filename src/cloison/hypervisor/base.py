@@ -22,13 +22,15 @@ class MachineState(enum.Enum):
 class DiskFile:
     """One open file of a disk. The machine takes its descriptors and closes them.
 
-    `secret_fd`: for an encrypted qcow2, a pipe that holds the text which opens it, its other end closed.
+    `path`: of a read-only one, which may be opened by its name. `secret_fd`: for an encrypted qcow2, a pipe that holds the text
+    which opens it, its other end closed.
     """
 
     fd: int
     format: str
     read_only: bool
     secret_fd: int | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class MachineSpec:
     ram_fd: int | None = None        # file of exactly `memory` bytes
     ram_shared: bool = False         # True while a warm image is being made
     state_fd: int | None = None      # device state to load
-    life_fd: int | None = None       # held open by every process of the machine, so that a lock on it tells whether any lives
+    life_fd: int | None = None       # held open while anything of the machine lives, so that a lock on it tells
 
 
 class Machine(abc.ABC):

@@ -7,6 +7,7 @@ that can't be built for one; so that is not kept.
 """
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import json
@@ -17,8 +18,10 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from cloison.errors import HostError
+from cloison.errors import HostError, MachineError
 from cloison.hypervisor import sandbox
+from cloison.hypervisor.base import MachineSpec
+from cloison.hypervisor.qemu.handing import Handed, hand_over
 from cloison.runtime.files import write_atomic
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
@@ -73,21 +76,22 @@ def probe(paths: Paths, *, device: str = DEVICE) -> Verdict:
             known = run_guest(folder, "kvm", SECONDS)
             if known.kvm in (Kvm.WORKS, Kvm.HANGS):
                 _remember(paths, key, known)
-    except (OSError, HostError) as error:
+    except (OSError, HostError, MachineError) as error:
         return Verdict(Kvm.FAILS, f"the probe could not run: {error}")
     return known
 
 
 def run_guest(folder: str, accel: str, seconds: float) -> Verdict:
-    """Boot `folder`/vmlinuz and initramfs in the sandbox until it says that user space runs. Raises OSError, HostError."""
+    """Boot `folder`/vmlinuz and initramfs boxed until it says that user space runs. Raises OSError, HostError, MachineError."""
     program = os.path.realpath(find(QEMU))
-    command = sandbox.wrap(
-        _command(program, accel), libs=sandbox.libraries(program), bwrap=find("bwrap"),
-        files={program: program, **{f"/boot/{name}": os.path.join(folder, name) for name in ("vmlinuz", "initramfs")}},
-        devices=[DEVICE] if accel == "kvm" else [],
-    )
+    kernel, initramfs = (os.path.join(folder, name) for name in ("vmlinuz", "initramfs"))
+    spec = MachineSpec("", _MEMORY, 1, accel, (), kernel=kernel, initramfs=initramfs)
     begun = time.monotonic()
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with contextlib.ExitStack() as opened:
+        handed = hand_over(spec, opened)
+        process = opened.enter_context(sandbox.run(
+            _command(program, accel, handed), files={program: program, **handed.files}, handed=handed.fds,
+            devices=[DEVICE] if accel == "kvm" else [], stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         try:
             untrusted, ended = _read_until_marker(process, begun + seconds)
         finally:
@@ -100,11 +104,11 @@ def run_guest(folder: str, accel: str, seconds: float) -> Verdict:
     return Verdict(Kvm.HANGS, f"{DEVICE} opens, but a guest did not reach user space within {seconds:g} s", took)
 
 
-def _command(program: str, accel: str) -> list[str]:
+def _command(program: str, accel: str, handed: Handed) -> list[str]:
     return [
         program, "-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-machine", "q35,usb=off,smbus=off,sata=off",
         "-accel", accel, "-cpu", "host" if accel == "kvm" else "max", "-m", f"{_MEMORY}M", "-smp", "1",
-        "-kernel", "/boot/vmlinuz", "-initrd", "/boot/initramfs", "-append", "console=ttyS0 quiet panic=-1 cloison.probe",
+        "-kernel", str(handed.kernel), "-initrd", str(handed.initramfs), "-append", "console=ttyS0 quiet panic=-1 cloison.probe",
         "-chardev", "stdio,id=console,signal=off", "-device", "isa-serial,chardev=console",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     ]

@@ -1,7 +1,12 @@
-"""Whether any process of a qube still lives: a lock that all of them hold and the kernel lets go when the last one is gone.
+"""Whether any process of a qube still lives: a lock that the kernel lets go when the last of its holders is gone.
 
-The warden takes it and QEMU inherits its descriptor (a lock made by flock belongs to the open file, not to a process). So even
-after a kill -9 of the warden one can wait, without polling and without process ids, until nothing holds the qube's disks.
+The warden takes it and hands its descriptor to the box around QEMU (a lock made by flock belongs to the open file, not to a
+process): all that sets up the box holds it, and then pid 1 of the box, without which nothing in the box can live. QEMU does not
+hold it and can't make pid 1 let go (seccomp.py). So even after a kill -9 of the warden one can wait, without polling and without
+process ids, until the qube is gone, but for the moment that the kernel takes to end what is left in the box: who minds that asks
+whether the qube's disks are open (holders.py).
+
+The file is a FIFO: whoever in the box finds it through pid 1 can open it, as its owner, and write to it, but nothing is kept.
 """
 from __future__ import annotations
 
@@ -18,7 +23,10 @@ def _path(folder: str, uuid: str) -> str:
 
 def take(folder: str, uuid: str) -> int:
     """The descriptor to hand on. Raises BlockingIOError if the qube lives already."""
-    fd = os.open(_path(folder, uuid), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    path = _path(folder, uuid)
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(path, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -30,7 +38,7 @@ def take(folder: str, uuid: str) -> int:
 def wait_gone(folder: str, uuid: str) -> None:
     """Block until nobody holds it. Call it in a thread."""
     try:
-        fd = os.open(_path(folder, uuid), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(_path(folder, uuid), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return
     try:
@@ -54,7 +62,7 @@ def end(folder: str, uuid: str) -> None:
 def _is_free(path: str) -> bool:
     """Whether nobody holds the lock now."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
     try:

@@ -65,7 +65,7 @@ def _running(source: DiskSource, warm_folder: str | None, tmp: str, opened: list
 def _file(layer: Layer, opened: list[int], *, writable: bool = False) -> DiskFile:
     fd = os.open(layer.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
     opened.append(fd)
-    return DiskFile(fd, layer.format, read_only=not writable)
+    return DiskFile(fd, layer.format, read_only=not writable, path=layer.path)
 
 
 def _nameless(source: DiskSource, tmp: str, opened: list[int]) -> DiskFile:

@@ -51,13 +51,13 @@ MAX_HELD = 16 << 20         # bytes of all calls of the qube that wait here for 
 
 
 class Warden:
-    """`control`: the connection to the qubesd that asked for it; `lease`: hang-up means kill; `ram`: sealed memfd, warm only."""
+    """`control`: the connection to the qubesd that asked for it; `lease`: hang-up means kill; `memory`: warm only."""
 
     def __init__(
-        self, paths: Paths, launch: Launch, control: socket.socket, lease: socket.socket | None, ram: int | None, *,
+        self, paths: Paths, launch: Launch, control: socket.socket, lease: socket.socket | None, memory: warm.Memory | None, *,
         make_machine: Callable[[MachineSpec], Machine] = QemuMachine,
     ) -> None:
-        self._paths, self._launch, self._requester, self._lease, self._ram = paths, launch, control, lease, ram
+        self._paths, self._launch, self._requester, self._lease, self._memory = paths, launch, control, lease, memory
         self._make_machine = make_machine
         self._state = "starting"
         self._sizes: dict[str, int] = {}     # of disks that have grown since the start
@@ -237,13 +237,11 @@ class Warden:
         launch = self._launch
         opened = disks.open_all(launch, self._paths.tmp)
         self._life = life.take(self._paths.qubes, launch.uuid)
-        state_fd = None
-        if launch.warm is not None:
-            state_fd = os.open(os.path.join(launch.warm, warm.STATE), os.O_RDONLY | os.O_CLOEXEC)
         return MachineSpec(
             uuid=launch.uuid if launch.warm is None else NOBODY, memory=launch.memory, vcpus=launch.vcpus,
             accelerator=launch.accelerator, disks=opened, kernel=launch.kernel.vmlinuz, initramfs=launch.kernel.initramfs,
-            kernelopts=launch.kernelopts, ram_fd=self._ram, state_fd=state_fd, life_fd=self._life)
+            kernelopts=launch.kernelopts, ram_fd=self._memory.ram if self._memory else None,
+            state_fd=self._memory.state if self._memory else None, life_fd=self._life)
 
     def _up(self) -> Machine:
         if self._machine is None:

@@ -24,10 +24,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cloison.errors import CloisonError
-from cloison.hypervisor import sandbox
+from cloison.hypervisor import readonly, sandbox
 from cloison.hypervisor.base import Machine, MachineSpec
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QEMU, QemuMachine
+from cloison.runtime import keyring
 from cloison.runtime.logs import log_to_own_file
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
@@ -46,7 +47,7 @@ class Zygote:
 
     def __init__(self, requests: socket.socket, paths: Paths, make_machine: Callable[[MachineSpec], Machine]) -> None:
         self._requests, self._paths, self._make_machine = requests, paths, make_machine
-        self._rams: dict[str, int] = {}
+        self._loaded: dict[str, warm.Memory] = {}
 
     def serve(self) -> None:
         while True:
@@ -62,9 +63,8 @@ class Zygote:
 
     def _handle(self, request: dict[str, Any], fds: list[int]) -> None:
         if request["do"] == "forget":
-            ram = self._rams.pop(request["folder"], None)
-            if ram is not None:
-                os.close(ram)
+            for fd in self._loaded.pop(request["folder"], ()):
+                os.close(fd)
             return
         control = socket.socket(fileno=os.dup(fds[0]))
         try:
@@ -73,26 +73,26 @@ class Zygote:
                 self._fork(lambda: make(self._paths, launch, control, self._make_machine), "maker")
             else:
                 disks.prepare(launch)
-                ram = self._ram(launch.warm) if launch.warm is not None else None
-                self._fork(lambda: self._warden(launch, control, fds, ram), launch.name)
+                memory = self._memory(launch.warm) if launch.warm is not None else None
+                self._fork(lambda: self._warden(launch, control, fds, memory), launch.name)
         except (CloisonError, OSError) as error:
             with contextlib.suppress(OSError):
                 control.sendall(encode({"event": "failed", "reason": str(error)}))
         finally:
             control.close()
 
-    def _ram(self, folder: str) -> int:
-        """The image's sealed RAM, compared with what was saved and loaded once. Raises DamagedImage."""
-        if folder not in self._rams:
-            self._rams[folder] = warm.load(folder)
-        return self._rams[folder]
+    def _memory(self, folder: str) -> warm.Memory:
+        """The image's sealed RAM and state, compared with what was saved and loaded once. Raises DamagedImage."""
+        if folder not in self._loaded:
+            self._loaded[folder] = warm.load(folder)
+        return self._loaded[folder]
 
-    async def _warden(self, launch: Launch, control: socket.socket, fds: list[int], ram: int | None) -> None:
+    async def _warden(self, launch: Launch, control: socket.socket, fds: list[int], memory: warm.Memory | None) -> None:
         lease = socket.socket(fileno=os.dup(fds[1])) if len(fds) > 1 else None
-        own_ram = os.dup(ram) if ram is not None else None
-        for fd in (*self._rams.values(), *fds):
+        own = warm.Memory(os.dup(memory.ram), readonly.again(memory.state)) if memory is not None else None
+        for fd in (*(fd for loaded in self._loaded.values() for fd in loaded), *fds):
             os.close(fd)
-        await Warden(self._paths, launch, control, lease, own_ram, make_machine=self._make_machine).run()
+        await Warden(self._paths, launch, control, lease, own, make_machine=self._make_machine).run()
 
     def _fork(self, work: Any, name: str) -> None:
         if os.fork() != 0:
@@ -118,6 +118,7 @@ def main(make_machine: Callable[[MachineSpec], Machine] = QemuMachine) -> None:
     paths = Paths.from_environment()
     log_to_own_file()                                 # the wardens' too
     os.umask(0o077)
+    keyring.leave()                                 # the wardens and their boxes too
     # Guest memory must not end up in a core file (security lessons: memory residue).
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # children are reaped by the kernel

@@ -1,8 +1,8 @@
 """Settings in, QEMU's command line out. Pure; its output is compared with golden files.
 
 Every option that takes structure is given as JSON (`-device`, `-blockdev`, `-netdev`, `-object`), so that no `,`, `=` or `"` in
-any value can end one option and begin another (lesson QSB-066). Files come by descriptor: disks through fd sets, so
-QEMU opens nothing by a name of ours; a disk's whole graph is stated, format by format, and nothing is ever probed.
+any value can end one option and begin another (lesson QSB-066). Disk files come through fd sets or under names that the box has
+given them (handing.py); a disk's whole graph is stated, format by format, and nothing is ever probed.
 
 The machine's shape (everything a warm image depends on) is `shape()`; backends (which file, which socket) are not part of it.
 """
@@ -31,12 +31,12 @@ SERIAL_VECTORS = 7            # one for each queue and one for changes: with few
 
 @dataclass(frozen=True)
 class Node:
-    """One file of a disk as QEMU sees it: an fd set, a stated format, read-only or not.
+    """One file of a disk as QEMU sees it: an fd set's number or a path in the box, a stated format, read-only or not.
 
     `fd_secret`: of a pipe, for an encrypted qcow2: QEMU reads what opens it from there, once.
     """
 
-    fdset: int
+    file: int | str
     format: str
     read_only: bool
     fd_secret: int | None = None
@@ -180,7 +180,8 @@ def _graph(drive: Drive) -> list[str]:
     last = len(drive.nodes) - 1
     for level, node in enumerate(drive.nodes):
         name = drive.role if level == last else f"{drive.role}-{level}"
-        argv += _option("blockdev", driver="file", node_name=f"{name}-file", filename=f"/dev/fdset/{node.fdset}",
+        path = node.file if isinstance(node.file, str) else f"/dev/fdset/{node.file}"
+        argv += _option("blockdev", driver="file", node_name=f"{name}-file", filename=path,
                         read_only=node.read_only, auto_read_only=False, locking="off", discard="unmap",
                         cache={"direct": False, "no-flush": False})
         fields: dict[str, Any] = {"driver": node.format, "node_name": name, "file": f"{name}-file", "read_only": node.read_only,

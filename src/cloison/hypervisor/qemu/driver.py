@@ -1,8 +1,8 @@
 """A Machine that is a QEMU process in its sandbox, driven over QMP.
 
-The process is this one's child and dies with it (bubblewrap's pdeathsig, all the way down). Its files are descriptors of ours;
-after the spawn our copies are closed. QMP replies come from a process that a hostile guest may own: they are parsed by the
-library, used as words and numbers only, and every wait for one ends when the process ends.
+The process is below bubblewrap's, our child, and pid 1 of its box; it dies with this one (sandbox.py). What it is handed is in
+handing.py; after the spawn our copies are closed. QMP replies come from a process that a hostile guest may own: they are parsed
+by the library, used as words and numbers only, and every wait for one ends when the process ends.
 """
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import FULL, Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import argv
+from cloison.hypervisor.qemu.handing import Handed, hand_over
 from cloison.hypervisor.qemu.hotplug import HotPlug
 from cloison.hypervisor.qemu.monitor import Monitor
 from cloison.runtime.programs import find
@@ -76,19 +77,22 @@ class QemuMachine(Machine):
         with contextlib.ExitStack() as theirs:
             for fd in _files(self._spec):
                 theirs.callback(os.close, fd)
+            try:
+                handed = hand_over(self._spec, theirs)
+            except OSError as error:
+                raise MachineError(f"can't start QEMU: its files can't be handed over: {error.strerror}") from error
             monitor, qemu_monitor = _socketpair(ours, theirs)
             channel, qemu_channel = _socketpair(ours, theirs)
             for end in (channel, qemu_channel):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PORT_BUFFER)
             errors, qemu_errors = os.pipe()
             theirs.callback(os.close, qemu_errors)
-            handed = [qemu_monitor.fileno(), qemu_channel.fileno(), *_files(self._spec)]
+            ends = (qemu_monitor.fileno(), qemu_channel.fileno())
             try:
-                self._process = subprocess.Popen(
-                    self._argv(qemu_monitor.fileno(), qemu_channel.fileno()),
-                    pass_fds=handed if self._spec.life_fd is None else [*handed, self._spec.life_fd],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=qemu_errors, restore_signals=True, process_group=0,
-                )
+                program = os.path.realpath(find(QEMU))
+                self._process = sandbox.run(
+                    self._argv(program, handed, *ends), files={program: program, **handed.files}, handed=[*ends, *handed.fds],
+                    devices=["/dev/kvm"] if self._spec.accelerator == "kvm" else [], life_fd=self._spec.life_fd, stderr=qemu_errors)
             except BaseException as error:
                 os.close(errors)
                 if isinstance(error, OSError):
@@ -207,29 +211,17 @@ class QemuMachine(Machine):
         self._errors = b"its monitor sent more than anybody had asked for"
         self.kill()
 
-    def _argv(self, monitor: int, channel: int) -> list[str]:
+    def _argv(self, program: str, handed: Handed, monitor: int, channel: int) -> list[str]:
         spec = self._spec
-        program = os.path.realpath(find(QEMU))
-        settings = argv.Settings(
-            name="qube", uuid=spec.uuid, memory=spec.memory, vcpus=spec.vcpus, accelerator=spec.accelerator,
-            drives=tuple(argv.Drive(disk.role, disk.size, tuple(
-                argv.Node(file.fd, file.format, file.read_only, file.secret_fd) for file in disk.files)) for disk in spec.disks),
-            fd_monitor=monitor, fd_channel=channel,
-            ram=argv.Ram(f"/proc/self/fd/{spec.ram_fd}" if spec.ram_fd is not None else None, spec.ram_shared),
-            incoming=spec.state_fd is not None,
-            kernel="/boot/vmlinuz" if spec.kernel else None, initramfs="/boot/initramfs" if spec.initramfs else None,
-            kernelopts=spec.kernelopts, program=program,
+        command = argv.command(argv.Settings(
+            name="qube", uuid=spec.uuid, memory=spec.memory, vcpus=spec.vcpus, accelerator=spec.accelerator, drives=handed.drives,
+            fd_monitor=monitor, fd_channel=channel, ram=handed.ram, incoming=spec.state_fd is not None, kernel=handed.kernel,
+            initramfs=handed.initramfs, kernelopts=spec.kernelopts, program=program,
             code_cache=argv.code_cache(spec.memory) if spec.accelerator == "tcg" else 0,
-        )
-        command = argv.command(settings)
-        for disk in spec.disks:
-            for file in disk.files:
-                command += ["-add-fd", f"fd={file.fd},set={file.fd}"]
-        files = {program: program}
-        if spec.state_fd is None and spec.kernel:
-            files |= {"/boot/vmlinuz": spec.kernel, "/boot/initramfs": spec.initramfs}
-        return sandbox.wrap(command, files=files, libs=sandbox.libraries(program), bwrap=find("bwrap"),
-                            devices=["/dev/kvm"] if spec.accelerator == "kvm" else [])
+        ))
+        for fd in handed.sets:
+            command += ["-add-fd", f"fd={fd},set={fd}"]
+        return command
 
     def _watch(self, errors: int) -> None:
         """Learn of the process's end from the kernel, and keep the last it said."""

@@ -11,20 +11,22 @@ Digests find what a broken disk or a stray hand did to an image: a guest that st
 here may also write another manifest; that is the user alone, and no QEMU.
 
 RAM is handed to QEMU as a *sealed memfd*, not as the file: QEMU 7.2 opens private RAM for writing, and a compromised QEMU that
-could write the file would be in every later qube. A write-sealed memfd can be mapped privately and by nobody changed.
+could write the file would be in every later qube. A write-sealed memfd can be mapped privately and by nobody changed. Device
+state is handed to it the same way, for the same reason.
 """
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from cloison.errors import MachineError
+from cloison.hypervisor import readonly
 from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.driver import QEMU
 from cloison.runtime import faults, files
@@ -37,8 +39,6 @@ FORMAT = 4                       # of this folder and of the agent's protocol; a
 MADE_SIZES = {"private": 2 << 30, "volatile": 10 << 30}
 _COPY = 1 << 22
 _PAGE = 1 << 16                  # bytes of RAM that are looked at as one: all zeros, then a hole
-_F_ADD_SEALS = 1033
-_SEALS = 0x1 | 0x2 | 0x4 | 0x8   # no more seals, no shrinking, no growing, no writing
 _versions: dict[str, str] = {}
 
 
@@ -115,6 +115,8 @@ def finish(work: str, base: str, launch: Launch) -> str:
         fd = os.open(os.path.join(work, name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+            if os.fstat(fd).st_uid != os.geteuid():      # of a box of the host's root
+                os.fchown(fd, os.geteuid(), os.getegid())
             os.fchmod(fd, 0o400)
         finally:
             os.close(fd)
@@ -182,24 +184,36 @@ def check(path: str) -> None:
         _compare(path, name, _described)
 
 
-def load(path: str) -> int:
-    """The RAM of a whole image, as `load_ram` gives it. Raises DamagedImage."""
-    for name in (STATE, DISK):
-        _compare(path, name, _described)
+class Memory(NamedTuple):
+    """Of a whole image, in memory and sealed. `state` has one position for all who have the descriptor: `readonly.again`."""
+
+    ram: int
+    state: int
+
+
+def load(path: str) -> Memory:
+    """RAM as `load_ram` gives it, and device state. Raises DamagedImage."""
+    _compare(path, DISK, _described)
     loaded: list[int] = []
+
+    def load_state(file: str) -> list[object]:
+        loaded.append(readonly.sealed(file, "warm-state"))
+        return _described(f"/proc/self/fd/{loaded[-1]}")
 
     def load_and_describe(_file: str) -> list[object]:
         seen = hashlib.blake2b()
         loaded.append(load_ram(path, seen.update))
-        return [os.fstat(loaded[0]).st_size, seen.hexdigest()]
+        return [os.fstat(loaded[-1]).st_size, seen.hexdigest()]
 
     try:
+        _compare(path, STATE, load_state)
         _compare(path, RAM, load_and_describe)
     except DamagedImage:
         for fd in loaded:
             os.close(fd)
         raise
-    return loaded[0]
+    state, ram = loaded
+    return Memory(ram, state)
 
 
 def _compare(path: str, name: str, describe: Callable[[str], list[object]]) -> None:
@@ -245,7 +259,7 @@ def load_ram(path: str, seen: Callable[[bytes], None] = lambda _data: None) -> i
         for position, piece in _nonzero(source):
             _feed(seen, position, piece)
             os.pwrite(target, piece, position)
-        fcntl.fcntl(target, _F_ADD_SEALS, _SEALS)
+        readonly.seal(target)
         os.posix_fadvise(source, 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
         os.close(target)

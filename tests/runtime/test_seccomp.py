@@ -1,0 +1,126 @@
+"""The filter around QEMU, installed in a child: what it denies is denied, what a device model needs is not."""
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import platform
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from cloison.runtime import seccomp
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is for x86-64")
+CHILD = """
+import ctypes, errno, json, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+program = bytes.fromhex(sys.argv[1])
+buffer = ctypes.create_string_buffer(program, len(program))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer)), 0, 0) == 0
+found = []
+for number, *arguments in json.loads(sys.argv[2]):
+    result = libc.syscall(number, *(a.encode() if isinstance(a, str) else ctypes.c_ulong(a) for a in arguments))
+    found.append(0 if result >= 0 else ctypes.get_errno())
+print(json.dumps(found))
+"""
+
+
+def asked(*calls: list[object]) -> list[int]:
+    """Error numbers of these system calls under the filter, each given as its number and arguments; 0 for success."""
+    argv = [sys.executable, "-c", CHILD, seccomp.program().hex(), json.dumps(calls)]
+    found: list[int] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def test_all_that_is_denied_is_denied() -> None:
+    """With arguments that the kernel refuses for other reasons, or that would do no harm."""
+    numbers = [number for numbers in seccomp.DENIED.values() for number in numbers]
+    assert len(numbers) == len(set(numbers))
+    bad = (1 << 64) - 1
+    found = dict(zip(numbers, asked(*([number, bad, bad, bad, bad, bad, bad] for number in numbers)), strict=True))
+    assert found == dict.fromkeys(numbers, errno.EPERM)
+
+
+def test_what_has_another_way_does_not_exist() -> None:
+    assert asked(*([number, 0, 0, 0, 0] for number in seccomp.MISSING)) == [errno.ENOSYS] * len(seccomp.MISSING)
+
+
+@pytest.mark.parametrize("number", ["socket", "socketpair"])
+@pytest.mark.parametrize("family", [2, 10, 16, 17, 38, 40])
+def test_no_socket_but_unix_ones(number: str, family: int) -> None:
+    """IPv4, IPv6, netlink, packets, the kernel's ciphers, vsock; also when the unused half of the argument is filled."""
+    which = {"socket": 41, "socketpair": 53}[number]
+    assert asked([which, family, 1, 0, 0], [which, family | 1 << 32, 1, 0, 0]) == [errno.EAFNOSUPPORT] * 2
+
+
+def test_unix_sockets_are_allowed() -> None:
+    assert asked([41, 1, 1, 0]) == [0]
+
+
+@pytest.mark.parametrize("flag", [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000])
+def test_no_new_namespace(flag: int) -> None:
+    assert asked([56, flag, 0, 0, 0, 0]) == [errno.EPERM]
+
+
+def test_threads_can_be_made() -> None:
+    """In the way the C library takes when clone3 is not there."""
+    script = CHILD + "import threading; thread = threading.Thread(target=print, args=['ran']); thread.start(); thread.join()"
+    done = subprocess.run([sys.executable, "-c", script, seccomp.program().hex(), "[]"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "ran"
+
+
+def test_a_file_is_opened_but_never_kept_at_hand() -> None:
+    path = os.O_PATH
+    found = asked([2, "/dev/null", os.O_RDWR], [257, 0, "/dev/null", os.O_RDONLY],
+                  [2, "/dev/null", path], [257, 0, "/dev/null", path], [257, 0, "/dev/null", path | os.O_CLOEXEC])
+    assert found == [0, 0, errno.EPERM, errno.EPERM, errno.EPERM]
+
+
+def test_nobody_outlives_its_parent() -> None:
+    """PR_SET_PDEATHSIG, PR_SET_MM, PR_SET_CHILD_SUBREAPER, PR_SET_PTRACER; PR_GET_NAME's like go on."""
+    found = asked([157, 1, 0, 0, 0, 0], [157, 35, 0, 0, 0, 0], [157, 36, 1, 0, 0, 0], [157, 0x59616D61, 0, 0, 0, 0],
+                  [157, 1 | 1 << 32, 0, 0, 0, 0], [157, 15, "name", 0, 0, 0])
+    assert found == [errno.EPERM] * 5 + [0]
+
+
+@pytest.mark.parametrize("number", [39 | 0x40000000, 0x40000000 + 520])
+def test_calls_of_another_abi_end_the_process(number: int) -> None:
+    argv = [sys.executable, "-c", CHILD, seccomp.program().hex(), json.dumps([[number]])]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == -31
+
+
+def decided(program: bytes, arch: int, number: int) -> int:
+    """What the filter returns, worked out here: for an architecture that this test can't run on."""
+    steps = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
+    data = struct.pack("=IIQ6Q", number, arch, 0, *[0] * 6)
+    position = value = 0
+    while True:
+        code, if_true, if_false, operand = steps[position]
+        position += 1
+        if code == 0x06:
+            return int(operand)
+        if code == 0x20:
+            value = struct.unpack_from("=I", data, operand)[0]
+        else:
+            yes = {0x15: value == operand, 0x35: value >= operand, 0x45: bool(value & operand)}[code]
+            position += if_true if yes else if_false
+
+
+def test_another_architecture_ends_the_process() -> None:
+    program = seccomp.program()
+    assert decided(program, 0x40000003, 1) == 0x80000000
+    assert decided(program, 0xC000003E, 1) == 0x7FFF0000
+    assert decided(program, 0xC000003E, 101) == 0x00050000 | errno.EPERM
+
+
+def test_a_jump_never_leads_out_of_the_filter() -> None:
+    program = seccomp.program()
+    assert len(program) % 8 == 0 and len(program) // 8 < 4096
+    assert ctypes.sizeof(ctypes.c_void_p) == 8
+    for number in range(512):
+        assert decided(program, 0xC000003E, number) in (0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x00050000 | 97)
