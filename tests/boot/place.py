@@ -282,8 +282,12 @@ def _command(proc: str) -> str:
 
 
 def _holds(pid: int, path: str) -> bool:
+    """It or a process above it; QEMU does not hold its qube's lock, but pid 1 of its box does."""
     with contextlib.suppress(OSError):
-        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
+        if any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd")):
+            return True
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return parent > 1 and _holds(parent, path)
     return False
 
 

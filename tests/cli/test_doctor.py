@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cloison.cli import doctor, main
+from cloison.hypervisor import sandbox
 from cloison.hypervisor.probe import Kvm, Verdict
 from cloison.runtime.paths import Paths
 
@@ -31,11 +35,13 @@ def host(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "programs"
-    folder.mkdir()
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """In a folder that every user reaches: bubblewrap is not tried as root."""
+    folder = Path(tempfile.mkdtemp(prefix="cloison-programs-"))
+    folder.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 def fake(folder: Path, name: str, script: str) -> None:
@@ -56,6 +62,19 @@ def test_each_check_that_is_not_ok_has_advice(tmp_path: Path, host: Path) -> Non
     for check in checks.values():
         assert (check.advice == "") == (check.status == "ok"), check
         assert check.said.endswith(".") and "\n" not in check.said
+
+
+def test_what_running_as_root_costs_is_said() -> None:
+    assert doctor._root(None) == doctor.Check("root", "ok", "Cloison runs as an ordinary user.")
+    check = doctor._root(1_900_000_001)
+    assert check.status == "warn" and "costs the machine" in check.said and "nothing needs root" in check.advice
+
+
+def test_the_sandbox_is_tried_as_who_will_run_it(programs: Path) -> None:
+    """Root's boxes are made by users of their own, who may be denied what root is not."""
+    fake(programs, "bwrap", "echo $(id -u) >&2; exit 1")
+    user = sandbox.host_user()
+    assert doctor._sandbox().said.endswith(f": {os.getuid() if user is None else user}.")
 
 
 @pytest.mark.parametrize(("output", "status"), [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cloison.hypervisor import probe
+from cloison.hypervisor import probe, sandbox
 from cloison.hypervisor.probe import Kvm
 from cloison.runtime.paths import Paths
 
@@ -39,6 +39,7 @@ def kernel(paths: Paths) -> Path:
 def device(tmp_path: Path) -> str:
     path = tmp_path / "kvm"
     path.write_bytes(b"")
+    path.chmod(0o666)
     return str(path)
 
 
@@ -59,6 +60,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
 def test_no_device(paths: Paths, tmp_path: Path) -> None:
     assert probe.probe(paths, device=str(tmp_path / "none")).kvm is Kvm.ABSENT
+
+
+def test_a_device_for_root_alone_is_none_for_roots_qubes(paths: Paths, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chmod(device, 0o600)
+    monkeypatch.setattr(sandbox, "host_user", lambda: sandbox.FIRST_USER)
+    verdict = probe.probe(paths, device=device)
+    assert verdict.kvm is Kvm.DENIED and "none but root" in verdict.detail
+    monkeypatch.setattr(sandbox, "host_user", lambda: None)
+    assert probe.probe(paths, device=device).kvm is Kvm.UNPROBED
 
 
 def test_no_kernel_yet(paths: Paths, device: str) -> None:

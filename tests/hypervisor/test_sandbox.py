@@ -180,7 +180,7 @@ class Boxed:
 
     def _as_user(self, user: str) -> subprocess.CompletedProcess[bytes]:
         """By the words that `run` makes."""
-        filter_fd = sandbox.filter_pipe()
+        filter_fd = seccomp.pipe()
         words = sandbox.wrap(self.argv, files=self.files, libs=sorted(self.libs), filter_fd=filter_fd, life_fd=self.life)
         try:
             return subprocess.run(["runuser", "-u", user, "--", "env", "-i", *words], capture_output=True, check=False, cwd="/",

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from cloison.cli import tool
 from cloison.cli.ask_agent import has_windows
 from cloison.errors import CloisonError
-from cloison.hypervisor import probe
+from cloison.hypervisor import probe, sandbox
 from cloison.policy.parse import PolicySyntaxError, Root
 from cloison.qrexec.policyd.policy_files import folders, load
 from cloison.runtime.paths import Paths
@@ -87,6 +87,7 @@ def examine(paths: Paths, root: str = "/", user: str | None = None) -> list[Chec
         *((row[0], functools.partial(_program, *row)) for row in PROGRAMS),
         ("mke2fs", _mke2fs),
         ("sandbox", _sandbox),
+        ("root", lambda: _root(sandbox.host_user())),
         ("subordinate ids", lambda: _subordinate_ids(root, name)),
         ("kvm", lambda: _kvm(probe.probe(paths))),
         ("emulation", lambda: _emulation(root, probe.probe(paths))),
@@ -170,10 +171,11 @@ or kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu). In a container, run 
 unmasked /proc (podman: --security-opt unmask=ALL)."""
 
 
-def _try(argv: list[str]) -> str | None:
-    """None if it ends well; else the last it said."""
+def _try(argv: list[str], user: int | None = None) -> str | None:
+    """None if it ends well; else the last it said. `user`: as that one, who has one group of that number."""
     result = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=20, check=False)
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=20, check=False, user=user,
+        group=user, extra_groups=None if user is None else [], cwd="/")
     if result.returncode == 0:
         return None
     return (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1][:200]
@@ -184,7 +186,7 @@ def _sandbox() -> Check:
     failure = _try([
         find("bwrap"), "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev",
         "--cap-drop", "ALL", find("true"),
-    ])
+    ], sandbox.host_user())
     if failure:
         return Check("sandbox", "fail", f"this user can't make the namespaces a qube runs in: {failure}.", _NAMESPACES_ADVICE)
     return Check("sandbox", "ok", "this user can make the namespaces a qube runs in.")
@@ -233,11 +235,21 @@ def _user_id(user: str) -> str:
 
 _BACKPORTS = "bookworm-backports"
 
+def _root(user: int | None) -> Check:
+    """`user`: whom qubes belong to, if that is somebody else; then we are root."""
+    if user is None:
+        return Check("root", "ok", "Cloison runs as an ordinary user.")
+    return Check("root", "warn", "Cloison runs as root: each qube's QEMU gets a user of its own, but wardens, qubesd and programs "
+                 "that calls start on the host are root's, so a fault in one of them costs the machine, not an account.",
+                 "Run it as an ordinary user; nothing needs root.")
+
+
 # -- the machine ---------------------------------------------------------------------------------------------------------
 
 _KVM_ADVICE = {
     probe.Kvm.ABSENT: "Switch virtualisation on in the firmware (VT-x, AMD-V), or in the outer machine's settings, and load kvm.",
-    probe.Kvm.DENIED: "Join the group kvm (sudo usermod -aG kvm USER) and log in again.",
+    probe.Kvm.DENIED: "Join the group kvm (sudo usermod -aG kvm USER) and log in again.\n"
+                      "As root, give the device to that group: chgrp kvm /dev/kvm && chmod 660 /dev/kvm",
     probe.Kvm.HANGS: "This is a known fault of nested virtualisation: use a host of its own, or another outer hypervisor.",
     probe.Kvm.FAILS: "If this machine is itself virtual, nested virtualisation is broken or off: use another outer hypervisor.",
     probe.Kvm.UNPROBED: f"Build a template first (cloison template build {suites.USUAL}), then run cloison doctor again.",

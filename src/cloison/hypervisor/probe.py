@@ -66,6 +66,8 @@ def probe(paths: Paths, *, device: str = DEVICE) -> Verdict:
         return Verdict(Kvm.ABSENT, f"there is no {device}")
     if not os.access(device, os.R_OK | os.W_OK):
         return Verdict(Kvm.DENIED, f"this user may not open {device}")
+    if not sandbox.may_open(device):
+        return Verdict(Kvm.DENIED, f"qubes of root's have users of their own, and none but root may open {device}")
     folder = _newest_kernel(paths)
     if folder is None:
         return Verdict(Kvm.UNPROBED, f"{device} is there, but not probed yet: there is no kernel to probe it with")

@@ -10,11 +10,12 @@ denies what a device model never needs and what would lead out of the box or rea
 - no socket but Unix ones: an empty network namespace does not shut out AF_VSOCK, and others are kernel code that nobody needs;
 - keys, io_uring, BPF, performance events, other processes' memory: doors into the kernel that a qube has no business at.
 
-Pure. Classic BPF for x86-64, written out; any other architecture's system calls end the process.
+Classic BPF for x86-64, written out; any other architecture's system calls end the process.
 """
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Iterable
 
@@ -78,6 +79,14 @@ def program() -> bytes:
         _if_bits(_CLONE, 0, _NEW_NAMESPACES), _if_bits(_OPEN, 1, _O_PATH), _if_bits(_OPENAT, 2, _O_PATH),
         _if_argument(_PRCTL, 0, _PRCTL_DENIED), _instruction(_RETURN, _ALLOW),
     ))
+
+
+def pipe() -> int:
+    """A descriptor that gives the filter once."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(writing, "wb") as file:
+        file.write(program())           # it fits: nobody has to read meanwhile
+    return reading
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -3,7 +3,8 @@
 The one place in the host where the insides of a disk image are read. What is parsed is qcow2 metadata, which our own
 QEMU wrote while a guest controlled the data; the data itself is copied, never looked at. A guest that broke out of its
 QEMU could also have written the metadata, so qemu-img runs without network, without any file but the images
-(read-only) and the output, and with no privilege. Formats and backing are given explicitly; nothing is probed. The
+(read-only) and the output, with no privilege and under QEMU's filter of system calls (runtime/seccomp.py). Formats and
+backing are given explicitly; nothing is probed. The
 output is raw: whatever the metadata was, it does not get further.
 """
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
+from cloison.runtime import seccomp
 from cloison.storage.base import PoolError
 from cloison.wire.warden import Layer
 
@@ -54,9 +56,13 @@ def flatten(layers: Sequence[Layer], output: str) -> None:
         argv += ["--ro-bind-try", folder, folder]
     for layer, shown in zip(layers, inside, strict=True):
         argv += ["--ro-bind", layer.path, shown.path]
-    argv += ["--bind", output, "/output", "--", program("qemu-img", "qemu-utils")]
+    filter_fd = seccomp.pipe()
+    argv += ["--seccomp", str(filter_fd), "--bind", output, "/output", "--", program("qemu-img", "qemu-utils")]
     argv += ["convert", "-n", "--target-is-zero", "-O", "raw", "json:" + json.dumps(graph(inside)), "/output"]
-    run(argv, "can't merge the images of a volume")
+    try:
+        run(argv, "can't merge the images of a volume", [filter_fd])
+    finally:
+        os.close(filter_fd)
     fd = os.open(output, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -64,9 +70,10 @@ def flatten(layers: Sequence[Layer], output: str) -> None:
         os.close(fd)
 
 
-def run(argv: list[str], what: str) -> None:
-    """Run a program to its end. Raises PoolError with the end of what it complained about."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+def run(argv: list[str], what: str, handed: Sequence[int] = ()) -> None:
+    """Run a program to its end, with these descriptors. Raises PoolError with the end of what it complained about."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
+                          pass_fds=handed)
     if done.returncode:
         untrusted = done.stderr[-300:].decode("ascii", "replace").strip().splitlines()
         said = "".join(c for c in untrusted[-1] if c.isprintable()) if untrusted else f"status {done.returncode}"
