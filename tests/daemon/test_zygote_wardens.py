@@ -14,6 +14,7 @@ import pytest
 from tests.contracts.wardens import Heard, WardensContract
 from tests.patience import PATIENCE
 
+from cloison.daemon.warden_link import Link
 from cloison.daemon.zygote import MAX_LAUNCH
 from cloison.daemon.zygote_wardens import ZygoteWardens
 from cloison.errors import MachineError
@@ -328,6 +329,197 @@ def test_a_machine_that_ends_says_why_and_leaves_nothing(wardens: ZygoteWardens,
         assert heard.events == [] and os.listdir(paths.qubes) == []
 
     run(wardens, work)
+
+
+# -- silence -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ANSWER_TIME", "PROBE_TIME"):
+        monkeypatch.setattr(f"cloison.daemon.warden_link.{name}", 0.5)
+    monkeypatch.setattr("cloison.daemon.warden_link.BUSY_AGAIN", 0.01)
+    monkeypatch.setattr("cloison.daemon.zygote_wardens.KILL_TIME", 0.5)
+
+
+def stop(paths: Paths, *uuids: str) -> None:
+    """As SIGSTOP, a debugger or a swapping host does: each warden is there, and says nothing."""
+    for uuid in uuids:
+        for warden in holders(paths, uuid):
+            os.kill(warden, signal.SIGSTOP)
+
+
+def go_on(paths: Paths, *uuids: str) -> None:
+    for uuid in uuids:
+        for warden in holders(paths, uuid):
+            os.kill(warden, signal.SIGCONT)
+
+
+ORDERS: dict[str, Callable[[ZygoteWardens], Awaitable[object]]] = {
+    "pause": lambda wardens: wardens.pause(UUID), "unpause": lambda wardens: wardens.unpause(UUID),
+    "shutdown": lambda wardens: wardens.shutdown(UUID), "qdb": lambda wardens: wardens.qdb_read(UUID, "/"),
+    "console": lambda wardens: wardens.console(UUID), "resize": lambda wardens: wardens.resize(UUID, "root", 1 << 30),
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_silent_warden_is_said_to_be_silent_and_goes_on_when_it_speaks(
+    wardens: ZygoteWardens, launch: Launch, paths: Paths, order: str,
+) -> None:
+    async def work(heard: Heard) -> None:
+        await wardens.start(launch)
+        stop(paths, UUID)
+        for _ in range(2):
+            with pytest.raises(MachineError, match="does not answer; qvm-kill ends it"):
+                await ORDERS[order](wardens)
+        assert heard.events.count((UUID, "silent")) == 1 and wardens.running() == [UUID]
+        go_on(paths, UUID)
+        await heard.until(UUID, "answers", "stopped")
+        if order == "shutdown":                                            # it was asked for, and is done late
+            return
+        found = wardens.found(UUID)
+        assert (found.name, found.xid, found.unknown, found.commits) == ("work", 1, False, {"root": "c1"})
+        assert found.state is not PowerState.TRANSIENT
+        await wardens.kill(UUID)
+        assert (UUID, "stopped") in heard.events
+
+    run(wardens, work)
+    assert os.listdir(paths.qubes) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_order_is_no_silence(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    """Its warden says at once that it is there, and the answer may take as long as it likes."""
+    async def work(heard: Heard) -> None:
+        await wardens.start(launch)
+        link = wardens._links[UUID]
+        real = link._message
+        lost: list[dict[str, object]] = []
+
+        def lose_first(message: dict[str, object]) -> None:
+            if not lost and "event" not in message:
+                lost.append(message)
+            else:
+                real(message)
+
+        link._message = lose_first                                         # type: ignore[method-assign]
+        order = asyncio.create_task(wardens.pause(UUID))
+        done, _ = await asyncio.wait({order}, timeout=1.5)
+        assert lost and not done and (UUID, "silent") not in heard.events
+        real(lost[0])
+        await order
+        await wardens.kill(UUID)
+
+    run(wardens, work)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_silent_warden_is_killed_from_outside(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(heard: Heard) -> None:
+        await wardens.start(launch)
+        stop(paths, UUID)
+        await wardens.kill(UUID)
+        assert (UUID, "stopped") in heard.events and wardens.running() == [] and holders(paths, UUID) == []
+
+    run(wardens, work)
+    assert os.listdir(paths.qubes) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_start_whose_warden_is_silent_can_be_given_up(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    async def work(heard: Heard) -> None:
+        await wardens.start(launch)
+        await wardens.kill(UUID)
+        heard.events.clear()
+        starting = asyncio.create_task(wardens.start(dataclasses.replace(launch, kernelopts="silent")))
+        await asyncio.create_task(wardens.pause(UUID))
+        stop(paths, UUID)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        assert wardens.running() == [] and heard.events == [] and holders(paths, UUID) == []
+
+    run(wardens, work)
+    assert os.listdir(paths.qubes) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_next_qubesd_waits_for_silent_wardens_side_by_side_and_takes_none_for_gone(
+    wardens: ZygoteWardens, launch: Launch, paths: Paths, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uuids = [UUID[:-1] + str(number) for number in range(1, 5)]
+    launches = [dataclasses.replace(launch, uuid=uuid, name=f"work{xid}", xid=xid) for xid, uuid in enumerate(uuids, 1)]
+
+    async def first(_heard: Heard) -> None:
+        for each in launches:
+            await wardens.start(each)
+        stop(paths, *uuids[1:])
+
+    run(wardens, first)
+    second = ZygoteWardens(paths, ZYGOTE)
+    asked: list[str] = []
+    before: list[str] = []                                                # of these: those before the first answer
+    real = Link.ask
+
+    async def ask(link: Link, do: str, **fields: object) -> dict[str, object]:
+        asked.append(link.uuid)
+        reply = await real(link, do, **fields)
+        if link.uuid == uuids[0]:
+            before.extend(asked)
+        return reply
+
+    async def take_over() -> None:
+        monkeypatch.setattr(Link, "ask", ask)
+        heard = Heard(second)
+        found = {each.uuid: each for each in await second.adopt()}
+        monkeypatch.setattr(Link, "ask", real)
+        assert set(before) == set(uuids)
+        assert {uuid: (each.unknown, each.state) for uuid, each in found.items()} == {
+            uuids[0]: (False, PowerState.RUNNING), **{uuid: (True, PowerState.TRANSIENT) for uuid in uuids[1:]}}
+        assert [found[uuid].xid for uuid in uuids] == [1, 2, 3, 4]
+        assert second.running() == uuids and all(holders(paths, uuid) for uuid in uuids)
+        go_on(paths, uuids[1])
+        await heard.until(uuids[1], "answers")
+        assert second.found(uuids[1]).name == "work2"
+        await asyncio.gather(*map(second.kill, uuids))
+        assert all((uuid, "stopped") in heard.events for uuid in uuids)
+        await second.close()
+
+    asyncio.run(take_over())
+    assert os.listdir(paths.qubes) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_silent_warden_whose_queue_is_full_holds_up_nobody(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    """Each qubesd that was killed has left a connection that nobody took."""
+    async def first(_heard: Heard) -> None:
+        await wardens.start(launch)
+        stop(paths, UUID)
+
+    run(wardens, first)
+    path = os.path.join(paths.qubes, f"warden.{UUID}.sock")
+    queued: list[socket.socket] = []
+    with pytest.raises(BlockingIOError):
+        while len(queued) < 1000:
+            queued.append(socket.socket(socket.AF_UNIX))
+            queued[-1].setblocking(False)
+            queued[-1].connect(path)
+    second = ZygoteWardens(paths, ZYGOTE)
+
+    async def take_over() -> None:
+        heard = Heard(second)
+        assert [(each.uuid, each.unknown, each.xid) for each in await second.adopt()] == [(UUID, True, 1)]
+        with pytest.raises(MachineError, match="does not answer"):
+            await second.pause(UUID)
+        async with asyncio.timeout(PATIENCE):
+            await second.kill(UUID)
+        assert (UUID, "stopped") in heard.events
+        await second.close()
+
+    asyncio.run(take_over())
+    for each in queued:
+        each.close()
+    assert os.listdir(paths.qubes) == []
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------------------

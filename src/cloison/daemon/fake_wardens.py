@@ -40,6 +40,7 @@ class FakeWardens(Wardens):
         self.on_event = _ignore
         self.refuse: set[str] = set()
         self.deaf: set[str] = set()
+        self.silent: set[str] = set()                                   # uuids of those whose wardens don't answer
         self.faint: set[str] = set()
         self.notes: dict[str, str] = {}                                 # what the agents of these say at their start
         self.launches: list[Launch] = []
@@ -59,7 +60,22 @@ class FakeWardens(Wardens):
     async def adopt(self) -> list[Adopted]:
         if self._folder is not None:
             self._read_folder(self._folder)
-        return list(self._running.values())
+        return [Adopted(each.uuid, "", each.xid, PowerState.TRANSIENT, unknown=True) if each.uuid in self.silent else each
+                for each in self._running.values()]
+
+    def found(self, uuid: str) -> Adopted:
+        return self._get(uuid)
+
+    def quiet(self, uuid: str) -> None:
+        """Its warden says nothing any more."""
+        self.silent.add(uuid)
+        self.on_event(uuid, "silent", {})
+
+    def speak(self, uuid: str, state: PowerState = PowerState.RUNNING) -> None:
+        """It does again, and this is how its machine is."""
+        self.silent.discard(uuid)
+        self._note(replace(self._running[uuid], state=state))
+        self.on_event(uuid, "answers", {})
 
     def _read_folder(self, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
@@ -105,6 +121,8 @@ class FakeWardens(Wardens):
         return os.path.join(self._folder or "", f"{uuid}.warden")
 
     def _get(self, uuid: str) -> Adopted:
+        if uuid in self.silent:
+            raise MachineError("its warden does not answer; qvm-kill ends it")
         try:
             return self._running[uuid]
         except KeyError:
@@ -165,6 +183,7 @@ class FakeWardens(Wardens):
             self.stop(uuid)
 
     async def kill(self, uuid: str) -> None:
+        self.silent.discard(uuid)
         self.stop(uuid)
 
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:

@@ -6,6 +6,7 @@ waits for that first (`settled`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine
@@ -18,14 +19,17 @@ from cloison.daemon.power import COMPUTED, Power, set_halted
 from cloison.daemon.starts import Starts
 from cloison.daemon.volumes import Volumes
 from cloison.daemon.waiting import Waiting
+from cloison.daemon.wardens import Adopted
 from cloison.errors import BadUuid, CloisonError, MachineError, QubeNotFound, ShutdownTimeout, StorageError, StoreError
 from cloison.model import deferred
 from cloison.model.domains import Qube
-from cloison.plan import lifecycle
+from cloison.plan import lifecycle, processes
+from cloison.plan.processes import Known
 from cloison.runtime import faults
 from cloison.values import PowerState
 
 log = logging.getLogger(__name__)
+LOOK_AGAIN = 1.0            # s until disks that are held are looked at again
 
 
 class Machines:
@@ -42,6 +46,7 @@ class Machines:
         self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
         self.starts: dict[str, str] = {}                        # uuid -> warm or cold, of those started since qubesd runs
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that `close` waits for."""
@@ -52,6 +57,7 @@ class Machines:
 
     async def close(self) -> None:
         """Wait for stops that are being handled; touch no machine. Warm images in the making are given up."""
+        self._closing.set()
         self.launches.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -76,10 +82,10 @@ class Machines:
             return
         if event == "running":
             self._note(qube, str(detail.get("note") or ""))
-        if event == "halting" and qube.is_running:
-            self._power.set(qube, PowerState.HALTING)
-        elif event == "running" and qube.power is PowerState.TRANSIENT and not self.beginning.is_under_way(uuid):
-            self._power.set(qube, PowerState.RUNNING, "domain-start", start_guid=True)
+        if event in ("halting", "running"):
+            self._progress(qube, event)
+        elif event in ("silent", "answers", "ending"):
+            self._heard_of(qube, event)
         elif event in ("space-wanted", "space-back"):
             self._space(qube, event, detail)
         elif event == "broken":
@@ -90,6 +96,28 @@ class Machines:
             self._attachments.reported(qube, event, detail)
         elif event in ("stopped", "failed"):
             self._ended(qube, event, detail)
+
+    def _progress(self, qube: Qube, event: str) -> None:
+        if event == "halting" and qube.is_running:
+            self._power.set(qube, PowerState.HALTING)
+        elif event == "running" and qube.power is PowerState.TRANSIENT and not self.beginning.is_under_way(qube.uuid):
+            self._power.set(qube, PowerState.RUNNING, "domain-start", start_guid=True)
+
+    def _heard_of(self, qube: Qube, event: str) -> None:
+        """Its warden says nothing, or does so again, or its end takes its time. A start or a stop under way sees to itself."""
+        if qube.is_halted or qube.uuid in self._stopping or self.beginning.is_under_way(qube.uuid):
+            return
+        if event == "answers":
+            log.info("the warden of %s answers again", qube.name)
+            self._adopt(qube, self._wardens.found(qube.uuid))
+            self._power.emit(qube, "domain-known")
+        else:
+            self._unknown(qube, Known.SILENT if event == "silent" else Known.ENDING)
+
+    def _unknown(self, qube: Qube, known: Known, *, held: bool = False) -> None:
+        problem = processes.problem(known, qube.name, held=held)
+        log.error("%s: %s", qube.name, problem)
+        self._power.set(qube, processes.power(known, qube.power), "domain-unknown", problem=problem, reason=problem)
 
     def _space(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
         if event == "space-wanted" and qube.power in (PowerState.RUNNING, PowerState.HALTING) and qube not in self.waiting:
@@ -115,15 +143,15 @@ class Machines:
         if not qube.is_halted and qube.uuid not in self._stopping:
             self._stopping[qube.uuid] = self._spawn(self._finish_stop(qube))
 
-    async def _finish_stop(self, qube: Qube) -> None:
+    async def _finish_stop(self, qube: Qube, *, held: bool = False) -> None:
         """Volumes are committed or dropped, the qube is halted, a disposable is gone."""
         try:
             faults.point("shutdown:after-machine")
-            self._power.set(qube, PowerState.DYING)
-            try:
-                await self._volumes.stop(qube)
-            except StorageError as error:
-                log.error("volumes of %s were not saved; the next start goes on with them: %s", qube.name, error)
+            if held and not await self._released(qube):
+                return
+            self._power.set(qube, PowerState.DYING, problem="")
+            if not await self._stop_volumes(qube):
+                return
             faults.point("shutdown:after-storage")
             try:
                 self._set_halted(qube, deferred.forget)
@@ -140,6 +168,36 @@ class Machines:
             event = self._halted.pop(qube.uuid, None)
             if event is not None:
                 event.set()
+
+    async def _stop_volumes(self, qube: Qube) -> bool:
+        """False when qubesd ends before they could be: while any process has one open, nobody knows what is written to it."""
+        while True:
+            try:
+                await self._volumes.stop(qube)
+                return True
+            except StorageError as error:
+                if not await self._volumes.held(qube):
+                    log.error("volumes of %s were not saved; the next start goes on with them: %s", qube.name, error)
+                    return True
+            if not await self._released(qube):
+                return False
+
+    async def _released(self, qube: Qube) -> bool:
+        """Wait until no process has a disk of it open. False when qubesd ends before."""
+        self._unknown(qube, Known.SILENT, held=True)
+        while await self._volumes.held(qube):
+            with contextlib.suppress(TimeoutError):             # the kernel tells nobody when a file is closed
+                await asyncio.wait_for(self._closing.wait(), LOOK_AGAIN)
+            if self._closing.is_set():
+                return False
+        self._power.set(qube, PowerState.DYING, problem="")
+        return True
+
+    def take_held(self, qube: Qube) -> None:
+        """A qube without a warden whose disks a process has open: its stop is handled when that has let go of them."""
+        self._unknown(qube, Known.SILENT, held=True)
+        self._halted[qube.uuid] = asyncio.Event()
+        self._stopping[qube.uuid] = self._spawn(self._finish_stop(qube, held=True))
 
     def _set_halted(self, qube: Qube, forget: Callable[[Qube], None] | None = None) -> None:
         """Halted, whatever the store says to what is forgotten with it. Raises StoreError for that only."""
@@ -198,9 +256,13 @@ class Machines:
         if await self.beginning.give_up(qube, "was killed while it started"):
             return
         halted = self._halted.get(qube.uuid)
-        await self._wardens.kill(qube.uuid)
-        if halted is not None:
-            await halted.wait()
+        if qube.uuid in self._wardens.running() or halted is None:
+            await self._wardens.kill(qube.uuid)
+        while halted is not None and not halted.is_set():
+            if qube.is_unknown and not await self._volumes.end_holders(qube):
+                raise MachineError(f"no process that has a disk of {qube.name} open can be found and ended")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(halted.wait(), LOOK_AGAIN)
 
     async def pause(self, qube: Qube) -> None:
         if qube not in self.waiting:
@@ -226,23 +288,36 @@ class Machines:
 
     async def adopt(self) -> None:
         """Take over the machines that run. One that the store does not know is ended."""
+        strangers = []
         for found in await self._wardens.adopt():
-            self.beginning.next_xid = max(self.beginning.next_xid, found.xid + 1)
             try:
                 qube = self._qubesd.system.qube_by_uuid(found.uuid)
             except QubeNotFound:
-                log.error("a machine of a qube that is not known runs (%s); it is ended", found.name)
-                await self._end_unknown(found.uuid)
+                log.error("a machine of a qube that is not known runs (%s); it is ended", found.name or found.uuid)
+                self.beginning.next_xid = max(self.beginning.next_xid, found.xid + 1)
+                strangers.append(found.uuid)
                 continue
-            qube.power, qube.xid, qube.start_time = found.state, found.xid, self._parts.host.now()
             self._halted[qube.uuid] = asyncio.Event()
+            qube.start_time = self._parts.host.now()
+            self._adopt(qube, found)
+        await asyncio.gather(*map(self._end_stranger, strangers))
+
+    def _adopt(self, qube: Qube, found: Adopted) -> None:
+        """Its machine is like that."""
+        self.beginning.next_xid = max(self.beginning.next_xid, found.xid + 1)
+        qube.xid = found.xid or qube.xid
+        if found.unknown:
+            self._unknown(qube, Known.ENDING if found.state is PowerState.DYING else Known.SILENT)
+        else:
+            self._power.set(qube, found.state, problem="")
+            self.waiting.end(qube)
             if found.space:
                 self.waiting.begin(qube, found.space)
             self._volumes.take_over(qube, found.commits)
             self._attachments.adopt(qube, found.blocks)
             self._note(qube, found.note)
 
-    async def _end_unknown(self, uuid: str) -> None:
+    async def _end_stranger(self, uuid: str) -> None:
         try:
             await self._wardens.kill(uuid)
         except MachineError as error:

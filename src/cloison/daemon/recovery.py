@@ -141,6 +141,10 @@ def _break_network_loops(system: System) -> None:
 
 
 async def _mend(app: App, qube: Qube) -> None:
+    """Nothing is done to one whose disks any process has open: unknown is not halted."""
+    if await app.volumes.held(qube):
+        app.machines.take_held(qube)
+        return
     try:
         if qube.state == IMPORTING:
             log.info("making the disks of %s, which was being imported", qube.name)

@@ -17,6 +17,7 @@ from cloison.errors import CloisonError, MachineError, QubeNotHalted, StorageErr
 from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
 from cloison.plan.volumes import WITH_FILE_SYSTEM, leaves_nothing
+from cloison.runtime import holders
 from cloison.storage.base import Kind, Pool, VolumeConfig, explained
 from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
@@ -215,6 +216,36 @@ class Volumes:
     def _is_dirty(self, volumes: list[Volume]) -> bool:
         return any(self.pool(volume.pool).is_dirty(self.config(volume)) for volume in volumes)
 
+    async def held(self, qube: Qube) -> list[str]:
+        """Images of its volumes that are in use and that some process has open, as the kernel counts. A pool that can't be asked
+        has none that could be committed or removed either.
+        """
+        return await self.in_thread(self._held, self.kept(qube))
+
+    def _held(self, volumes: list[Volume]) -> list[str]:
+        found = []
+        for volume in volumes:
+            with suppress(StorageError):
+                pool, config = self.pool(volume.pool), self.config(volume)
+                path = pool.path(config) if pool.is_dirty(config) else ""
+                if path and _is_open(path):
+                    found.append(path)
+        return found
+
+    async def end_holders(self, qube: Qube) -> bool:
+        """Kill whatever has an image of it open. False when something has, and it can't be found."""
+        return await self.in_thread(self._end_holders, self.kept(qube))
+
+    def _end_holders(self, volumes: list[Volume]) -> bool:
+        for path in self._held(volumes):
+            pids = holders.who(path)
+            if not pids:
+                return False
+            log.warning("killing what has %s open: %s", path, ", ".join(map(str, pids)))
+            for pid in pids:
+                holders.end(pid, path)
+        return True
+
     def take_over(self, qube: Qube, commits: Mapping[str, str]) -> None:
         """A qube that an earlier qubesd started: disk -> the commit that it is a snapshot of."""
         self._commits.update({(qube.uuid, name): commit for name, commit in commits.items() if name in qube.volumes})
@@ -300,6 +331,14 @@ class Volumes:
             with self._qubesd.transaction(f"volume root of {qube.name} has its new content"):
                 qube.resize_volume("root", size)
                 qube.journal.emit(qube.name, "domain-template-sealed")
+
+
+def _is_open(path: str) -> bool:
+    """Also where that can't be found out."""
+    try:
+        return holders.is_open(path)
+    except OSError:
+        return True
 
 
 def _take(pool: Pool, config: VolumeConfig, path: str) -> int:

@@ -5,7 +5,8 @@ The real ones are forked by the zygote and outlive qubesd; the fake lives in `fa
 
 Events come by `on_event(uuid, event, detail)`, called in qubesd's loop: `running`, `halting`, `block-lost`, `qdb-change`,
 `space-wanted` (it stands still: there is no space in `where`), `space-back` (it goes on, and is in that `state`), `broken`,
-`stopped`, `failed`. After `stopped` or `failed` the qube's machine and warden are gone and its volumes may be touched; no later
+`silent` (its warden has not answered in time: nothing is known of it), `answers` (it does again; see `found`), `ending` (what is
+left of it takes its time to end), `stopped`, `failed`. After `stopped` or `failed` the qube's machine and warden are gone; no later
 event names that start.
 """
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Adopted:
     blocks: tuple[Block, ...] = ()                              # attached devices of other qubes
     space: str = ""                                             # the folder without space that it waits for, if it does
     note: str = ""                                              # what its agent said is wrong in there; untrusted
+    unknown: bool = False                                       # nothing but the uuid is known of it, and the xid, if that is not 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,14 @@ class Wardens(abc.ABC):
 
     @abc.abstractmethod
     async def adopt(self) -> list[Adopted]:
-        """Find the wardens that run and listen to their events. Called once, before anything else."""
+        """Find the wardens that run and listen to their events. Called once, before anything else.
+
+        Those that don't answer are waited for side by side, for seconds, and are there as `unknown`.
+        """
+
+    @abc.abstractmethod
+    def found(self, uuid: str) -> Adopted:
+        """One that answers, as it said when it did last."""
 
     @abc.abstractmethod
     async def start(self, launch: Launch, lease: socket.socket | None = None) -> str:
@@ -79,7 +88,7 @@ class Wardens(abc.ABC):
 
     @abc.abstractmethod
     async def kill(self, uuid: str) -> None:
-        """End the machine at once; `stopped` has been delivered when this returns."""
+        """End the machine at once, from outside if its warden does not; `stopped` has been delivered when this returns."""
 
     @abc.abstractmethod
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:

@@ -12,15 +12,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from cloison.daemon.services import run_service
-from cloison.daemon.warden_link import Link
+from cloison.daemon.warden_link import KILL_TIME, Link
 from cloison.daemon.wardens import Adopted, Progress, Usage, Wardens
 from cloison.daemon.warm_images import WarmImages
 from cloison.daemon.zygote import ZYGOTE, Zygote
 from cloison.errors import MachineError, PeerError
-from cloison.runtime import life, unix
+from cloison.plan.processes import Known
+from cloison.runtime import life
 from cloison.runtime.paths import Paths
 from cloison.runtime.whole import whole
-from cloison.values import PowerState
+from cloison.values import InvalidValue, PowerState, Uuid
 from cloison.wire import blocks
 from cloison.wire.blocks import Block
 from cloison.wire.warden import MAX_DISKS, Launch, launch_to_json
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 STATES = {
     "starting": PowerState.TRANSIENT, "running": PowerState.RUNNING, "paused": PowerState.PAUSED, "halting": PowerState.HALTING,
 }
+ADOPT_TIME = 6.0        # s that all wardens together may take to answer the next qubesd
 _TERMINAL = re.compile(r"/dev/pts/[0-9]{1,9}")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -58,40 +60,39 @@ class ZygoteWardens(Wardens):
     async def adopt(self) -> list[Adopted]:
         self._zygote.start()
         self._warm.sweep()
-        found = []
-        for name in sorted(os.listdir(self.paths.qubes)):
-            if name.startswith("warden.") and name.endswith(".sock"):
-                uuid = name.removeprefix("warden.").removesuffix(".sock")
-                adopted = await self._adopt(uuid, os.path.join(self.paths.qubes, name))
-                found += [adopted] if adopted else []
-        for uuid in life.known(self.paths.qubes):
-            if uuid not in self._links:              # its start was not done when its qubesd died, or its warden was killed
-                await asyncio.to_thread(life.end, self.paths.qubes, uuid)
-                self._clean(uuid)
-        return found
+        names = os.listdir(self.paths.qubes)
+        doors = {uuid: os.path.join(self.paths.qubes, name) for name in names if (uuid := _uuid_of(name))}
+        # One without a door: its start was not done when its qubesd died, or its warden was killed; or it makes a warm image.
+        rest = [uuid for uuid in life.known(self.paths.qubes) if uuid not in doors]
+        for uuid in sorted([*doors, *rest]):
+            link = self._links[uuid] = self._new_link(uuid)
+            self._background(link.take_over(doors.get(uuid)))
+        links = list(self._links.values())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ADOPT_TIME):
+                await asyncio.gather(*(link.first.wait() for link in links))
+        return [self._adopted(link) for link in links if not link.gone.is_set() and _is_uuid(link.uuid)]
 
-    async def _adopt(self, uuid: str, path: str) -> Adopted | None:
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with unix.address(path) as there:
-                stream.connect(there)
-        except OSError:
-            stream.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return None
-        link = self._links[uuid] = self._new_link(uuid)
-        link.ready.set_result(None)
+    def _adopted(self, link: Link) -> Adopted:
+        """As it is now. From here on its end is told."""
         link.announced = True
-        self._background(link.listen(stream))
-        try:
-            status = await asyncio.wait_for(link.ask("status"), 10)
-        except (MachineError, TimeoutError):
-            return None
+        if link.known is not Known.ANSWERS:
+            state = PowerState.DYING if link.known is Known.ENDING else PowerState.TRANSIENT
+            return Adopted(link.uuid, "", self._xid(link.uuid), state, unknown=True)
+        return self.found(link.uuid)
+
+    def found(self, uuid: str) -> Adopted:
+        status = self._link(uuid).facts
         space = str(status.get("space") or "")
-        state = PowerState.PAUSED if space else STATES.get(str(status["state"]), PowerState.RUNNING)
-        return Adopted(uuid, str(status["name"]), int(status["xid"]), state, _texts(status.get("commits")),
+        state = PowerState.PAUSED if space else STATES.get(str(status.get("state")), PowerState.RUNNING)
+        return Adopted(uuid, str(status.get("name")), int(status.get("xid") or 0), state, _texts(status.get("commits")),
                        _blocks(status.get("blocks")), space, str(status.get("note") or ""))
+
+    def _xid(self, uuid: str) -> int:
+        """As the links of its qrexec socket say; 0 for one that has none (yet)."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(os.readlink(os.path.join(self.paths.qubes, f"qrexec.uuid:{uuid}")).removeprefix("qrexec."))
+        return 0
 
     def _new_link(self, uuid: str) -> Link:
         return Link(uuid, self.paths.qubes, self._tell, self._forget)
@@ -154,8 +155,10 @@ class ZygoteWardens(Wardens):
         return str(link.facts.get("start"))
 
     async def _end_start(self, link: Link) -> None:
-        with contextlib.suppress(MachineError):          # it has ended meanwhile
-            await self.kill(link.uuid)
+        """Until nothing of it is left, and nothing can come any more: the zygote may not have forked it yet."""
+        while not link.gone.is_set():
+            with contextlib.suppress(MachineError):
+                await self.kill(link.uuid)
         if link.ready.done() and not link.ready.cancelled():
             link.ready.exception()                       # nobody wants to hear of it
 
@@ -175,10 +178,15 @@ class ZygoteWardens(Wardens):
         await self._link(uuid).ask("shutdown")
 
     async def kill(self, uuid: str) -> None:
+        """It ends itself; one that does not, or says nothing, is ended from outside."""
         link = self._link(uuid)
-        with contextlib.suppress(MachineError):      # it may end before it has answered
-            await link.ask("kill")
-        await link.gone.wait()
+        with contextlib.suppress(MachineError, TimeoutError):        # it may end before it has answered
+            async with asyncio.timeout(KILL_TIME):
+                await link.ask("kill")
+                await link.gone.wait()
+        if not link.gone.is_set():
+            log.warning("the warden of %s does not end: it is killed", uuid)
+            await link.end_from_outside()
 
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:
         await self._link(uuid).ask("qdb", entries=dict(entries))
@@ -237,6 +245,20 @@ class ZygoteWardens(Wardens):
 
     async def forget_warm(self, commits: Collection[str]) -> None:
         await self._warm.forget(commits)
+
+
+def _is_uuid(name: str) -> bool:
+    """A maker of a warm image has a life file, too, under another name."""
+    with contextlib.suppress(InvalidValue):
+        return bool(Uuid(name))
+    return False
+
+
+def _uuid_of(name: str) -> str:
+    """In the name of a warden's socket; empty for any other file."""
+    if name.startswith("warden.") and name.endswith(".sock"):
+        return name.removeprefix("warden.").removesuffix(".sock")
+    return ""
 
 
 def _texts(value: object) -> dict[str, str]:

@@ -84,6 +84,18 @@ def who(path: str) -> list[int]:
     return sorted(found)
 
 
+def end(pid: int, path: str) -> None:
+    """Kill the process, if it has the file open now: what is looked at is what is killed."""
+    with contextlib.suppress(OSError):                  # it is gone, or another user's
+        process = os.pidfd_open(pid)
+        try:
+            wanted = os.stat(path)
+            if any(_is_same(f"/proc/{pid}/fd/{fd}", wanted) for fd in os.listdir(f"/proc/{pid}/fd")):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
+
+
 def _is_same(link: str, wanted: os.stat_result) -> bool:
     with contextlib.suppress(OSError):              # closed meanwhile
         return os.path.samestat(os.stat(link), wanted)
