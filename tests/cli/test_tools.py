@@ -72,7 +72,7 @@ def test_without_qubesd(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_qube_is_wrong_usage(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("qvm-start", "nowhere") == 2
-    assert capsys.readouterr().err.startswith("qvm-start: error: no such domain: 'nowhere'\n")
+    assert capsys.readouterr().err.startswith("qvm-start: error: there is no qube 'nowhere'\n")
     assert run("qvm-prefs", "nowhere") == 2
 
 

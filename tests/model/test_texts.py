@@ -89,3 +89,12 @@ def test_recorded_device_texts(vector: dict[str, str]) -> None:
 ])
 def test_addresses(number: int, disposable: bool, address: str) -> None:
     assert addresses.ip(number, disposable=disposable) == address
+
+
+def test_an_expiry_beyond_the_calendar_is_not_kept_and_one_kept_before_is_shown_as_its_last() -> None:
+    late = firewall.parse_rules(b"action=drop expire=253402300800")
+    with pytest.raises(BadValue):
+        firewall.check_new(late)
+    assert firewall.to_text(late) == "action=drop expire=253402300799\n"
+    rules = firewall.parse_rules(b"action=drop expire=253402300799\naction=accept")
+    assert firewall.check_new(rules) == rules

@@ -127,6 +127,8 @@ def _down(args: argparse.Namespace, connection: Connection) -> int:
     status = 0
     if not args.keep:
         names = [qube.name for qube in qubes.values() if qube.running and qube.klass not in ("AdminVM", "RemoteVM")]
+        if names and tool.verbosity(args) > 0:
+            print(f"{PROG}: shutting down {', '.join(names)}", file=sys.stderr, flush=True)
         status = shut_down(connection, names, wait=True, force=True, prog=PROG)
     daemons.end(connection.paths, "qubesd.sock")
     _end_helpers(connection.paths)

@@ -111,10 +111,12 @@ def _pipe() -> tuple[int, int]:
 
 
 def _make_ready(connection: Connection, name: str) -> None:
-    state = list_qubes(connection, name)[name].state
-    if state != "Running":
-        call = connection.begin(name, "admin.vm.Unpause" if state == "Paused" else "admin.vm.Start")
-        progress.wait(call, f"starting {name}")
+    qube = list_qubes(connection, name)[name]
+    if qube.klass == "RemoteVM":
+        raise tool.NoMachine(name)
+    if qube.state != "Running":
+        call = connection.begin(name, "admin.vm.Unpause" if qube.state == "Paused" else "admin.vm.Start")
+        progress.wait(call, f"starting {name}", klass=qube.klass)
         call.result()
 
 

@@ -22,6 +22,12 @@ _REQUIRABLE = ("pci", "block")
 _HINT = "{done}. To {verb} you can now restart domain or run: \n{commands}"
 
 
+class NoBackend(CloisonError):
+    """The device's qube is none."""
+
+    hint = "qvm-ls lists the qubes."
+
+
 def parser(prog: str = PROG) -> tool.Parser:
     """`prog`: qvm-device, which takes the class as its first word, or qvm-CLASS."""
     devclass = None if prog == PROG else prog.removeprefix("qvm-")
@@ -131,7 +137,7 @@ class Access:
         try:
             line = self.available(backend).get(port)
         except QubeNotFound:
-            raise CloisonError(f"there is no backend qube {backend!r}") from None
+            raise NoBackend(f"there is no qube {backend!r}") from None
         if line is not None and identity in (None, line.device.identity):
             return line.device, line
         return Device(self.devclass, backend, port, identity or UNKNOWN_IDENTITY), line if identity == ANY else None

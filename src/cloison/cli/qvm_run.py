@@ -31,6 +31,12 @@ RED = "31"
 NEVER_RAN = 255                          # exit status when the command could not be run; its own may be the same, as with ssh
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+,.-]{0,63}")
 _SERVICE = re.compile(r"[A-Za-z0-9_.-]{1,255}(\+[A-Za-z0-9_.+-]*)?")
+# Statuses that are qrexec's own; what a service says for itself, it says on its standard error.
+_SERVICE_FAILED = {
+    125: "the service {} could not be started; the qube's journal has more",
+    126: "the call of {} was refused; cloison policy log tells of refusals",
+    127: "there is no service {} in it",
+}
 _COLOUR = re.compile(r"[0-9]{1,3}(;[0-9]{1,3})*")
 
 
@@ -153,6 +159,9 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     qube = None if args.dispvm is not None or args.all_qubes else list_qubes(connection, tool.qube_name(name))[name]
     base = args.dispvm if args.dispvm in (None, DOM0) else tool.qube_name(args.dispvm)
     exclude = [tool.qube_name(text) for text in args.exclude]
+    if qube is not None and qube.klass == "RemoteVM":
+        tool.report(PROG, tool.NoMachine(name))
+        return NEVER_RAN
     verbose = tool.verbosity(args) - bool(args.passio) > 0
     with _coloured(args) as output:
         try:
@@ -162,7 +171,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
                     return _run_in(connection, args, job, output, [disposable.name], verbose=verbose)
             if qube is None:
                 return _run_in(connection, args, job, output, _running(connection, exclude), verbose=verbose)
-            if not _make_ready(connection, qube, autostart=args.autostart, verbose=verbose):
+            if not _make_ready(connection, qube, autostart=args.autostart, quiet=tool.verbosity(args) < 1):
                 return 1
             return _run_in(connection, args, job, output, [name], verbose=verbose)
         except CloisonError as error:
@@ -179,16 +188,16 @@ def _running(connection: Connection, exclude: Sequence[str]) -> list[str]:
     ]
 
 
-def _make_ready(connection: Connection, qube: Qube, *, autostart: bool, verbose: bool) -> bool:
+def _make_ready(connection: Connection, qube: Qube, *, autostart: bool, quiet: bool) -> bool:
     """Start or unpause the qube. False if it does not run and may not be made to."""
     if qube.state == "Running":
         return True
     if not autostart:
-        if verbose:
+        if not quiet:
             tool.fail(PROG, f"qube '{qube.name}' is {'paused' if qube.state == 'Paused' else 'not started'}")
         return False
     call = connection.begin(qube.name, "admin.vm.Unpause" if qube.state == "Paused" else "admin.vm.Start")
-    progress.wait(call, f"starting {qube.name}", quiet=not verbose)
+    progress.wait(call, f"starting {qube.name}", klass=qube.klass, quiet=quiet)
     call.result()
     return True
 
@@ -218,6 +227,8 @@ def _run_in(
         for name, status in zip(names, statuses, strict=True):
             if status and verbose:
                 print(f"{name}: command failed with code: {status}", file=sys.stderr)
+            elif status and job.service and status in _SERVICE_FAILED and tool.verbosity(args) > 0:
+                tool.fail(PROG, f"{name}: {_SERVICE_FAILED[status].format(job.words[0])}")
         return max([*statuses, *(process.wait() for process in local)], default=0)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from cloison.cli import tool
 from cloison.client.connection import Connection
-from cloison.errors import CloisonError, QubeInUse, QubeNotStarted, ShutdownTimeout
+from cloison.client.domains import Qube, get_property, list_qubes
+from cloison.errors import CloisonError, QubeInUse, QubeNotPaused, QubeNotStarted, ShutdownTimeout
 
 PROG = "qvm-shutdown"
 
@@ -35,10 +36,12 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
 def shut_down(connection: Connection, names: Iterable[str], *, wait: bool, force: bool, prog: str = PROG) -> int:
     """Shut them down, those that others use after their users, and kill those that time out. The number that failed."""
     argument = "+".join(word for word, wanted in (("force", force), ("wait", wait)) if wanted)
-    failed: dict[str, CloisonError] = {}
     left = list(names)
+    failed = _wake(connection, left)
+    left = [name for name in left if name not in failed]
     while left:
-        outcome = tool.each(prog, connection, left, "admin.vm.Shutdown", argument, ignore=(QubeNotStarted,))
+        outcome = tool.each(prog, connection, left, "admin.vm.Shutdown", argument)
+        outcome = {name: error for name, error in outcome.items() if type(error) is not QubeNotStarted}     # it is down
         failed.update((name, error) for name, error in outcome.items() if not isinstance(error, QubeInUse))
         in_use = {name: error for name, error in outcome.items() if isinstance(error, QubeInUse)}
         if len(in_use) == len(left):     # none of them will be free by itself
@@ -53,6 +56,24 @@ def shut_down(connection: Connection, names: Iterable[str], *, wait: bool, force
     for name, error in failed.items():
         tool.report(prog, error, f"failed to shut down: {name}")
     return len(failed)
+
+
+def _wake(connection: Connection, names: list[str]) -> dict[str, CloisonError]:
+    """Let those that are paused go on, since one that stands still can't power off. The failures.
+
+    Disposables made ahead stay as they are: they hold nothing, and going on would count as their use.
+    """
+    known = list_qubes(connection) if names else {}
+    failed: dict[str, CloisonError] = {}
+    for state, method in (("Paused", "admin.vm.Unpause"), ("Suspended", "admin.vm.Resume")):
+        qubes = [known[name] for name in names if name in known and known[name].state == state]
+        still = [qube.name for qube in qubes if not _made_ahead(connection, qube)]
+        failed |= tool.each(PROG, connection, still, method, ignore=(QubeNotPaused, QubeNotStarted))
+    return failed
+
+
+def _made_ahead(connection: Connection, qube: Qube) -> bool:
+    return qube.klass == "DispVM" and get_property(connection, qube.name, "is_preload").value == "True"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cloison.cli import progress, tool
 from cloison.client.connection import Connection
-from cloison.client.domains import DOM0
+from cloison.client.domains import DOM0, Qube
 from cloison.errors import CloisonError
 from cloison.values import InvalidValue
 
@@ -46,33 +46,34 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     halted = []
     for qube in tool.chosen(args, connection):
         if not qube.running or qube.state == "Transient":        # its start is waited for; one that nobody knows of is refused
-            halted.append(qube.name)
+            halted.append(qube)
         elif not args.skip_if_running:
-            status = tool.report(PROG, AlreadyRunning("domain is already running"), f"starting qube failed: {qube.name}")
+            error = tool.NoMachine(qube.name) if qube.klass == "RemoteVM" else AlreadyRunning("domain is already running")
+            status = tool.report(PROG, error, f"starting qube failed: {qube.name}")
     if halted:
         warn_if_emulated(connection)
     return _start(args, connection, halted) or status
 
 
-def _start(args: argparse.Namespace, connection: Connection, names: Sequence[str]) -> int:
+def _start(args: argparse.Namespace, connection: Connection, qubes: Sequence[Qube]) -> int:
     """All at once. The last failure's exit status, 0 if there was none."""
     status = 0
     with contextlib.ExitStack() as stack:
         ready = []
-        for name in names:
+        for qube in qubes:
             try:
                 if args.drive:
-                    stack.enter_context(_with_drive(connection, name, args.drive))
-                ready.append(name)
+                    stack.enter_context(_with_drive(connection, qube.name, args.drive))
+                ready.append(qube)
             except (CloisonError, InvalidValue) as error:
-                status = tool.report(PROG, error, f"starting qube failed: {name}")
-        pending = [(name, connection.begin(name, "admin.vm.Start")) for name in ready]
-        for name, call in pending:
-            progress.wait(call, f"starting {name}", quiet=tool.verbosity(args) < 1)
+                status = tool.report(PROG, error, f"starting qube failed: {qube.name}")
+        pending = [(qube, connection.begin(qube.name, "admin.vm.Start")) for qube in ready]
+        for qube, call in pending:
+            progress.wait(call, f"starting {qube.name}", klass=qube.klass, quiet=tool.verbosity(args) < 1)
             try:
                 call.result()
             except CloisonError as error:
-                status = tool.report(PROG, error, f"starting qube failed: {name}")
+                status = tool.report(PROG, error, f"starting qube failed: {qube.name}")
     return status
 
 

@@ -27,6 +27,12 @@ _UNITS: dict[str, int] = {"": 1} | {
 MAX_DIGITS = 19                          # of a number in the Admin API
 
 
+class NoQubeOfVolume(CloisonError):
+    """The volume's qube is none; exit status 1, as with Qubes OS's tool."""
+
+    hint = "qvm-ls lists the qubes."
+
+
 class Listed(NamedTuple):
     """One volume of one qube."""
 
@@ -115,7 +121,7 @@ def _chosen(text: str, connection: Connection) -> tuple[str, str]:
     try:
         present = volumes(connection, dest)
     except QubeNotFound:
-        raise CloisonError(f"no qube {qube!r}") from None
+        raise NoQubeOfVolume(f"there is no qube {qube!r}") from None
     if volume not in present:
         raise CloisonError(f"qube {qube!r} has no volume {volume!r}")
     return dest, volume

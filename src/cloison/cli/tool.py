@@ -22,6 +22,9 @@ from cloison.values import InvalidValue, QubeName
 USAGE = 2
 _PATTERN = re.compile(r"[A-Za-z0-9_.\]!-]*[*?\[][A-Za-z0-9_.*?\[\]!-]*")   # what names may hold, and a wildcard
 
+_WHOLE = (argparse.PARSER, argparse.REMAINDER)   # an argument that takes all that follows, options too
+NO_TEMPLATE = "There is no template yet, so no qube. Make one: cloison template build"
+
 Run = Callable[[argparse.Namespace, Connection], int | None]
 
 
@@ -30,6 +33,15 @@ class NoSuchQube(CloisonError):
 
     hint = "qvm-ls lists the qubes."
     exit_status = USAGE
+
+
+class NoMachine(CloisonError):
+    """A RemoteVM: it runs on another machine."""
+
+    hint = "Calls go to it from qubes, as the policy says, through its relayvm."
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is a RemoteVM: there is nothing of it on this machine")
 
 
 class NoName(CloisonError):
@@ -64,8 +76,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
-        # Names may stand before, after and between options; what stands after "--" is all names.
-        mixed = self._many and "--" not in words
+        # Arguments may stand before, after and between options; what stands after "--" is all arguments.
+        mixed = "--" not in words and not any(action.nargs in _WHOLE for action in self._actions)
         parsed = self.parse_intermixed_args(words, namespace) if mixed else super().parse_args(words, namespace)
         if getattr(parsed, "exclude", None) and not parsed.all_qubes:
             self.error("--exclude can only be used with --all")
@@ -115,10 +127,21 @@ def report(prog: str, error: Exception, about: str = "") -> int:
     """Tell a failure; the exit status that goes with it."""
     fail(prog, f"{about}: {error}" if about else str(error) or type(error).__name__)
     if isinstance(error, CloisonError):
-        if error.hint:
-            print(f"{prog}: hint: {error.hint}", file=sys.stderr)
+        if hint := next_step(error):
+            print(f"{prog}: hint: {hint}", file=sys.stderr)
         return USAGE if isinstance(error, QubeNotFound) else error.exit_status
     return FAILED
+
+
+def next_step(error: CloisonError) -> str:
+    """What helps. Where a qube is missing it may be that there can be none yet."""
+    if isinstance(error, (QubeNotFound, NoSuchQube)):
+        try:
+            if all(qube.klass != "TemplateVM" for qube in list_qubes(Connection()).values()):
+                return NO_TEMPLATE
+        except (CloisonError, OSError):
+            pass                         # the failure itself is what is told
+    return error.hint
 
 
 def fail(prog: str, sentence: str) -> None:
@@ -181,7 +204,7 @@ def _expand(names: Iterable[str], known: Iterable[str]) -> list[str]:
         elif name in known:
             expanded[name] = None
         else:
-            raise NoSuchQube(f"no such domain: {name!r}")
+            raise NoSuchQube(f"there is no qube {name!r}")
     return list(expanded)
 
 

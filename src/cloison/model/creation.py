@@ -61,12 +61,20 @@ def create(system: System, birth: Birth) -> Qube:
     return qube
 
 
+def no_template(system: System, klass: str) -> str:
+    """What to do where no template was named and none is the default."""
+    if all(qube.klass != "TemplateVM" for qube in system.qubes.values()):
+        return "there is none yet; cloison template build makes one"
+    return f"name one, or set it: qubes-prefs {'default_dispvm' if klass == 'DispVM' else 'default_template'} NAME"
+
+
 def _template(system: System, birth: Birth) -> Qube:
     name = birth.template
     if name is None:
         name = system.get_or_none("default_dispvm" if birth.klass == "DispVM" else "default_template")
         if name is None:
-            raise BadValue(f"a {birth.klass} needs a template, and no default is set")
+            what = no_template(system, birth.klass)
+            raise BadValue(f"a qube of class {birth.klass} needs a template, and no default is set: {what}")
     template = system.qube(name)
     if template.klass not in system.kinds[birth.klass].templates:
         raise BadPropertyValue(f"{name} is a {template.klass}: it can't be the template of a {birth.klass}")

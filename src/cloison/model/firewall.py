@@ -10,6 +10,7 @@ from cloison.errors import BadRequest, BadValue
 
 DEFAULT = "action=accept"
 MAX_RULES = 4096
+LAST_SECOND = 253402300799               # of the year 9999: the last that a calendar of Python, so a tool of Qubes OS, can show
 _HOST = re.compile(r"[a-z0-9._-]{1,255}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _NUMBER = re.compile(r"[0-9]{1,19}")
@@ -40,7 +41,8 @@ class Rule:
 
     def text(self, *, for_qubesdb: bool = False) -> str:
         """Canonical line; QubesDB gets it without expiry and comment."""
-        pairs = [("action", self.action), ("expire", None if for_qubesdb else self.expire)]
+        expire = None if for_qubesdb or self.expire is None else min(self.expire, LAST_SECOND)
+        pairs = [("action", self.action), ("expire", expire)]
         words = [f"{key}={value}" for key, value in pairs if value is not None]
         if self.destination:
             words.append(self.destination)
@@ -152,6 +154,14 @@ def _network(text: str) -> str | None:
     if "%" in host or not 0 <= length <= address.max_prefixlen:
         return None
     return f"dst{address.version}={host}/{length}"
+
+
+def check_new(rules: list[Rule]) -> list[Rule]:
+    """Rules that are to be kept. Raises BadValue for what could be kept, but not be shown by every tool."""
+    for rule in rules:
+        if rule.expire is not None and rule.expire > LAST_SECOND:
+            raise BadValue(f"firewall rule: expire must be a number up to {LAST_SECOND}, the end of the year 9999")
+    return rules
 
 
 def unexpired(rules: list[Rule], now: float) -> list[Rule]:

@@ -106,7 +106,7 @@ def test_request(place: Place, words: list[str], request_: tuple[str, str, str])
     asked = place.request
     assert isinstance(asked, qrexec.Trigger) and (asked.source, asked.target, asked.service) == request_
     place.agent.close()
-    assert place.result() == (b"", b"Request refused\n", 126)
+    assert place.result() == (b"", b"Request refused\n(On the host, this tells why: cloison policy log)\n", 126)
 
 
 def test_a_call(place: Place) -> None:

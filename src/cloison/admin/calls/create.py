@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from cloison.admin.qubesd import Call, NewQube
 from cloison.errors import BadPropertyValue, BadRequest, BadValue, CloisonError, NotPermitted, QubeExists, QubeNotFound
 from cloison.model import labels
+from cloison.model.creation import no_template
 from cloison.model.domains import Qube
 from cloison.plan import lifecycle
 from cloison.values import InvalidValue, QubeName
@@ -72,7 +73,7 @@ def create(klass: str, *, in_pool: bool) -> Callable[[Call], Awaitable[None]]:
         if order.name in call.system.qubes:
             raise QubeExists(f"there is a qube {order.name} already")
         if order.template is not None and order.template not in call.system.qubes:
-            raise QubeNotFound(f"there is no qube {order.template[:60]!r} to be the template")
+            raise QubeNotFound(f"there is no qube {order.template[:60]!r}")
         for pool in (*order.pools.values(), *([order.pool] if order.pool is not None else [])):
             call.system.pool(pool)
         if klass == "AdminVM":
@@ -88,7 +89,7 @@ def disposable_template(call: Call) -> Qube:
         return call.dest
     template = call.source.reference("default_dispvm")
     if template is None:
-        raise CloisonError(f"{call.source.name} has no default_dispvm")
+        raise CloisonError(f"{call.source.name} has no default_dispvm: {no_template(call.system, 'DispVM')}")
     return template
 
 

@@ -137,7 +137,7 @@ def _ask(path: str, message: bytes) -> tuple[_socket.socket, _socket.socket]:
     except (ConnectionResetError, BrokenPipeError):
         answer, ancillary = b"", []
     if len(answer) != caller.HEADER.size:
-        raise Failure("Request refused", REFUSED)
+        raise Failure("Request refused\n(On the host, this tells why: cloison policy log)", REFUSED)
     for _, _, data in ancillary:
         return agent, _socket.socket(fileno=caller.NUMBER.unpack(data[:caller.NUMBER.size])[0])
     domain, port = caller.HEADER.unpack(answer)
