@@ -1,7 +1,10 @@
 """The private volume: made, mended or done without, never a reason not to start; what custom-persist keeps of the root."""
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,15 @@ def test_a_disposables_untouched_volume_is_not_laid_out() -> None:
 # -- is it blank? ----------------------------------------------------------------------------------------------------------
 
 
+class Disk(FileIO):
+    """A file that is as long as a disk: none can be sought beyond its end."""
+
+    def seek(self, at: int, whence: int = 0, /) -> int:
+        if whence == 0 and at > os.fstat(self.fileno()).st_size:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return super().seek(at, whence)
+
+
 def image(folder: Path, size: int, at: int | None = None, data: bytes = b"\1") -> str:
     path = folder / "disk"
     with path.open("wb") as file:
@@ -120,12 +132,19 @@ def image(folder: Path, size: int, at: int | None = None, data: bytes = b"\1") -
     return str(path)
 
 
-@pytest.mark.parametrize(("size", "at", "blank"), [
+def blank(path: str) -> bool:
+    with Disk(path) as disk:
+        return private_volume.is_blank(disk)
+
+
+@pytest.mark.parametrize(("size", "at", "expected"), [
     (2048 * MIB, None, True), (MIB, None, True), (512, None, True), (2048 * MIB, 0, False), (2048 * MIB, 10 * MIB - 1, False),
-    (2048 * MIB, 10 * MIB, True), (MIB, MIB - 1, False),
+    (2048 * MIB, 10 * MIB, True), (MIB, MIB - 1, False), (128 * MIB, None, True), (128 * MIB + 512, None, True),
+    (8192 * MIB, None, True),
 ])
-def test_blank(tmp_path: Path, size: int, at: int | None, blank: bool) -> None:
-    assert private_volume.is_blank(image(tmp_path, size, at)) is blank
+def test_blank(tmp_path: Path, size: int, at: int | None, expected: bool) -> None:
+    path = image(tmp_path, size, at)
+    assert blank(path) is private_volume.is_blank_disk(path) is expected
 
 
 def test_a_file_system_whose_head_is_gone_is_not_blank(tmp_path: Path) -> None:
@@ -133,7 +152,12 @@ def test_a_file_system_whose_head_is_gone_is_not_blank(tmp_path: Path) -> None:
     subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", path], check=True)
     with open(path, "r+b") as file:
         file.write(bytes(10 * MIB))
-    assert not private_volume.is_blank(path)
+    assert not blank(path)
+
+
+def test_a_disk_that_cant_be_read_is_not_blank(tmp_path: Path) -> None:
+    assert not private_volume.is_blank_disk(str(tmp_path / "none"))
+    assert not private_volume.is_blank_disk(str(tmp_path))
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------------

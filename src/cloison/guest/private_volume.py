@@ -12,6 +12,7 @@ import pwd
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from io import RawIOBase
 
 from cloison.guest import libc, volumes
 
@@ -54,7 +55,7 @@ def attach(disk: str) -> str | None:
     try:
         _mount(disk)
     except OSError as error:
-        if is_blank(disk):
+        if is_blank_disk(disk):
             failure = _run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "assume_storage_prezeroed=1", disk], (0,))
         else:
             failure = _run(["fsck.ext4", "-p", disk], (0, 1))     # 1: mended, without loss
@@ -71,19 +72,29 @@ def _mount(disk: str) -> None:
     libc.mount(disk, "/rw", "ext4", FLAGS, "discard")
 
 
-def is_blank(disk: str) -> bool:
-    """Whether nobody has used it: the reference's test, and no copy of an ext4's superblock where one would be."""
-    with open(disk, "rb", buffering=0) as file:
-        left = min(BLANK_HEAD, file.seek(0, os.SEEK_END))
-        file.seek(0)
-        while left:
-            data = file.read(min(left, 1 << 20))
-            if not data or any(data):
-                return False
-            left -= len(data)
-        for group in _BACKUP_GROUPS:
-            file.seek(group * _GROUP)
-            if volumes.file_system_size(file.read(1024)) is not None:
+def is_blank_disk(disk: str) -> bool:
+    """One that can't be read is not: it is not to be written then."""
+    try:
+        with open(disk, "rb", buffering=0) as file:
+            return is_blank(file)
+    except OSError:
+        return False
+
+
+def is_blank(disk: RawIOBase) -> bool:
+    """Whether nobody has used it: the reference's test, and no copy of an ext4's superblock where one would be. Raises OSError."""
+    size = disk.seek(0, os.SEEK_END)
+    left = min(BLANK_HEAD, size)
+    disk.seek(0)
+    while left:
+        data = disk.read(min(left, 1 << 20))
+        if not data or any(data):
+            return False
+        left -= len(data)
+    for at in (group * _GROUP for group in _BACKUP_GROUPS):
+        if at < size:                    # a disk, other than a file, can't be sought beyond its end
+            disk.seek(at)
+            if volumes.file_system_size(disk.read(1024) or b"") is not None:
                 return False
     return True
 
