@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cloison.model import addresses, features, firewall
 from cloison.model.domains import Qube
 from cloison.model.properties import to_text
+from cloison.plan import fitting
 from cloison.wire.warden import DiskSource, Kernel, Launch
 
 START_TIMEOUT = 300         # s: a cold start of a busy host without KVM takes 85 s
@@ -34,7 +35,7 @@ def build(qube: Qube, facts: Facts) -> Launch:
         name=qube.name, uuid=qube.uuid, xid=qube.xid, memory=qube.get("memory"), vcpus=qube.get("vcpus"), disks=disks,
         kernel=facts.kernel, kernelopts=_kernelopts(qube), warm=facts.warm, accelerator=facts.accelerator,
         identity=identity(qube, facts),
-        default_user=qube.get("default_user"), start_timeout=max(START_TIMEOUT, qube.get("qrexec_timeout")),
+        default_user=qube.get("default_user"), start_timeout=fitting.start_timeout(START_TIMEOUT, qube.get("qrexec_timeout")),
         debug=qube.get("debug"), disposables=_disposables(qube), programs=_said(qube, features.CALL_PROGRAMS, PROGRAMS),
         programs_each=_said(qube, features.CALL_PROGRAMS_EACH, PROGRAMS_EACH),
     )

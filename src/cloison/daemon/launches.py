@@ -12,6 +12,7 @@ from cloison.daemon.parts import Parts
 from cloison.daemon.volumes import Volumes
 from cloison.errors import CloisonError, MachineError
 from cloison.model.domains import Qube
+from cloison.plan import fitting
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Launches:
     async def _prepare(self, template: Qube) -> None:
         """A failure is no one's yet: the first start tries again, and says so."""
         try:
+            fitting.check_fits(template)
             disks = await self._volumes.as_of_a_child(template)
             launched = await self.build(template, disks)
             await self._wardens.ensure_warm(launched, lambda text: log.info("%s: %s", template.name, text), ahead=True)

@@ -16,6 +16,7 @@ from cloison.errors import (
 from cloison.model import removal
 from cloison.model.domains import READY, REMOVING, Qube, System
 from cloison.model.features import PROHIBIT_START
+from cloison.plan import fitting
 from cloison.values import PowerState
 
 WARM, COLD = "warm", "cold"
@@ -68,6 +69,7 @@ def check_start(qube: Qube) -> None:
         raise QubeError(f"{qube.name} is being restored from a backup")
     if not qube.get_or_none("kernel"):
         raise CloisonError(f"{qube.name} has no kernel to boot: set its kernel, or default_kernel")
+    fitting.check_fits(qube)
 
 
 def starts_warm(qube: Qube) -> bool:
