@@ -269,3 +269,46 @@ def test_image_without_ram_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="can't be loaded"):
         warm.load_ram(str(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+# -- whole images ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_image_is_what_was_saved_and_stays_so(launch: Launch, tmp_path: Path) -> None:
+    image = finish(tmp_path / "warm", launch)
+    memory = warm.load(str(image))
+    for fd, name in ((memory.ram, warm.RAM), (memory.state, warm.STATE)):
+        content = (image / name).read_bytes()
+        assert os.pread(fd, len(content) + 1, 0) == content
+        assert not os.get_inheritable(fd)
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+        os.close(fd)
+
+
+@pytest.mark.parametrize("name", [warm.RAM, warm.STATE, warm.DISK])
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_damaged_image_is_not_loaded_and_nothing_stays_open(launch: Launch, tmp_path: Path, name: str, missing: bool) -> None:
+    image = finish(tmp_path / "warm", launch)
+    os.chmod(image / name, 0o600)
+    if missing:
+        os.unlink(image / name)
+    else:
+        data = (image / name).read_bytes() or b"x"
+        (image / name).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(warm.DamagedImage, match=name):
+        warm.load(str(image))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has boxes of other users")
+def test_a_finished_image_belongs_to_us_and_not_to_the_box_it_was_made_in(launch: Launch, tmp_path: Path) -> None:
+    base = tmp_path / "warm"
+    base.mkdir()
+    work = make_work(base, "making-1")
+    os.chown(work / warm.RAM, 1_900_000_001, 1_900_000_001)
+    image = Path(warm.finish(str(work), str(base), launch))
+    for name in (warm.RAM, warm.STATE, warm.DISK):
+        status = (image / name).stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (os.geteuid(), os.getegid(), 0o400)

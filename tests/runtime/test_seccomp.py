@@ -81,6 +81,11 @@ def test_a_file_is_opened_but_never_kept_at_hand() -> None:
     assert found == [0, 0, errno.EPERM, errno.EPERM, errno.EPERM]
 
 
+def test_nobody_has_others_wait_for_a_file_of_his() -> None:
+    """F_SETLEASE, F_NOTIFY; F_GETFD goes on. A lease on a template's layer would hold up every start of a sibling."""
+    assert asked([72, 0, 1024, 0], [72, 0, 1026, 1], [72, 0, 1024 | 1 << 32, 0], [72, 0, 1, 0]) == [errno.EPERM] * 3 + [0]
+
+
 def test_nobody_outlives_its_parent() -> None:
     """PR_SET_PDEATHSIG, PR_SET_MM, PR_SET_CHILD_SUBREAPER, PR_SET_PTRACER; PR_GET_NAME's like go on."""
     found = asked([157, 1, 0, 0, 0, 0], [157, 35, 0, 0, 0, 0], [157, 36, 1, 0, 0, 0], [157, 0x59616D61, 0, 0, 0, 0],

@@ -5,7 +5,7 @@ denies what a device model never needs and what would lead out of the box or rea
 
 - pid 1 of the box has the same user id: nobody may trace it, read or write its memory or take its descriptors;
 - a child of the box can't ask to outlive it, leave its process group or make namespaces;
-- owner, mode, times and attributes of a file stay: the same file may be another qube's too;
+- owner, mode, times and attributes of a file stay, and nobody takes a lease on it: the same file may be another qube's too;
 - no descriptor is made with O_PATH: it would keep a file at hand without counting as open (holders.py);
 - no socket but Unix ones: an empty network namespace does not shut out AF_VSOCK, and others are kernel code that nobody needs;
 - keys, io_uring, BPF, performance events, other processes' memory: doors into the kernel that a qube has no business at.
@@ -63,6 +63,7 @@ MISSING = (425, 426, 427, 435, 437)
 _SOCKET, _SOCKETPAIR, _AF_UNIX = 41, 53, 1
 _CLONE, _NEW_NAMESPACES = 56, 0x7E020080        # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _OPEN, _OPENAT, _O_PATH = 2, 257, 0o10000000
+_FCNTL, _FCNTL_DENIED = 72, (1024, 1026)        # F_SETLEASE, F_NOTIFY: to have others wait for a file, to hear of their doings
 _PRCTL = 157
 # PR_SET_PDEATHSIG, PR_SET_MM, PR_SET_CHILD_SUBREAPER, PR_SET_PTRACER: to outlive its parent, to look like another, to be traced
 _PRCTL_DENIED = (1, 35, 36, 0x59616D61)
@@ -77,7 +78,7 @@ def program() -> bytes:
         *(_refuse(number, errno.ENOSYS) for number in MISSING),
         _unless_argument(_SOCKET, 0, _AF_UNIX, errno.EAFNOSUPPORT), _unless_argument(_SOCKETPAIR, 0, _AF_UNIX, errno.EAFNOSUPPORT),
         _if_bits(_CLONE, 0, _NEW_NAMESPACES), _if_bits(_OPEN, 1, _O_PATH), _if_bits(_OPENAT, 2, _O_PATH),
-        _if_argument(_PRCTL, 0, _PRCTL_DENIED), _instruction(_RETURN, _ALLOW),
+        _if_argument(_FCNTL, 1, _FCNTL_DENIED), _if_argument(_PRCTL, 0, _PRCTL_DENIED), _instruction(_RETURN, _ALLOW),
     ))
 
 
