@@ -39,8 +39,14 @@ def _template(environment: Mapping[str, str]) -> str:
 
 
 TEMPLATE, DVM = _template(os.environ), "dvm"
-LIMIT = 300.0          # seconds after which anything at all counts as hung; the machine may be very busy
+# Seconds after which something counts as hung. A boot may take long where the machine is very busy; what is only there or not,
+# while nothing boots or ends, is broken when it does not come soon.
+LIMIT, BOOT_LIMIT = 30.0, 300.0
 BUILD_LIMIT = 1800.0    # the same of a template, whose packages come from a mirror
+# Tools that may boot a qube, wait for its end, run whatever in it, or copy a disk.
+_SLOW = ("cloison", "qvm-run", "qvm-start", "qvm-shutdown", "qvm-copy-to-vm", "qvm-move-to-vm", "qvm-console-dispvm", "qvm-clone",
+         "qvm-create", "qvm-volume")
+_UNDER_WAY = ("Transient", "Halting", "Dying")
 _TOOL = "import sys; from cloison.cli.{} import main; sys.exit(main())"
 _COMMIT = re.compile(r"\.\d+\.(raw|qcow2)$")
 _ROOT_IMAGE = re.compile(r"root\.(\d+)\.raw")
@@ -68,8 +74,11 @@ class Place:
         pipe = subprocess.PIPE
         return subprocess.Popen(tool(words), env=self.environment(extra), stdin=pipe, stdout=pipe, stderr=pipe)
 
-    def run(self, words: Sequence[str], data: bytes = b"", extra: Mapping[str, str] | None = None, limit: float = LIMIT) -> Result:
+    def run(
+        self, words: Sequence[str], data: bytes = b"", extra: Mapping[str, str] | None = None, limit: float | None = None,
+    ) -> Result:
         """A tool's whole life; `data` is its input."""
+        limit = limit or (BOOT_LIMIT if words[0] in _SLOW else LIMIT)
         return subprocess.run(tool(words), env=self.environment(extra), input=data, capture_output=True, check=False, timeout=limit)
 
     def ok(self, words: Sequence[str], data: bytes = b"") -> bytes:
@@ -117,6 +126,13 @@ class Place:
     def state(self, name: str) -> str:
         return self.qubes()[name].state
 
+    def under_way(self) -> bool:
+        """Whether a qube boots or ends."""
+        try:
+            return any(qube.state in _UNDER_WAY for qube in self.qubes().values())
+        except NoDaemon:
+            return False
+
     def create(self, name: str, *options: str) -> None:
         self.ok(["qvm-create", "--label", "red", *options, name])
 
@@ -146,7 +162,7 @@ class Place:
     @contextlib.contextmanager
     def events(self) -> Iterator[Watch]:
         with subscribe(self.connection) as stream:
-            yield Watch(stream)
+            yield Watch(stream, self.under_way)
 
     def wait_gone(self, uuid: str) -> None:
         """Until the last process of that qube is gone."""
@@ -210,10 +226,10 @@ class Place:
 
 
 class Watch:
-    """Events as they come, with a limit."""
+    """Events as they come, with a limit. `under_way`: whether one may take as long as a boot."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, stream: Stream, under_way: Callable[[], bool]) -> None:
+        self._stream, self._under_way = stream, under_way
         self._events = iter(stream)
         self.seen: list[Event] = []
 
@@ -230,18 +246,20 @@ class Watch:
 
     def _take(self) -> Event:
         # The stream may hold a whole event already; then nothing new is readable.
-        timer = signal.signal(signal.SIGALRM, _late)
-        signal.setitimer(signal.ITIMER_REAL, LIMIT)
+        end = time.monotonic() + BOOT_LIMIT
+
+        def late(_signal: int, _frame: object) -> None:
+            if time.monotonic() > end or not self._under_way():
+                raise TimeoutError(f"no such event within {LIMIT} s, and no qube boots or ends; seen: {self.seen[-5:]}")
+
+        timer = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, LIMIT, LIMIT)
         try:
             self.seen.append(next(self._events))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, timer)
         return self.seen[-1]
-
-
-def _late(_signal: int, _frame: object) -> None:
-    raise TimeoutError(f"no such event within {LIMIT} s")
 
 
 def tool(words: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from tests.boot.place import LIMIT, Place
+from tests.boot.place import BOOT_LIMIT, Place
 
 pytestmark = pytest.mark.boot
 
@@ -62,7 +62,7 @@ def test_two_clones_agree_on_nothing(cloison: Place) -> None:
         process.stdin.write(PROBE.encode())
         process.stdin.flush()
     for process in (first, second):
-        output, errors = process.communicate(timeout=LIMIT)
+        output, errors = process.communicate(timeout=BOOT_LIMIT)
         assert process.returncode == 0, errors.decode()
         answers.append(json.loads(output))
     one, two = answers

@@ -149,7 +149,7 @@ def test_a_maker_of_warm_images_that_dies(cloison: Place, qube: str, point: str)
 
 
 def start(cloison: Place, qube: str) -> None:
-    """A start that may boot, or make an image first: each of its steps has the limit that else a whole tool has."""
+    """A start that may boot, or make an image first."""
     with cloison.events() as watch, cloison.popen(["qvm-start", qube]) as tool:
         watch.event("domain-pre-spawn", qube)
         watch.event("domain-start", qube)

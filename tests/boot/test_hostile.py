@@ -6,7 +6,7 @@ import select
 from pathlib import Path
 
 import pytest
-from tests.boot.place import LIMIT, Place
+from tests.boot.place import BOOT_LIMIT, LIMIT, Place
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
@@ -72,7 +72,7 @@ def test_a_guest_that_breaks_the_protocol_loses_its_channels_only(cloison: Place
         assert call.stdout.readline() == b"up\n"
         cloison.sh("hostile", "cat > /run/attack.py", ATTACK.encode(), user="root")
         cloison.sh("hostile", f"systemd-run --quiet python3 /run/attack.py {attack}", user="root")
-        assert call.wait(LIMIT) != 0                             # ends when the warden has given the guest's channels up
+        assert call.wait(BOOT_LIMIT) != 0                         # ends when the warden has given the guest's channels up
         bystander.stdin.write(b"still here\n")
         bystander.stdin.flush()
         assert select.select([bystander.stdout], [], [], LIMIT)[0]

@@ -5,7 +5,7 @@ import select
 import subprocess
 
 import pytest
-from tests.boot.place import LIMIT, Place
+from tests.boot.place import BOOT_LIMIT, Place
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
@@ -14,7 +14,7 @@ CALLS, QUBES = 200, 20
 
 def line(tool: subprocess.Popen[bytes]) -> bytes:
     assert tool.stdout is not None and tool.stderr is not None
-    ready = select.select([tool.stdout], [], [], LIMIT)[0]
+    ready = select.select([tool.stdout], [], [], BOOT_LIMIT)[0]
     assert ready
     return tool.stdout.readline()
 
@@ -27,7 +27,7 @@ def test_two_hundred_calls_at_once_to_one_qube(cloison: Place) -> None:
     calls = [cloison.popen(["qvm-run", "-p", "busy", f"echo {number}; cat; exit {number % 7}"]) for number in range(CALLS)]
     assert [line(call) for call in calls] == [b"%d\n" % number for number in range(CALLS)]
     for number, call in enumerate(calls):
-        output, errors = call.communicate(b"input of %d" % number, LIMIT)
+        output, errors = call.communicate(b"input of %d" % number, BOOT_LIMIT)
         assert (output, errors, call.returncode) == (b"input of %d" % number, b"", number % 7)
     cloison.remove("busy")
 
@@ -39,7 +39,7 @@ def test_twenty_qubes_at_once_all_answer(cloison: Place) -> None:
     assert len(names) == QUBES
     assert len([qube for qube in cloison.qubes().values() if qube.klass == "DispVM" and qube.state == "Running"]) == QUBES
     for number, call in enumerate(calls):
-        output, errors = call.communicate(b"%d" % number, LIMIT)
+        output, errors = call.communicate(b"%d" % number, BOOT_LIMIT)
         assert (output, call.returncode) == (b"%d" % number, 0), errors
     cloison.clear()
     assert cloison.files() == before

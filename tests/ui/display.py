@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,11 +12,18 @@ from pathlib import Path
 
 from cloison.wire import ask as wire
 
+PROGRAMS = ("Xvfb", "openbox", "xdotool", "import")
 SIZE = (1000, 800)
 SHADES = {"untrusted": "#cc0000", "work": "#3465a4", "vault": "#000000", "@dispvm:dvm": "#f57900", "dom0": "#000000"}
 ALLOWED = "#2C7A3F"       # of the button, when it can be pressed
 WAITING = "#E4E2DF"       # and when not
 ARMING = 1000             # milliseconds of quiet focus before it can be pressed
+
+
+def missing() -> str:
+    """What the tests of windows lack, in a sentence; nothing if they lack nothing."""
+    names = [name for name in PROGRAMS if shutil.which(name) is None]
+    return f"the tests of windows need {', '.join(names)}: make test-deps installs what is missing" if names else ""
 
 
 class Display:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.ui.display import Display, asking, display, question
+from tests.ui.display import Display, asking, display, missing, question
 
 from cloison.wire import ask as wire
 
@@ -18,8 +18,15 @@ HOUR = 3_600_000         # milliseconds: the machine may be slow, the second mus
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Display]:
+    if lacking := missing():
+        pytest.skip(lacking)             # one failure says it, below
     with display(tmp_path_factory.mktemp("display")) as found:
         yield found
+
+
+def test_the_programs_are_there() -> None:
+    if lacking := missing():
+        pytest.fail(lacking, pytrace=False)
 
 
 def test_a_target_is_clicked_and_allowed(shown: Display) -> None:
