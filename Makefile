@@ -19,15 +19,17 @@ deps: ## install what is missing from Debian (asks sudo when not root)
 	if [ -n "$$missing" ]; then \
 	  echo "installing from Debian:" $$missing; \
 	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
+	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -q --no-install-recommends $$missing; \
 	fi
 
 test-deps: PACKAGES += $(TEST_PACKAGES)
 test-deps: deps ## also what the tests of windows need
 
 $(BIN)/.installed: pyproject.toml | deps
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "1 of 2: a Python environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2 of 2: Cloison into it, and the Python packages that it and its tests need"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 install: $(BIN)/.installed ## Cloison and its tools into .venv/bin
