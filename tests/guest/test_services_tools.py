@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,18 @@ def test_a_disposable_does_not_open_in_disposables_for_others(bin: Bin) -> None:
     (bin.home / "f").touch()
     result = bin.run(TOOLS + "open_in_vm", "qvm-open-in-dvm", "f", QREXEC_SERVICE_FULL_NAME="qubes.OpenInVM+")
     assert (result.returncode, bin.calls()) == (1, [])
+
+
+# -- whatever is closed, full or missing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streams", [">&-", "<&- >&-", ">/dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["", "--help", "x y"])
+@pytest.mark.parametrize("name", ["copy", "connect_tcp", "open_in_vm", "qubesdb", "run_vm", "sync_clock"])
+def test_no_tool_prints_a_traceback(tmp_path: Path, name: str, words: str, streams: str) -> None:
+    prog = {"copy": "qvm-copy", "qubesdb": "qubesdb-read"}.get(name, name)
+    code = f"import sys; from {TOOLS}{name} import main; sys.exit(main([{prog!r}, *sys.argv[1:]]))"
+    argv = ["/bin/sh", "-c", f'exec "$0" -c "$1" {words} {streams}', sys.executable, code]
+    done = subprocess.run(argv, check=False, timeout=PATIENCE, env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr and 0 <= done.returncode < 120, done

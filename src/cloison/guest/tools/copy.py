@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cloison.guest.tools.call import LOST, Outgoing, fail
+from cloison.guest.tools.call import LOST, Outgoing, fail, write_all
 from cloison.qrexec.filecopy import progress
 from cloison.qrexec.filecopy.agent import send
 from cloison.qrexec.filecopy.pack import CopyFailed, Survey, quote
@@ -62,7 +62,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _usage(prog: str, status: int) -> int:
     move = prog.startswith("qvm-move")
-    print(_HELP.format(prog=prog, target="DESTINATION " if prog.endswith("-to-vm") else "", Verb="Move" if move else "Copy"))
+    text = _HELP.format(prog=prog, target="DESTINATION " if prog.endswith("-to-vm") else "", Verb="Move" if move else "Copy")
+    try:
+        write_all(1, text.encode() + b"\n")
+    except OSError as error:
+        fail(prog, f"the help can't be written: {error.strerror}")
     return status
 
 

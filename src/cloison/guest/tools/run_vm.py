@@ -47,7 +47,11 @@ def main(argv: Sequence[str]) -> int:
     disposable = target == "@dispvm" or target.startswith("@dispvm:")
     service = "qubes.VMShell+WaitForSession" if disposable and "no-gui" not in chosen else "qubes.VMShell"
     line = f"exec bash -c {_quoted(' '.join(words[1:]))} || exit 127\n"
-    os.execvp(CLIENT, [CLIENT, f"--prefix-data={line}", "--", target, service])  # noqa: S606 a list, no shell
+    try:
+        os.execvp(CLIENT, [CLIENT, f"--prefix-data={line}", "--", target, service])  # noqa: S606 a list, no shell
+    except OSError as error:
+        print(f"{prog}: {CLIENT} can't be run: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def _quoted(command: str) -> str:
