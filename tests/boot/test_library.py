@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.boot.place import DVM, LIMIT, Place
-from tests.client.test_calls import check_output, examples, perform
+from tests.examples import check_output, examples, perform
 
 from cloison.client.calls import Domain
 from cloison.client.disposables import Disposable

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 from cloison.qrexec import vmexec
 from cloison.wire import admin
 from cloison.wire import qrexec as wire
@@ -242,11 +244,11 @@ class FakeWarden:
             send(wire.end_of_stream(kind))
 
         send(wire.hello(wire.VERSION))
-        feeder = threading.Thread(target=self._feed, args=(channel, process))
-        watcher = threading.Thread(target=self._await_hangup, args=(channel, process))
+        feeder = threading.Thread(target=self._feed, args=(channel, process), daemon=True)
+        watcher = threading.Thread(target=self._await_hangup, args=(channel, process), daemon=True)
         readers = [
-            threading.Thread(target=forward, args=(wire.STDOUT, process.stdout.fileno())),
-            threading.Thread(target=forward, args=(wire.STDERR, process.stderr.fileno())),
+            threading.Thread(target=forward, args=(wire.STDOUT, process.stdout.fileno()), daemon=True),
+            threading.Thread(target=forward, args=(wire.STDERR, process.stderr.fileno()), daemon=True),
         ]
         for thread in [feeder, watcher, *readers]:
             thread.start()
@@ -310,7 +312,7 @@ def listening(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[No
                 sock, _ = listener.accept()
             except OSError:
                 return
-            threads.append(threading.Thread(target=serve, args=(sock,)))
+            threads.append(threading.Thread(target=serve, args=(sock,), daemon=True))
             threads[-1].start()
 
     acceptor = threading.Thread(target=accept)
@@ -321,6 +323,7 @@ def listening(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[No
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         acceptor.join()
-        for thread in threads:
-            thread.join()
         path.unlink()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in threads), "a connection is held open"

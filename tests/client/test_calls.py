@@ -8,6 +8,7 @@ from pathlib import Path
 import mypy.api
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
+from tests.examples import DOCUMENT, check_output, examples, perform
 
 from cloison.client import aio, calls
 from cloison.client.calls import Domain, State
@@ -16,10 +17,6 @@ from cloison.client.run import run, run_service
 from cloison.devicetext import Device
 from cloison.errors import CloisonError, FeatureNotFound, PeerError, QubeNotFound
 from cloison.wire import admin
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "client.md"
-NEEDS_MACHINE = "<!-- needs a machine -->\n"
-
 
 WORK = Domain("work")
 
@@ -177,18 +174,6 @@ def test_the_absent_answer_is_only_for_its_failure() -> None:
     assert call.answer(b"") == ""
 
 
-def examples(*, machine: bool) -> list[str]:
-    """Those that need one, or those that don't."""
-    found = re.findall(rf"({re.escape(NEEDS_MACHINE)})?```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    return [code for needs_machine, code in found if bool(needs_machine) == machine]
-
-
-def perform(codes: list[str], scope: dict[str, object]) -> None:
-    """In their order, as one program."""
-    for code in codes:
-        exec(compile(code, str(DOCUMENT), "exec"), scope)  # noqa: S102 our own document
-
-
 def test_examples_of_the_document_work(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     real.call("dom0", "admin.vm.Create.AppVM", "tpl", b"name=sys-usb label=red")
     codes = examples(machine=False)
@@ -220,9 +205,3 @@ def test_examples_with_programs_work(
     perform(codes, {"__name__": "example", "connection": Connection(), "work": WORK})
     check_output(capsys.readouterr().out)
     assert (root / "hello.sh").stat().st_mode & 0o777 == 0o755
-
-
-def check_output(output: str) -> None:
-    """Of the examples with programs."""
-    for expected in ("3 ", "it says 42", "b'got one\\n'\n0\n143", "b'echo hello\\n'", "['0\\n', '1\\n', '2\\n']", "b'3\\n'\n0\n"):
-        assert expected in output, output

@@ -28,7 +28,7 @@ MAX_FILE = 4 << 30                       # bytes of a file that is taken from a 
 # Its words are $1 the temporary file, $2 the target, $3 the size, $4 the mode. `dd` neither follows nor overwrites what is there.
 _PUT: Final = """\
 umask 077
-trap 'rm -f -- "$1"' EXIT
+trap 'rm -f -- "$1" 2>/dev/null' EXIT
 trap 'exit 129' HUP INT TERM
 dd of="$1" bs=64k iflag=fullblock conv=excl,fsync status=none || exit
 [ "$(stat -c %s -- "$1")" = "$3" ] || { echo 'it did not come whole' >&2; exit 1; }
