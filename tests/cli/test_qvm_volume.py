@@ -167,6 +167,12 @@ def test_import_and_revert(real: Connection, image: Path, capsys: pytest.Capture
     assert "shorter" in capsys.readouterr().err
     assert qvm_volume.main(["import", "--no-resize", "work:private", str(image)]) == 0
     assert size(real) == 4096
+    assert qvm_volume.main(["import", "--no-resize", "work:private", "/dev/null"]) == 0
+    assert size(real) == 4096, "all zeros now: a file system is made at the next start"
+    (image.parent / "short").write_bytes(b"x")
+    assert qvm_volume.main(["import", "--no-resize", "work:private", str(image.parent / "short")]) == 1
+    assert "shorter" in capsys.readouterr().err
+    assert qvm_volume.main(["import", "--size", "4096", "work:private", "/dev/null"]) == 1
     assert qvm_volume.main(["revert", "work:private"]) == 0
     assert qvm_volume.main(["rv", "work:private", "77"]) == 1
     assert qvm_volume.main(["import", "work:private", str(image) + "-not"]) == 1

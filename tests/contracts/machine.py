@@ -147,6 +147,20 @@ class MachineContract:
 
         started(machine, work)
 
+    def test_a_stop_that_was_asked_for_is_not_its_own(self, make: Make, tmp_path: Path) -> None:
+        machine = make(tiny(tmp_path))
+
+        async def work(_stream: socket.socket) -> None:
+            own = asyncio.ensure_future(machine.stopped_itself())
+            for _ in range(2):
+                await machine.pause()
+                await machine.resume()
+            await machine.announce_size("root", 2 * SIZE)            # an answer that comes after what it may be told of those
+            assert not own.done() and machine.state is MachineState.RUNNING
+            own.cancel()
+
+        started(machine, work)
+
     def test_kill_is_final(self, make: Make, tmp_path: Path) -> None:
         machine = make(tiny(tmp_path))
 

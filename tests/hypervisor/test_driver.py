@@ -131,3 +131,29 @@ def be_a_parent(folder: str, life_fd: int) -> None:
 
 if __name__ == "__main__":
     be_a_parent(sys.argv[1], int(sys.argv[2]))
+
+
+def test_only_a_stop_of_its_own_is_one_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU tells that it has stopped; why, it is asked."""
+    states = iter(["paused", "finish-migrate", "io-error", "running", "internal-error"])
+    asked: list[str] = []
+
+    async def execute(_machine: QemuMachine, command: str, arguments: object = None) -> object:
+        asked.append(command)
+        return {"status": next(states)}
+
+    async def run() -> None:
+        machine = QemuMachine(MachineSpec("", 32, 1, "tcg", ()))
+        found = []
+        for expected in ("io-error", "internal-error"):
+            waiting = asyncio.ensure_future(machine.stopped_itself())
+            while not waiting.done():
+                assert machine._stopped({"event": "STOP"}) is False, "it is queued nowhere"
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            found.append(waiting.result())
+            assert found[-1] == expected and machine.state is MachineState.PAUSED
+        assert set(asked) == {"query-status"} and len(asked) == 5
+
+    monkeypatch.setattr(QemuMachine, "_execute", execute)
+    asyncio.run(asyncio.wait_for(run(), 30))

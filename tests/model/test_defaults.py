@@ -78,7 +78,9 @@ def test_addresses_only_with_a_network_and_by_number(system: System) -> None:
     assert (work.get("ip"), work.get("dns"), work.get("visible_gateway"), work.get("visible_netmask")) == (None, None, None, None)
     work.set("netvm", "net")
     assert work.get("ip") == f"10.137.0.{work.qid}" and work.get("dns") == "10.139.1.1 10.139.1.2"
-    assert work.get("visible_gateway") == system.qubes["net"].get("ip") and work.get("visible_netmask") == "255.255.255.255"
+    net = system.qubes["net"]
+    assert net.get("netvm") is None and work.get("visible_gateway") == net.get("ip") == f"10.137.0.{net.qid}"
+    assert work.get("visible_netmask") == "255.255.255.255"
     assert (work.get("ip6"), work.get("gateway")) == (None, None)
     disposable = create(system, "DispVM", "disp1", "dvm", 7)
     disposable.set("netvm", "net")
