@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cloison.daemon.fake import ask, fake_app
+from cloison.daemon.fake import ask, close_app, fake_app
 from cloison.daemon.store import VERSION, Store
 from cloison.errors import StoreError
+from cloison.model.catalogue import SYSTEM
+from cloison.model.journal import Row
+from cloison.model.labels import Label
 
 CHANGES = (
     ("admin.vm.Create.TemplateVM", "dom0", "", "name=tpl label=black"),
@@ -87,3 +90,89 @@ def test_a_change_is_on_the_disk_when_it_is_acknowledged(tmp_path: Path) -> None
     settings = {name: store._database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")}
     assert settings == {"synchronous": 2, "journal_mode": "wal"}
     store.close()
+
+
+def test_the_store_is_its_owners_alone_and_its_name_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("cloison.runtime.files.fsync_dir", synced.append)
+    path = tmp_path / "store.sqlite"
+    store = Store(str(path))
+    assert path.stat().st_mode & 0o777 == 0o600 and synced == [str(tmp_path)]
+    store.close()
+    path.chmod(0o644)
+    Store(str(path)).close()
+    assert path.stat().st_mode & 0o777 == 0o600 and synced == [str(tmp_path)], "only of a new one"
+
+
+def row(name: str, number: int) -> Row:
+    return Row("labels", SYSTEM, name, Label(name, "0x000000", number))
+
+
+def labels_of(store: Store) -> list[str]:
+    return [name for name, _ in store._rows("labels")]
+
+
+def test_rows_are_written_all_or_none_and_the_store_goes_on(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store.sqlite"))
+    store.write([row("a", 1)])
+    with pytest.raises(StoreError, match="can't be written"):
+        store.write([row("b", 2), Row("tags", 4711, "of-nobody", None)])
+    assert labels_of(store) == ["a"] and not store._database.in_transaction
+    store.write([row("c", 3), row("a", 4), Row("labels", SYSTEM, "c", None, deleted=True)])
+    assert labels_of(store) == ["a"]
+    store.check()
+    store.close()
+
+
+@pytest.mark.parametrize("call", ["write", "check"])
+def test_a_failure_is_one_sentence_and_undone_whatever_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    store = Store(str(tmp_path / "store.sqlite"))
+
+    def fail(_name: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cloison.runtime.faults.point", fail)
+        with pytest.raises(StoreError, match=r"can't be written: \[Errno 5\] Input/output error$") as failed:
+            store.write([row("a", 1)]) if call == "write" else store.check()
+    assert failed.value.hint.startswith("Free some space") and not store._database.in_transaction
+    store.write([row("a", 1)])
+    store.close()
+    with pytest.raises(StoreError, match="can't be written"):
+        store.write([row("b", 1)])
+    with pytest.raises(StoreError, match="can't be written"):
+        store.check()
+
+
+def test_a_check_writes_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    store = Store(str(path))
+    written = path.with_name("store.sqlite-wal").stat().st_size
+    store.check()
+    assert path.with_name("store.sqlite-wal").stat().st_size > written
+    store.close()
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (VERSION,)
+
+
+def test_what_belongs_to_a_qube_goes_with_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        app = await fake_app(str(tmp_path))
+        for each in CHANGES[:-2]:
+            assert not (await ask(app, *each)).failure
+        qid = app.system.qube("work").qid
+        assert not (await ask(app, "admin.vm.Remove", "work")).failure
+        for table in ("properties", "features", "tags", "volumes", "assignments", "texts"):
+            left = app.parts.store._database.execute(f"SELECT 1 FROM {table} WHERE owner = ?", (qid,))  # noqa: S608 ours
+            assert left.fetchall() == [], table
+        await close_app(app)
+
+    asyncio.run(run())
+
+
+def test_a_full_disk_is_named_when_the_store_can_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(b"x" * 4096)
+    monkeypatch.setattr("cloison.daemon.store.is_short", lambda _folder: True)
+    with pytest.raises(StoreError) as failed:
+        Store(str(path))
+    assert failed.value.hint == f"Free some space: the disk of {tmp_path} is full."

@@ -571,3 +571,20 @@ def test_a_lease_let_go_before_the_start_is_done_ends_it(wardens: ZygoteWardens,
         assert os.listdir(paths.qubes) == []
 
     run(wardens, work)
+
+
+@pytest.mark.parametrize(("said", "state"), [
+    ({"state": "running", "space": "/pool"}, "Paused"), ({"state": "running", "space": ""}, "Running"),
+    ({"state": "halting", "space": "/pool"}, "Paused"), ({"state": "paused"}, "Paused"), ({"state": "halting"}, "Halting")])
+def test_a_warden_that_waits_for_disk_space_is_taken_over_as_such(paths: Paths, said: dict[str, str], state: str) -> None:
+    """A warden of an earlier version says nothing of it."""
+    uuid = "00000000-0000-4000-8000-00000000000a"
+
+    async def work() -> None:
+        wardens = ZygoteWardens(paths)
+        link = wardens._links[uuid] = wardens._new_link(uuid)
+        link.facts = {"name": "work", "uuid": uuid, "xid": 7, **said}
+        found = wardens.found(uuid)
+        assert (found.state, found.space) == (state, said.get("space", ""))
+
+    asyncio.run(work())

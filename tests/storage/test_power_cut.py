@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 from tests.storage import power_cut, walk
 from tests.storage.power_cut import WAYS, Disk, recording
-from tests.storage.walk import leftovers, state
+from tests.storage.walk import MIB, leftovers, state
 
 from cloison.errors import StorageError
 from cloison.runtime import files
 from cloison.storage import image_pool, images, volume
+from cloison.storage.blanks import make_blank
+from cloison.storage.flatten import flatten
 from cloison.storage.image_pool import ImagePool
+from cloison.storage.qcow2_image import create_overlay
+from cloison.wire.warden import Layer
 
 State = dict[str, object]
 
@@ -150,6 +154,72 @@ def _write(pool: ImagePool) -> None:
 
 def test_what_a_guest_wrote_is_durable_when_its_volume_has_stopped(prepared: ImagePool, tmp_path: Path) -> None:
     assert not _seen_without_content(prepared, tmp_path)
+
+
+def _into_file(pool: ImagePool, folder: Path) -> str:
+    """A file of a MiB, with something in it."""
+    path = folder / "image"
+    path.write_bytes(b"\x01" * MIB)
+    return str(path)
+
+
+def _merged(pool: ImagePool, folder: Path) -> str:
+    output = str(folder / "output")
+    images.sparse_file(output, MIB)
+    flatten([Layer(_into_file(pool, folder), "raw")], output)
+    return output
+
+
+def _overlay(pool: ImagePool, folder: Path) -> str:
+    create_overlay(str(folder / "overlay"), MIB)
+    return str(folder / "overlay")
+
+
+def _dirty(pool: ImagePool, folder: Path) -> str:
+    format = pool.format
+    base = _into_file(pool, folder)
+    pool._make_dirty((Layer(base, "raw"),), str(folder / f"dirty.{format}"), 2 * MIB)
+    return str(folder / f"dirty.{format}")
+
+
+def _grown(pool: ImagePool, folder: Path) -> str:
+    path = _dirty(pool, folder)
+    SYNCED.clear()
+    with images.opened(path, os.O_RDWR) as fd:
+        pool._grow_dirty(fd, 3 * MIB)
+    return path
+
+
+def _copied(pool: ImagePool, folder: Path) -> str:
+    target = str(folder / "target")
+    images.sparse_file(target, MIB)
+    images.copy_content(_into_file(pool, folder), target)
+    return target
+
+
+def _blank(pool: ImagePool, folder: Path) -> str:
+    make_blank(str(folder / "blank.raw"), 4 * MIB)
+    return str(folder)                      # and its name, of the folder that holds it
+
+
+SYNCED: list[str] = []
+
+
+@pytest.mark.parametrize("step", [_merged, _overlay, _dirty, _grown, _copied, _blank])
+def test_each_step_makes_durable_what_it_made(
+    prepared: ImagePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[[ImagePool, Path], str],
+) -> None:
+    """By itself: what comes after may be an operation that has none of its own."""
+    real = os.fsync
+    SYNCED.clear()
+
+    def fsync(fd: int) -> None:
+        real(fd)
+        SYNCED.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    made = step(prepared, tmp_path)
+    assert made in SYNCED
 
 
 def test_the_fake_itself(tmp_path: Path) -> None:
