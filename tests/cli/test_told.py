@@ -242,7 +242,7 @@ def test_down_says_what_it_does(real: Connection, capfd: pytest.CaptureFixture[s
     assert run("qvm-start -q work") == 0
     code = "import sys; from cloison.cli import daemons, main; daemons.end = lambda *_: None; sys.exit(main.main(['down']))"
     down = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30, cwd=Path.cwd())
-    assert (down.returncode, down.stderr) == (0, "cloison: shutting down work\n"), down
+    assert (down.returncode, down.stderr) == (0, "cloison: shutting down work\ncloison: work is shut down\n"), down
     assert main.PROG == "cloison"
 
 

@@ -127,9 +127,15 @@ def _down(args: argparse.Namespace, connection: Connection) -> int:
     status = 0
     if not args.keep:
         names = [qube.name for qube in qubes.values() if qube.running and qube.klass not in ("AdminVM", "RemoteVM")]
-        if names and tool.verbosity(args) > 0:
-            print(f"{PROG}: shutting down {', '.join(names)}", file=sys.stderr, flush=True)
-        status = shut_down(connection, names, wait=True, force=True, prog=PROG)
+        told = sys.stderr if tool.verbosity(args) > 0 else None
+
+        def tell(sentence: str) -> None:
+            if told is not None:
+                print(f"{PROG}: {sentence}", file=told, flush=True)
+
+        if names:
+            tell(f"shutting down {', '.join(names)}")
+        status = shut_down(connection, names, wait=True, force=True, prog=PROG, done=lambda name: tell(f"{name} is shut down"))
     daemons.end(connection.paths, "qubesd.sock")
     _end_helpers(connection.paths)
     return min(status, 1)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cloison.cli import tool
 from cloison.client.connection import Connection
@@ -33,14 +33,20 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
     return shut_down(connection, [qube.name for qube in qubes], wait=args.wait or bool(args.timeout), force=force)
 
 
-def shut_down(connection: Connection, names: Iterable[str], *, wait: bool, force: bool, prog: str = PROG) -> int:
-    """Shut them down, those that others use after their users, and kill those that time out. The number that failed."""
+def shut_down(
+    connection: Connection, names: Iterable[str], *, wait: bool, force: bool, prog: str = PROG,
+    done: Callable[[str], object] = lambda name: None,
+) -> int:
+    """Shut them down, those that others use after their users, and kill those that time out. The number that failed.
+
+    `done` is called with the name of each that is shut down.
+    """
     argument = "+".join(word for word, wanted in (("force", force), ("wait", wait)) if wanted)
     left = list(names)
     failed = _wake(connection, left)
     left = [name for name in left if name not in failed]
     while left:
-        outcome = tool.each(prog, connection, left, "admin.vm.Shutdown", argument)
+        outcome = tool.each(prog, connection, left, "admin.vm.Shutdown", argument, done=done)
         outcome = {name: error for name, error in outcome.items() if type(error) is not QubeNotStarted}     # it is down
         failed.update((name, error) for name, error in outcome.items() if not isinstance(error, QubeInUse))
         in_use = {name: error for name, error in outcome.items() if isinstance(error, QubeInUse)}

@@ -210,9 +210,12 @@ def _expand(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def each(
     prog: str, connection: Connection, qubes: Iterable[str], method: str, argument: str = "", *,
-    ignore: tuple[type[CloisonError], ...] = (), what: str = "",
+    ignore: tuple[type[CloisonError], ...] = (), what: str = "", done: Callable[[str], object] = lambda name: None,
 ) -> dict[str, CloisonError]:
-    """The same call to many qubes at once. Tells each failure unless `what` is empty; the failures by name."""
+    """The same call to many qubes at once. Tells each failure unless `what` is empty; the failures by name.
+
+    `done` is called with each name whose call has succeeded.
+    """
     names = list(qubes)
     failed = {}
     for name, outcome in zip(names, connection.gather((name, method, argument) for name in names), strict=True):
@@ -220,6 +223,8 @@ def each(
             failed[name] = outcome
             if what:
                 report(prog, outcome, f"{what}: {name}")
+        elif not isinstance(outcome, CloisonError):
+            done(name)
     return failed
 
 
