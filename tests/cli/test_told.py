@@ -189,6 +189,21 @@ def test_with_pass_io_a_failed_service_is_told(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("line", ["qvm-run -p work true", "qvm-run work true", "qvm-run -p --service work test.Add"])
+def test_a_call_that_is_lost_is_told(
+    qubesd: FakeQubesd, warden: FakeWarden, capfd: pytest.CaptureFixture[str], line: str,
+) -> None:
+    from cloison.wire import qrexec as wire
+
+    qubesd.qubes["work"]["state"] = "Running"
+    warden.script = lambda channel: channel.sendall(wire.hello(wire.VERSION))
+    assert run(line) == 255
+    assert "work: the call was lost: the qube has stopped, or its agent has ended" in capfd.readouterr().err
+    warden.script = lambda channel: channel.sendall(wire.hello(wire.VERSION) + wire.exit_code(255))     # the command's own
+    assert run(line) == 255
+    assert "lost" not in capfd.readouterr().err
+
+
 def test_with_pass_io_a_halted_qube_is_told(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("qvm-run -p --no-autostart work true") == 1
     assert "qube 'work' is not started" in _err(capsys)
@@ -233,6 +248,19 @@ def test_the_class_decides_what_is_said_of_a_start(qubesd: FakeQubesd, monkeypat
     monkeypatch.setattr(qvm_start.progress, "wait", lambda _, what, klass, quiet: said.append((what, klass)))
     assert run("qvm-start work debian-12") == 0
     assert said == [("starting work", "AppVM"), ("starting debian-12", "TemplateVM")]
+
+
+def test_without_a_template_the_list_of_templates_tells_the_next_step(
+    real: Connection, capsys: pytest.CaptureFixture[str],
+) -> None:
+    from cloison.cli import main
+
+    assert main.main(["template", "list"]) == 0
+    assert "no template" not in _err(capsys)
+    for name in ("work", "net", "tpl"):
+        real.call(name, "admin.vm.Remove")
+    assert main.main(["template", "list"]) == 0
+    assert _err(capsys) == "cloison: There is no template yet, so no qube. Make one: cloison template build\n"
 
 
 def test_down_says_what_it_does(real: Connection, capfd: pytest.CaptureFixture[str]) -> None:

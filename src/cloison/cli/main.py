@@ -92,6 +92,8 @@ def _up(args: argparse.Namespace, connection: Connection) -> int:
         os.execv(command[0], command)    # noqa: S606 the daemon takes this process's place
     _up_helpers(paths)                   # before qubesd, which would start a policy daemon if there were none
     started = daemons.ensure(paths, "qubesd", "qubesd.sock", _command(bare=args.bare))
+    if started and not args.bare and tool.verbosity(args) > 0:
+        tool.tell_without_template(PROG, list_qubes(connection))
     return _say_unless_quiet(args, "qubesd runs" if started else "qubesd runs already")
 
 

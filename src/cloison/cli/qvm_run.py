@@ -224,12 +224,19 @@ def _run_in(
             calls.append(qrexec.start(connection.paths, name, command, ends, prefix, only_start=only_start))
             stack.callback(calls[-1].close)
         statuses = qrexec.pump(calls)
-        for name, status in zip(names, statuses, strict=True):
-            if status and verbose:
-                print(f"{name}: command failed with code: {status}", file=sys.stderr)
-            elif status and job.service and status in _SERVICE_FAILED and tool.verbosity(args) > 0:
-                tool.fail(PROG, f"{name}: {_SERVICE_FAILED[status].format(job.words[0])}")
+        for name, call in zip(names, calls, strict=True):
+            if call.status and verbose:
+                print(f"{name}: command failed with code: {call.status}", file=sys.stderr)
+            if tool.verbosity(args) > 0 and (sentence := _failure(job, call)):
+                tool.fail(PROG, f"{name}: {sentence}")
         return max([*statuses, *(process.wait() for process in local)], default=0)
+
+
+def _failure(job: Job, call: qrexec.Call) -> str:
+    """Why a call failed, where that is not the command's own to say. Nothing for a command that ended by itself."""
+    if call.lost:
+        return "the call was lost: the qube has stopped, or its agent has ended"
+    return _SERVICE_FAILED.get(call.status or 0, "").format(job.words[0]) if job.service else ""
 
 
 def _has_windows(connection: Connection, name: str) -> bool:

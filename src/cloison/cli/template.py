@@ -103,7 +103,9 @@ def register(connection: Connection, name: str, built: Built, *, exists: bool) -
 
 def _list(connection: Connection) -> int:
     default = get_property(connection, None, "default_template").text
-    for name, qube in sorted(list_qubes(connection).items()):
+    qubes = list_qubes(connection)
+    tool.tell_without_template("cloison", qubes)
+    for name, qube in sorted(qubes.items()):
         if qube.klass == TEMPLATE:
             used = int(volume_info(connection, name, "root").get("usage", "0"))
             system = feature(connection, name, "os-distribution") or "-"

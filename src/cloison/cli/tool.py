@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cloison import __version__
@@ -137,11 +137,21 @@ def next_step(error: CloisonError) -> str:
     """What helps. Where a qube is missing it may be that there can be none yet."""
     if isinstance(error, (QubeNotFound, NoSuchQube)):
         try:
-            if all(qube.klass != "TemplateVM" for qube in list_qubes(Connection()).values()):
+            if not _any_template(list_qubes(Connection())):
                 return NO_TEMPLATE
         except (CloisonError, OSError):
             pass                         # the failure itself is what is told
     return error.hint
+
+
+def tell_without_template(prog: str, qubes: Mapping[str, Qube]) -> None:
+    """The next step, where there is no template."""
+    if not _any_template(qubes):
+        print(f"{prog}: {NO_TEMPLATE}", file=sys.stderr)
+
+
+def _any_template(qubes: Mapping[str, Qube]) -> bool:
+    return any(qube.klass == "TemplateVM" for qube in qubes.values())
 
 
 def fail(prog: str, sentence: str) -> None:
