@@ -16,6 +16,7 @@ from cloison.daemon.fake import ask, fake_parts
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
 from cloison.daemon.wiring import DRIVERS
+from cloison.errors import StorageError
 from cloison.storage.base import VolumeConfig
 from cloison.storage.qcow2 import Qcow2Pool
 
@@ -633,5 +634,74 @@ def test_a_volume_that_vanished_is_an_error_and_the_rest_goes_on(tmp_path: Path)
         config = VolumeConfig("appvms/work/private", "private", disks.app.volume_config(
             disks.app.system.qube("work"), disks.app.system.qube("work").volumes["private"]).kind, GIB)
         assert not pool.is_dirty(config)
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("failing", ["root", "private"])
+def test_one_volume_that_can_not_be_committed_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str,
+) -> None:
+    async def scenario(disks: Disks) -> None:
+        await disks.ok("admin.vm.Create.StandaloneVM", payload="name=alone label=red")
+        await disks.ok("admin.vm.Start", "alone")
+        pool, real = disks.app.pool("varlibqubes"), Qcow2Pool.stop
+        assert isinstance(pool, Qcow2Pool)
+
+        def stop(_pool: Qcow2Pool, config: VolumeConfig) -> None:
+            if config.name == failing:
+                raise StorageError("it can't")
+            real(pool, config)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Qcow2Pool, "stop", stop)
+            await disks.ok("admin.vm.Kill", "alone")
+        qube = disks.app.system.qube("alone")
+        dirty = {name: pool.is_dirty(disks.app.volume_config(qube, qube.volumes[name])) for name in ("root", "private")}
+        assert dirty == {"root": failing == "root", "private": failing == "private"} and qube.is_halted
+        await disks.ok("admin.vm.Start", "alone")
+        await disks.ok("admin.vm.Kill", "alone")
+        assert not await disks.app.volumes.is_dirty(qube), "the next stop commits it"
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("failing", ["root", "private"])
+def test_one_volume_that_can_not_be_removed_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str,
+) -> None:
+    async def scenario(disks: Disks) -> None:
+        await disks.ok("admin.vm.Create.StandaloneVM", payload="name=alone label=red")
+        pool, real = disks.app.pool("varlibqubes"), Qcow2Pool.remove
+        assert isinstance(pool, Qcow2Pool)
+
+        def remove(_pool: Qcow2Pool, config: VolumeConfig) -> None:
+            if config.name == failing:
+                raise StorageError("it can't")
+            real(pool, config)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Qcow2Pool, "remove", remove)
+            assert await disks.fails("admin.vm.Remove", "alone")
+        folder = Path(pool.folder, "appvms", "alone")
+        assert sorted(path.suffix for path in folder.iterdir() if path.suffix == ".json") == [".json"]
+        assert (folder / f"{failing}.json").exists()
+        await disks.ok("admin.vm.Remove", "alone")
+        assert not folder.exists()
+
+    run(tmp_path, scenario)
+
+
+def test_what_the_pool_says_of_sizes_is_taken_over_at_a_stop_and_by_snapshots(tmp_path: Path) -> None:
+    async def scenario(disks: Disks) -> None:
+        work, tpl = disks.app.system.qube("work"), disks.app.system.qube("tpl")
+        for qube, name in ((work, "private"), (tpl, "root")):
+            volume = qube.volumes[name]
+            disks.app.pool(volume.pool).resize(disks.app.volume_config(qube, volume), 20 * GIB)
+        await disks.ok("admin.vm.Start", "work")
+        await disks.ok("admin.vm.Kill", "work")
+        assert work.volumes["private"].size == 20 * GIB == work.volumes["root"].size
+        await disks.app.volumes.follow_pool(tpl)
+        assert tpl.volumes["root"].size == 20 * GIB
 
     run(tmp_path, scenario)
