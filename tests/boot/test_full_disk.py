@@ -63,8 +63,8 @@ def test_it_waits_and_goes_on_and_nothing_is_lost(cloison: Place, small: str) ->
         with cloison.events() as later:
             subprocess.run(["mount", "-o", f"remount,size={LARGE}", small], check=True)
             later.event("domain-unpaused", "work")
-        output, _ = writer.communicate(timeout=120)
-        assert writer.returncode == 0
+        output, said = writer.communicate(timeout=120)
+        assert writer.returncode == 0 and waits in said, "who waits for it is told why nothing moves"
     assert cloison.state("work") == "Running" and waits not in cloison.run(["qvm-ls"]).stderr
     wanted = subprocess.run(["sh", "-c", write.replace("> data; sync; cksum < data;", "| cksum;")], capture_output=True, check=True)
     assert output == wanted.stdout

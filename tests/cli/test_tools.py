@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from fake_qubesd import FakeQubesd, FakeWarden
 from tests.patience import PATIENCE
 
 from cloison.cli import completion, tool
+from cloison.client.connection import Connection
 from cloison.wire import admin
 
 Tool = Callable[..., int]
@@ -403,3 +405,23 @@ def test_ls_says_how_a_qube_started(qubesd: FakeQubesd, capsys: pytest.CaptureFi
     qubesd.answers["internal.cloison.Status"] = lambda _, __: admin.ok(b'{"starts": {"sys-net": "warm"}}')
     assert run("qvm-ls", "--fields", "name,start", "sys-net", "work") == 0
     assert capsys.readouterr().out == "NAME     START\nsys-net  warm\nwork     -\n"
+
+
+def test_a_qube_that_waits_is_told_of_by_who_lists_and_by_who_waits_for_it(
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str],
+) -> None:
+    problems = {"work": "work waits for disk space", "other": "other does not answer"}
+    qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(json.dumps({"problems": problems}).encode())
+    qubesd.qubes["work"]["state"] = "Paused"
+    assert run("qvm-ls") == 0
+    assert capsys.readouterr().err == "qvm-ls: work waits for disk space\nqvm-ls: other does not answer\n"
+    assert run("qvm-ls", "--raw-list") == 0
+    assert capsys.readouterr().err == "", "scripts read names only"
+    connection, told = Connection(), list[str]()
+    for _ in range(2):
+        told[:] = tool.tell_problems("qvm-run", connection, ["work"], told)
+    assert capsys.readouterr().err == "qvm-run: work waits for disk space\n"
+    problems.clear()
+    assert tool.tell_problems("qvm-run", connection, ["work"], told) == []
+    qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(b"no json")
+    assert tool.tell_problems("qvm-run", connection) == []

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import threading
@@ -204,3 +205,31 @@ def test_closing_a_call_ends_its_program(paths: Paths, warden: FakeWarden) -> No
     call = qrexec.start(paths, "work", "u:cat", qrexec.Ends())
     call.close()                         # the fixture joins the warden's threads: they end
     assert call.status is None
+
+
+def test_who_waits_long_may_look_why(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
+    """Each time that nothing has moved for a while; a call that goes on asks nothing."""
+    class Waiting:
+        status: int | None = None
+
+        def wants(self) -> dict[int, int]:
+            return {pipe.read_end: select.POLLIN}
+
+        def ready(self, fds: set[int]) -> None:
+            if fds:
+                self.status = len(os.read(pipe.read_end, 10))
+
+    looked: list[int] = []
+
+    def quiet() -> None:
+        looked.append(1)
+        if len(looked) == 3:
+            os.write(pipe.write_end, b"done")
+
+    monkeypatch.setattr(qrexec, "QUIET", 0.001)
+    assert qrexec.pump([Waiting()], quiet) == [4]  # type: ignore[list-item]
+    assert len(looked) == 3
+    os.write(pipe.write_end, b"x")
+    monkeypatch.setattr(qrexec, "QUIET", 30.0)
+    assert qrexec.pump([Waiting()], quiet) == [1]  # type: ignore[list-item]
+    assert len(looked) == 3

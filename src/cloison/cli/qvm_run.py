@@ -223,7 +223,13 @@ def _run_in(
             only_start = job.service and not args.passio and args.dispvm is None
             calls.append(qrexec.start(connection.paths, name, command, ends, prefix, only_start=only_start))
             stack.callback(calls[-1].close)
-        statuses = qrexec.pump(calls)
+        told: list[str] = []
+
+        def quiet() -> None:
+            """Nothing moves: perhaps a qube waits for disk space."""
+            told[:] = tool.tell_problems(PROG, connection, names, told)
+
+        statuses = qrexec.pump(calls, quiet if tool.verbosity(args) > 0 else None)
         for name, call in zip(names, calls, strict=True):
             if call.status and verbose:
                 print(f"{name}: command failed with code: {call.status}", file=sys.stderr)

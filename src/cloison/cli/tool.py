@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cloison import __version__
@@ -158,16 +158,21 @@ def fail(prog: str, sentence: str) -> None:
     print(f"{prog}: error: {printable(sentence)}", file=sys.stderr)
 
 
-def tell_problems(prog: str, connection: Connection) -> None:
-    """A line on standard error for each running qube that is not as it should be."""
+def tell_problems(prog: str, connection: Connection, names: Container[str] | None = None, told: Container[str] = ()) -> list[str]:
+    """A line on standard error for each running qube (of these names) that is not as it should be, but for what is `told` already.
+    Returns all that is so.
+    """
     import json
 
     try:
         facts = json.loads(connection.call(DOM0, "internal.cloison.Status", internal=True))
-    except (CloisonError, ValueError):   # another qubesd: it knows no such call
-        return
-    for sentence in (facts.get("problems") or {}).values():
-        print(f"{prog}: {printable(sentence)}", file=sys.stderr)
+    except (CloisonError, ValueError):   # another qubesd: it knows no such call; or it is away
+        return []
+    found = [sentence for name, sentence in (facts.get("problems") or {}).items() if names is None or name in names]
+    for sentence in found:
+        if sentence not in told:
+            print(f"{prog}: {printable(sentence)}", file=sys.stderr)
+    return found
 
 
 def quit_usage(parser_prog: str, sentence: str) -> NoReturn:

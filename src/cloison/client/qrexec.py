@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cloison.client.ends import Memory, Sink, Source
@@ -28,6 +28,7 @@ PIPE_CLOSED = 141                        # 128 + SIGPIPE: nobody reads our outpu
 SIGNALLED = 128                          # an exit status above it names a signal
 KILL = 9
 ANSWER_TIME = 4.5                        # seconds a warden may take to accept a request, which it does whatever its qube does
+QUIET = 5.0                              # seconds without anything that moves, after which a caller may look why
 _READ = 1 << 17
 _EOF = wire.end_of_stream(wire.STDIN)
 
@@ -347,11 +348,15 @@ class Poller:
         return bool(found) or left is None
 
 
-def pump(calls: Sequence[Call]) -> list[int]:
-    """Until all have ended; their exit statuses in order. On an exception (an interrupt too) the caller closes the calls."""
+def pump(calls: Sequence[Call], quiet: Callable[[], None] | None = None) -> list[int]:
+    """Until all have ended; their exit statuses in order. On an exception (an interrupt too) the caller closes the calls.
+
+    `quiet` is called whenever nothing has moved for QUIET seconds: the caller may want to see why.
+    """
     poller = Poller()
     while active := [call for call in calls if call.status is None]:
-        poller.turn(active)
+        if not poller.turn(active, None if quiet is None else time.monotonic() + QUIET) and quiet is not None:
+            quiet()
     return [LOST if call.status is None else call.status for call in calls]
 
 
