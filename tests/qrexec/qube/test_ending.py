@@ -155,9 +155,10 @@ def test_a_group_of_its_own_is_out_of_reach(tmp_path: Path, monkeypatch: pytest.
         assert up == b"up\n"
         stream.close()
         await ended(int(pid))
-        with gate.open("w") as opened:
-            opened.write("\n")
+        go = os.open(gate, os.O_RDWR)        # waits for no reader
+        os.write(go, b"\n")
         assert await text_of(done) == "lives\n"
+        os.close(go)
 
     run(tmp_path, talk)
 
@@ -173,9 +174,10 @@ def test_what_is_left_after_the_calls_end_goes_on(tmp_path: Path, monkeypatch: p
         assert (await stream.rest())[-1] == Exit(0)
         stream.close()
         assert await place.terminated()
-        with gate.open("w") as opened:
-            opened.write("\n")
+        go = os.open(gate, os.O_RDWR)        # waits for no reader
+        os.write(go, b"\n")
         assert await text_of(done) == "lives\n"
+        os.close(go)
 
     run(tmp_path, talk)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import stat
@@ -117,3 +118,54 @@ def test_bad_command_lines_and_places(tmp_path: Path) -> None:
     for words in (["a", "b"], ["--x"], [str(tmp_path / "none" / "sock")]):
         done = subprocess.run([sys.executable, "-m", "cloison.qrexec.qube.fork_server", *words], capture_output=True, check=False)
         assert done.returncode == 1 and done.stderr
+
+
+def first_output(stream: socket.socket) -> bytes:
+    decoder = qrexec.Decoder(qrexec.FROM_SERVICE)
+    while True:
+        decoder.feed(stream.recv(1 << 16))
+        while (message := decoder.next_message()) is not None:
+            if isinstance(message, Data) and message.payload:
+                return message.payload
+
+
+def test_a_caller_that_hangs_up_ends_its_program(server: str) -> None:
+    control, stream = request(server, b"trap '' HUP; echo $$; while :; do sleep 1000; done\0")
+    with control:
+        with stream:
+            pidfd = os.pidfd_open(int(first_output(stream)))
+        assert select.select([pidfd], [], [], PATIENCE)[0]
+        os.close(pidfd)
+
+
+def test_the_agents_end_ends_no_programs(server: str, tmp_path: Path) -> None:
+    """It hangs up on everything: the programs of the session go on."""
+    gate, done = tmp_path / "gate", tmp_path / "done"
+    os.mkfifo(gate)
+    os.mkfifo(done)
+    control, stream = request(server, f"trap 'exit 1' HUP; echo up; read x < {gate}; echo lives > {done}\0".encode())
+    assert first_output(stream) == b"up\n"
+    control.close()
+    stream.close()
+    for _ in range(2):                   # once it has answered others, it has seen both ends
+        control, stream = request(server, b"true\0")
+        with control, stream:
+            assert messages(stream)[-1] == Exit(0)
+    reader = os.open(done, os.O_RDONLY | os.O_NONBLOCK)
+    go = os.open(gate, os.O_RDWR)        # waits for no reader
+    os.write(go, b"\n")
+    assert select.select([reader], [], [], PATIENCE)[0]
+    assert os.read(reader, 100) == b"lives\n"
+    os.close(reader)
+    os.close(go)
+
+
+def test_a_signal_of_the_hosts_reaches_a_service_of_the_session(server: str, tmp_path: Path) -> None:
+    (tmp_path / "test.S").write_text("#!/bin/sh\necho up\nsleep 1000\n")
+    (tmp_path / "test.S").chmod(0o755)
+    control, stream = request(server, b"QUBESRPC test.S dom0\0")
+    with control, stream:
+        assert first_output(stream) == b"up\n"
+        stream.sendall(qrexec.exit_code(128 + signal.SIGTERM))
+        said = b"".join(iter(lambda: stream.recv(1 << 16), b""))
+        assert said.endswith(qrexec.exit_code(128 + signal.SIGTERM))
