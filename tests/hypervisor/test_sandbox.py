@@ -1,6 +1,7 @@
 """The box around QEMU: its argv, and what a program in QEMU's place really finds in it, run by root and by an ordinary user."""
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
@@ -102,7 +103,7 @@ def test_program_that_is_no_program_has_no_libraries() -> None:
 # -- a probe in QEMU's place ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["as we are", "ordinary user"])
+@pytest.fixture(scope="module", params=["as we are", "ordinary user"])
 def user(request: pytest.FixtureRequest) -> Iterator[str]:
     """Whom the box is started by: empty for who runs the tests; root makes an ordinary user for the purpose."""
     if request.param == "as we are":
@@ -122,7 +123,7 @@ def interpreter() -> str:
     return os.path.realpath("/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable)
 
 
-@pytest.fixture(params=["root.1.raw", "a b,c=\\d\n'e\"é"])
+@pytest.fixture(scope="module", params=["root.1.raw", "a b,c=\\d\n'e\"é"])
 def layer(request: pytest.FixtureRequest, user: str) -> Iterator[str]:
     """A disk image that is read-only and belongs to who starts the box, in a folder that is nobody else's."""
     folder = tempfile.mkdtemp(prefix="cloison-box-")
@@ -189,10 +190,15 @@ class Boxed:
             os.close(filter_fd)
 
 
-@pytest.fixture
-def seen(user: str, layer: str) -> dict[str, Any]:
-    """The probe's report."""
+@pytest.fixture(scope="module")
+def reported(user: str, layer: str) -> dict[str, Any]:
     return Boxed(user, layer).report
+
+
+@pytest.fixture
+def seen(reported: dict[str, Any]) -> dict[str, Any]:
+    """The probe's report."""
+    return copy.deepcopy(reported)
 
 
 @pytest.fixture
