@@ -425,3 +425,20 @@ def test_a_qube_that_waits_is_told_of_by_who_lists_and_by_who_waits_for_it(
     assert tool.tell_problems("qvm-run", connection, ["work"], told) == []
     qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(b"no json")
     assert tool.tell_problems("qvm-run", connection) == []
+
+
+def test_a_disk_that_is_nearly_full_is_told_of_at_a_start_and_in_the_status(
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str],
+) -> None:
+    sentence = "900 MB are free in /data: the disk is nearly full; when it is full, qubes that write stop"
+    facts = {"accelerator": "kvm", "space": [sentence], "problems": {}, "starts": {}, "warm_images": []}
+    qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(json.dumps(facts).encode())
+    qubesd.qubes["work"]["state"] = "Halted"
+    assert run("qvm-start", "work") == 0
+    assert f"qvm-start: {sentence}\n" in capsys.readouterr().err
+    importlib.import_module("cloison.cli.main").main(["status"])
+    said = capsys.readouterr().out
+    assert any(line.startswith("disk space") and line.endswith(sentence) for line in said.splitlines()), said
+    facts["space"] = []
+    importlib.import_module("cloison.cli.main").main(["status"])
+    assert "disk space" not in capsys.readouterr().out
