@@ -352,3 +352,27 @@ def test_files_that_can_not_be_removed_keep_the_qube_doomed_and_the_next_try_rem
         assert_no_strangers(disks.app, tmp_path)
 
     run(tmp_path, scenario)
+
+
+def test_what_is_owed_is_paid_once_and_not_for_a_qube_that_is_gone(tmp_path: Path) -> None:
+    async def owing(disks: Disks) -> None:
+        store = Store(disks.app, range(2, 3))
+        answer = await CALLS["resize"](disks)
+        assert answer.content.startswith(f"volume private of work has {3 * GIB} bytes from the next start on, but the store ")
+        assert disks.app.system.qube("work").volumes["private"].size == 3 * GIB and len(disks.app._owed) == 1
+        store.fail = range(0)
+
+    async def scenario(disks: Disks) -> None:
+        await owing(disks)
+        await disks.ok("admin.vm.tag.Set", "copy", "the-next-change")
+        assert disks.app._owed == {}
+        await disks.ok("admin.vm.volume.Resize", "work", "private", str(4 * GIB))
+        await disks.ok("admin.vm.volume.Clear", "work", "private")
+        qube = disks.app.system.qube("work")
+        disks.app._owed[qube, "private"] = None
+        disks.app.system.qubes.pop("work")          # gone, as it is after its removal
+        disks.app.parts.store._database.execute("DELETE FROM qubes WHERE name = 'work'")
+        await disks.ok("admin.vm.tag.Set", "copy", "another")
+        assert disks.app._owed == {}
+
+    run(tmp_path, scenario)
