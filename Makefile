@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # From the distribution; the versions of Debian 12 are the oldest supported.
 PACKAGES := qemu-system-x86 qemu-utils mmdebstrap bubblewrap uidmap squashfs-tools e2fsprogs kmod cpio busybox-static \
 	python3-venv ca-certificates
-TEST_PACKAGES := xvfb openbox xdotool x11-utils imagemagick libegl1 libgl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-image0 \
+TEST_PACKAGES := iproute2 xvfb openbox xdotool x11-utils imagemagick libegl1 libgl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-image0 \
 	libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libfontconfig1 libdbus-1-3
 
 .DEFAULT_GOAL := help

@@ -55,8 +55,11 @@ def test_news_of_the_kernel_end_the_waiting(tmp_path: Path) -> None:
     later.write_text("up\n")
     own_network = ["unshare", "--user", "--map-root-user", "--net"]
     with subprocess.Popen([*own_network, sys.executable, "-ISEc", WAITER, str(tmp_path)]) as waiter:
-        state.write_text("down\n")
-        later.rename(state)
-        inside = ["nsenter", "--target", str(waiter.pid), "--user", "--net", "--preserve-credentials"]
-        subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True, timeout=PATIENCE)
-        assert waiter.wait(PATIENCE) == 0
+        try:
+            state.write_text("down\n")
+            later.rename(state)
+            inside = ["nsenter", "--target", str(waiter.pid), "--user", "--net", "--preserve-credentials"]
+            subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True, timeout=PATIENCE)
+            assert waiter.wait(PATIENCE) == 0
+        finally:
+            waiter.kill()
