@@ -92,7 +92,7 @@ def test_a_warden_that_falls_silent_and_speaks_again(tmp_path: Path, caplog: pyt
         assert await scene.call("admin.vm.Start") == "ok"
         scene.wardens.quiet(work(scene).uuid)
         await assert_untouched(scene)
-        assert "work: its warden does not answer" in caplog.text
+        assert "the warden of work does not answer" in caplog.text
         scene.wardens.speak(work(scene).uuid, PowerState.PAUSED)
         assert scene.power() is PowerState.PAUSED and not work(scene).problem and (await scene.app.status())["problems"] == {}
         assert await scene.call("admin.vm.Unpause") == "ok"
@@ -188,7 +188,7 @@ def test_a_machine_whose_disk_somebody_still_has_open_is_not_halted(tmp_path: Pa
             scene.wardens.stop(work(scene).uuid)
             await scene.until(lambda: work(scene).is_unknown)
             await assert_untouched(scene)
-            assert "a process still has its disks open" in caplog.text and "were not saved" not in caplog.text
+            assert "a process still has disks of work open" in caplog.text and "were not saved" not in caplog.text
             assert other.stdin is not None
             other.stdin.close()
             other.wait()

@@ -36,6 +36,6 @@ def test_only_what_is_gone_is_halted() -> None:
 
 def test_what_is_not_known_is_said_with_what_helps() -> None:
     silent, held = problem(Known.SILENT, "work"), problem(Known.SILENT, "work", held=True)
-    assert "warden" in silent and "disks open" in held and all("qvm-kill work ends it" in each for each in (silent, held))
+    assert "warden" in silent and "disks of work open" in held and all("qvm-kill work ends it" in each for each in (silent, held))
     assert problem(Known.ENDING, "work")
     assert not any(problem(known, "work") for known in (Known.NONE, Known.STARTING, Known.ANSWERS))

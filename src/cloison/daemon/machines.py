@@ -116,7 +116,7 @@ class Machines:
 
     def _unknown(self, qube: Qube, known: Known, *, held: bool = False) -> None:
         problem = processes.problem(known, qube.name, held=held)
-        log.error("%s: %s", qube.name, problem)
+        log.error("%s", problem)
         self._power.set(qube, processes.power(known, qube.power), "domain-unknown", problem=problem, reason=problem)
 
     def _space(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:

@@ -75,9 +75,9 @@ def power(known: Known, told: PowerState) -> PowerState:
 def problem(known: Known, name: str, *, held: bool = False) -> str:
     """What a person is to know of a qube in that state; empty when all is well."""
     if known is Known.SILENT and held:
-        return f"a process still has its disks open; qvm-kill {name} ends it"
+        return f"a process still has disks of {name} open; qvm-kill {name} ends it"
     if known is Known.SILENT:
-        return f"its warden does not answer; qvm-kill {name} ends it, and it goes on by itself if its warden does"
+        return f"the warden of {name} does not answer; qvm-kill {name} ends it, and it goes on by itself if its warden does"
     if known is Known.ENDING:
-        return "what is left of it has not ended yet"
+        return f"what is left of {name} has not ended yet"
     return ""
