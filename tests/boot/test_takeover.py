@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 
 import pytest
@@ -120,3 +121,46 @@ def test_ending_qubesd_leaves_no_zygote(cloison: Place) -> None:
     await_ends(pids)
     assert cloison.processes() == {}
     assert not os.path.exists(cloison.paths.socket("qubesd.sock"))
+
+
+def test_a_silent_warden_is_not_taken_for_gone(cloison: Place, qube: str) -> None:
+    warden = cloison.process(f"warden {qube}")
+    os.kill(warden, signal.SIGSTOP)
+    refused = cloison.run(["qvm-pause", qube])
+    assert refused.returncode == 1 and b"does not answer" in refused.stderr
+    cloison.kill_qubesd()
+    cloison.up()
+    assert cloison.state(qube) == "Transient"
+    for words in (["qvm-clone", qube, "copy"], ["qvm-remove", "-f", qube], ["qvm-start", qube], ["qvm-shutdown", qube]):
+        refused = cloison.run(words)
+        assert refused.returncode == 1 and f"qvm-kill {qube} ends it".encode() in refused.stderr, words
+    assert "copy" not in cloison.qubes()
+    with cloison.events() as watch:
+        os.kill(warden, signal.SIGCONT)
+        watch.event("domain-known", qube)
+    assert cloison.state(qube) == "Running" and cloison.sh(qube, "cat ~/file") == b"precious\n"
+    os.kill(warden, signal.SIGSTOP)
+    cloison.ok(["qvm-kill", qube])
+    assert_ended_alone(cloison, qube)
+
+
+def test_a_start_that_makes_a_warm_image_ends_with_a_kill_and_with_its_caller(cloison: Place, qube: str) -> None:
+    cloison.halt(qube)
+    before, processes = cloison.files(), set(cloison.processes())
+    cloison.ok(["qvm-prefs", qube, "memory", "401"])          # of another shape: it needs an image of its own
+    for end in ("kill", "caller"):
+        with cloison.events() as watch, cloison.popen(["qvm-start", qube]) as start:
+            watch.event("domain-verify-files", qube)
+            cloison.await_process("qemu-system")
+            assert cloison.state(qube) == "Transient"
+            assert b"Transient" in cloison.run(["qvm-remove", "-f", qube]).stderr
+            if end == "kill":
+                cloison.ok(["qvm-kill", qube])
+            else:
+                start.send_signal(signal.SIGINT)
+            watch.event("domain-start-failed", qube)
+            assert start.wait(LIMIT) == (1 if end == "kill" else 130)
+        assert cloison.state(qube) == "Halted"
+        await_ends(set(cloison.processes()) - processes)
+        assert cloison.files() == before
+    cloison.ok(["qvm-prefs", "-D", qube, "memory"])

@@ -5,6 +5,7 @@ import asyncio
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -53,6 +54,20 @@ async def answered(peer: Hostile, *answers: dict[str, object]) -> None:
     expected = b"".join(map(encode, answers))
     await peer.until(lambda: len(peer.got) >= len(expected) or peer.hung_up)
     assert peer.got == expected
+
+
+def test_an_order_that_nobody_waits_for_any_more_is_not_carried_out() -> None:
+    async def work(door: Door) -> None:
+        peer = await door.connect()
+        now = time.monotonic()
+        for number, before in enumerate((now - 1, now + 1000, None), 1):
+            peer.stream.send(encode({"id": number, "do": f"order{number}", "before": before}))
+        late = {"id": 1, "error": "the order came too late: nobody waits for it"}
+        await answered(peer, late, *({"id": number, "ok": True, "state": "running"} for number in (2, 3)))
+        assert door.done == ["order2", "order3"]
+        peer.close()
+
+    with_door(work)
 
 
 def test_orders_are_answered_in_turn() -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import socket
 import tempfile
@@ -18,12 +19,13 @@ from tests.warden.guests import Guest
 
 from cloison.hypervisor.base import MachineSpec, MachineState
 from cloison.hypervisor.fake import Boot, FakeMachine, silent
+from cloison.hypervisor.qemu import warm
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
 from cloison.warden import main, space
 from cloison.warden.main import Warden
 from cloison.warden.space import SpaceWait
-from cloison.warden.starting import console_tail
+from cloison.warden.starting import NOBODY, console_tail
 from cloison.wire import agent, qrexec
 from cloison.wire.mux import GUEST
 from cloison.wire.warden import RESUME, DiskSource, Kernel, Launch, Layer, Lines, encode
@@ -454,6 +456,82 @@ def test_callers_are_hung_up_on_when_the_agent_ends(place: Place) -> None:
         await qubesd.heard("stopped")
 
     place.run(boot, work)
+
+
+def talking(said: list[Side], *words: str) -> Boot:
+    """A guest whose agent says these words, and whatever its side is told to say later."""
+    def boot(_machine: FakeMachine, port: socket.socket) -> None:
+        side = Side(port, GUEST)
+        side.record_all({})
+        said.append(side)
+        for word in words:
+            side.port.control(agent.report(word))
+
+    return boot
+
+
+def test_an_agent_that_ends_because_its_guest_halts_breaks_nothing(place: Place) -> None:
+    sides: list[Side] = []
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        sides[0].port.control(agent.report("halting"))
+        await qubesd.heard("halting")
+        place.machines[0].left.set()
+        for _ in range(3):
+            assert (await qubesd.ask("status"))["state"] == "halting"
+        assert [each["event"] for each in qubesd.events] == ["running", "halting"]
+        place.machines[0].end()
+        await qubesd.heard("stopped")
+
+    place.run(talking(sides, "running"), work)
+
+
+def test_halting_is_told_once_and_of_a_running_qube_only(place: Place) -> None:
+    sides: list[Side] = []
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        await qubesd.ask("pause")
+        sides[0].port.control(agent.report("halting"))
+        for _ in range(3):
+            assert (await qubesd.ask("status"))["state"] == "paused"
+        await qubesd.ask("unpause")
+        for _ in range(2):
+            sides[0].port.control(agent.report("halting"))
+        await qubesd.heard("halting")
+        for _ in range(3):
+            assert (await qubesd.ask("status"))["state"] == "halting"
+        assert [each["event"] for each in qubesd.events] == ["running", "halting"]
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(talking(sides, "running"), work)
+
+
+def test_a_warm_machine_has_the_uuid_that_its_image_was_made_with(place: Place) -> None:
+    """A guest of a warm image sees the one of the making; who it is now it learns from the agent."""
+    folder = place.folder / "image"
+    folder.mkdir()
+    (folder / warm.DISK).write_bytes(bytes(MEGABYTE))
+    (folder / warm.STATE).write_bytes(b"")
+    sides: list[Side] = []
+
+    async def work(qubesd: Qubesd) -> None:
+        assert (await qubesd.heard("running"))["start"] == "warm"
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(talking(sides, "running"), work, launch=dataclasses.replace(place.launch, warm=str(folder)))
+    place.run(talking(sides, "running"), until_killed)
+    assert [machine.spec.uuid for machine in place.machines] == [NOBODY, UUID]
+    assert NOBODY not in (UUID, place.launch.uuid)
+
+
+async def until_killed(qubesd: Qubesd) -> None:
+    assert (await qubesd.heard("running"))["start"] == "cold"
+    await qubesd.ask("kill")
+    await qubesd.heard("stopped")
 
 
 # -- a hostile guest -------------------------------------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 What is known of the qube's processes moves by the table in plan/processes.py. An order may take its time; but when its answer does
 not come at once, the warden is asked whether it is there, which it answers whatever else it does. One that says nothing then is
-silent: orders fail at once, with that sentence, until it says anything again.
+silent: orders fail at once, with that sentence, until it says anything again. Each order says until when somebody waits for it, so
+that a warden that goes on later does not do what has failed long ago.
 """
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -153,7 +155,12 @@ class Link:
         """It has said something. After a silence, it is asked how it is."""
         if self.known is Known.SILENT:
             self._see(Seen.ANSWER)
-            self._asking = asyncio.get_running_loop().create_task(self._ask_again())
+            self._ask_how_it_is()
+
+    def _ask_how_it_is(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+        self._asking = asyncio.get_running_loop().create_task(self._ask_again())
 
     async def _ask_again(self) -> None:
         try:
@@ -169,6 +176,8 @@ class Link:
             answer = self._answers.pop(message.get("id", -1), None)
             if answer is not None and not answer.done():
                 answer.set_result(message)
+            elif answer is not None and "error" not in message and not self._answers:
+                self._ask_how_it_is()                # an order that had been given up was carried out all the same
         elif event in ENDS:
             self._end = (str(event), message)
         elif event == "running":
@@ -186,6 +195,8 @@ class Link:
         if self.known is Known.SILENT:
             raise MachineError(SILENT)
         await self._connected.wait()
+        if do != "kill":
+            fields["before"] = time.monotonic() + ANSWER_TIME + PROBE_TIME
         answer = self._send(do, fields)
         while not answer.done():
             done, _ = await asyncio.wait({answer}, timeout=ANSWER_TIME)

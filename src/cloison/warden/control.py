@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from cloison.errors import CloisonError, PeerError
@@ -76,6 +77,9 @@ class ControlServer:
     async def _answer(self, request: dict[str, object]) -> dict[str, object]:
         number = request.get("id")
         order = str(request.get("do"))
+        before = request.get("before")
+        if isinstance(before, int | float) and time.monotonic() > before:
+            return {"id": number, "error": "the order came too late: nobody waits for it"}
         try:
             found = None if order == "status" else await self._do(order, request)
             return {"id": number, "ok": True, **self._status(), **(found or {})}
