@@ -138,3 +138,24 @@ def test_socket_left_by_a_killed_warden_is_replaced() -> None:
             await door.server.close()
 
     asyncio.run(run())
+
+
+def test_a_connection_that_reads_no_events_is_hung_up_on_and_no_other() -> None:
+    async def work(door: Door) -> None:
+        stuck = socket.socket(socket.AF_UNIX)
+        stuck.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(stuck, door.path)
+        reader = await door.connect()
+        await reader.send(encode({"id": 1, "do": "status"}))
+        await reader.until(lambda: bool(reader.got))
+        sent = 0
+        while len(door.server._writers) == 2:
+            door.server.event({"event": "qdb-change", "path": f"/{sent:050}"})
+            sent += 1
+            await reader.until(lambda: reader.got.endswith(f'/{sent - 1:050}"}}\n'.encode()))
+            assert sent < 20_000
+        await reader.send(encode({"id": 2, "do": "status"}))
+        await reader.until(lambda: b'"id": 2' in reader.got or b'"id":2' in reader.got)
+        stuck.close()
+
+    with_door(work)

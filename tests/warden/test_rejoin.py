@@ -8,7 +8,7 @@ import pytest
 from tests.patience import PATIENCE
 
 from cloison.errors import PeerError
-from cloison.warden.rejoin import agent_back
+from cloison.warden.rejoin import EVERY, FREE, Turns, agent_back
 from cloison.wire.rejoin import NONCE, AgentSide
 
 
@@ -38,3 +38,11 @@ def test_a_machine_that_hangs_up_ends_it() -> None:
                 await agent_back(host)
 
     asyncio.run(work())
+
+
+def test_agents_that_end_again_and_again_wait_for_their_turn() -> None:
+    turns = Turns()
+    assert [turns.next(100.0) for _ in range(FREE)] == [0.0] * FREE
+    assert 0 < turns.next(100.0) <= EVERY
+    assert EVERY < turns.next(100.0) <= 2 * EVERY
+    assert turns.next(100.0 + 10 * FREE * EVERY) == 0.0, "calm, it is heard at once again"

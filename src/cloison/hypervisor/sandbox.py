@@ -16,7 +16,7 @@ import functools
 import glob
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from cloison.runtime import seccomp
@@ -96,11 +96,13 @@ def wrap(
 def run(
     argv: Sequence[str], *, files: Mapping[str, str], devices: Sequence[str] = (), handed: Sequence[int] = (),
     life_fd: int | None = None, stdout: int | IO[bytes] = subprocess.DEVNULL, stderr: int | IO[bytes] = subprocess.DEVNULL,
+    confine: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` boxed, in a process group of its own, with the descriptors `handed` and the streams named. Raises OSError,
     HostError.
 
-    The environment is empty from the start: pid 1 of the box has it too, and the box can read it there.
+    The environment is empty from the start: pid 1 of the box has it too, and the box can read it there. `confine` is called
+    between fork and exec: it may set limits, and nothing else.
     """
     user = host_user()
     filter_fd = seccomp.pipe()
@@ -111,7 +113,8 @@ def run(
         return subprocess.Popen(
             command, pass_fds=[*handed, *more], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env={}, cwd="/",
             restore_signals=True, process_group=0, user=user, group=user,
-            extra_groups=None if user is None else device_groups(devices))
+            extra_groups=None if user is None else device_groups(devices),
+            preexec_fn=confine)          # noqa: PLW1509 a warden has one thread when it starts its machine
     finally:
         os.close(filter_fd)
 

@@ -47,6 +47,8 @@ class Server:
         for path, value in entries.items():
             outcome = self.tree.remove(path) if value is None else self.tree.write(path, value.encode("ascii", "replace"))
             self._send(outcome.forward)
+        if self._outbox is not None and len(self._outbox) > MAX_WAITING:
+            self._on_violation("what the host writes to QubesDB is not read")
 
     def data(self, untrusted: bytes) -> None:
         if self._outbox is None:

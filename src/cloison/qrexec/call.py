@@ -318,9 +318,10 @@ class Call:
 
     def writable(self) -> None:
         while self._unsent:
-            sent = self._channels.send(self._handle, self._unsent.first())
+            first = bytes(self._unsent.first())          # a copy: what is called from `send` may put more
+            sent = self._channels.send(self._handle, first)
             self._unsent.left(sent)
-            if not sent:
+            if sent < len(first):
                 self._count()
                 return
         self._count()

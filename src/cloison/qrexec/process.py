@@ -17,7 +17,7 @@ from cloison.qrexec import inheritance, lookup, one_socket, vmexec
 from cloison.qrexec.inheritance import NO_SESSION, Session
 from cloison.qrexec.lookup import FAILED, NOT_FOUND, CannotStart, Executable, SocketService, TcpService
 from cloison.qrexec.service_config import DEFAULT, Config
-from cloison.runtime import unix
+from cloison.runtime import memory, unix
 from cloison.wire.qrexec import Command
 
 ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -183,7 +183,7 @@ def _spawn(
             stderr, child_stderr = os.pipe2(os.O_CLOEXEC)
             ours.callback(os.close, stderr)
             theirs.callback(os.close, child_stderr)
-            with inheritance.of(session):
+            with memory.lifted(), inheritance.of(session):
                 process = subprocess.Popen(
                     argv, executable=program, env=env, cwd=home, start_new_session=True, umask=session.umask,
                     stdin=subprocess.DEVNULL if quiet else child_stdin.fileno(),

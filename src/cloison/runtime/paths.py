@@ -50,7 +50,8 @@ class Paths:
         status = os.lstat(self.run)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise UnsafeRunDirectory(f"{self.run} is not a folder of this user alone")
-        for folder in (self.data, self.config, self.qubes, self.services, self.vchans, self.tmp, self.warm, self.log):
+        data = (self.data, self.tmp, self.warm, self.log, self.qube_logs)
+        for folder in (*data, self.config, self.qubes, self.services, self.vchans):
             _make(folder)
 
     def socket(self, name: str) -> str:
@@ -94,6 +95,14 @@ class Paths:
     @property
     def log(self) -> str:
         return os.path.join(self.data, "log")
+
+    @property
+    def qube_logs(self) -> str:
+        return os.path.join(self.log, "qubes")
+
+    def qube_log(self, qube: str) -> str:
+        """What the host has to tell of that qube; goes with it."""
+        return os.path.join(self.qube_logs, f"{qube}.log")
 
 
 def _make(folder: str) -> None:

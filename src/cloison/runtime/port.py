@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cloison.errors import PeerError
-from cloison.runtime.held import UNBOUNDED, Held
+from cloison.runtime.held import UNBOUNDED, Backlog, Held
 from cloison.wire.mux import Address, Closed, Control, Data, Event, Mux, Opened, Writable
 
 READ = 1 << 17
@@ -186,7 +186,7 @@ class Outbox:
 
     def __init__(self, port: Channels, channel: int) -> None:
         self._port, self.channel = port, channel
-        self._waiting = bytearray()
+        self._waiting = Backlog()
         self._put = self._sent = 0                       # bytes, since the beginning
         self._marks: deque[tuple[int, Callable[[], None]]] = deque()
 
@@ -195,7 +195,7 @@ class Outbox:
 
     def put(self, message: bytes, then: Callable[[], None] | None = None) -> None:
         """`then` is called when the channel has taken this message: what it does comes after it for the peer, too."""
-        self._waiting += message
+        self._waiting.put(message)
         self._put += len(message)
         if then is not None:
             self._marks.append((self._put, then))
@@ -203,10 +203,13 @@ class Outbox:
 
     def flush(self) -> bool:
         """True when nothing waits any more."""
-        if self._waiting:
-            sent = self._port.send(self.channel, bytes(self._waiting))
-            del self._waiting[:sent]
+        while self._waiting:
+            first = bytes(self._waiting.first())         # a copy: what is called from `send` may put more
+            sent = self._port.send(self.channel, first)
+            self._waiting.left(sent)
             self._sent += sent
+            if sent < len(first):
+                break
         while self._marks and self._marks[0][0] <= self._sent:
             self._marks.popleft()[1]()
         return not self._waiting

@@ -65,6 +65,8 @@ class Relay:
         self._end(tell_channel=True)
 
     def data(self, untrusted: bytes) -> None:
+        if self._ended:
+            return
         self._unconsumed += len(untrusted)
         if self._writing or self._to_stream or self._stream is None:
             self._keep(untrusted)

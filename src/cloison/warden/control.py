@@ -13,6 +13,7 @@ from cloison.wire.warden import Lines, encode
 
 Do = Callable[[str, dict[str, object]], Awaitable[dict[str, object] | None]]
 MAX_PEERS = 8
+MAX_UNREAD = 64 << 10     # bytes of events that one connection has not read: a guest causes a hundred bytes a second at most
 
 
 class ControlServer:
@@ -41,8 +42,12 @@ class ControlServer:
         self._listener = Listener(self._path, MAX_PEERS, lambda stream: self._background(self.adopt(stream)))
 
     def event(self, message: dict[str, object]) -> None:
-        for writer in self._writers:
-            writer.write(encode(message))
+        line = encode(message)
+        for writer in list(self._writers):
+            if writer.transport.get_write_buffer_size() + len(line) <= MAX_UNREAD:
+                writer.write(line)
+            else:                        # who asks again afterwards gets the status; the process behind it is stopped, or no qubesd
+                writer.transport.abort()
 
     async def close(self) -> None:
         """Send what waits, then hang up; the path goes. Idempotent."""

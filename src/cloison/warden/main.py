@@ -20,6 +20,7 @@ from typing import Any
 from cloison.errors import CloisonError, MachineError, PeerError
 from cloison.hypervisor.base import Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import warm
+from cloison.hypervisor.qemu.argv import ceiling
 from cloison.hypervisor.qemu.driver import QemuMachine
 from cloison.qrexec import call_log
 from cloison.qrexec.host import host_service
@@ -27,7 +28,7 @@ from cloison.qrexec.host.budget import Budget
 from cloison.qrexec.host.daemon import Daemon, Served
 from cloison.qrexec.host.outgoing import Host, Outgoing
 from cloison.qrexec.host.programs import Programs
-from cloison.runtime import faults, life
+from cloison.runtime import faults, life, memory
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.held import Held
 from cloison.runtime.paths import Paths
@@ -35,7 +36,7 @@ from cloison.runtime.port import Port
 from cloison.runtime.say import say
 from cloison.runtime.vchan_dialer import Dialer
 from cloison.storage.base import MAX_SIZE
-from cloison.warden import disks, rejoin
+from cloison.warden import bounds, disks, rejoin, watch
 from cloison.warden.blocks import Blocks
 from cloison.warden.console import Console
 from cloison.warden.control import ControlServer
@@ -46,8 +47,6 @@ from cloison.warden.starting import NOBODY, console_tail, identity
 from cloison.wire import agent
 from cloison.wire.mux import HOST, Address
 from cloison.wire.warden import Launch, no_space
-
-MAX_HELD = 16 << 20         # bytes of all calls of the qube that wait here for whoever is to take them
 
 
 class Warden:
@@ -73,7 +72,8 @@ class Warden:
         self._daemon: Daemon | None = None
         self._outgoing: Outgoing | None = None
         self._budget = Budget(launch.disposables, Programs(launch.programs, launch.programs_each))
-        self._held = Held(MAX_HELD, self._too_much_held)
+        self._turns = rejoin.Turns()
+        self._held = Held(bounds.HELD, self._too_much_held)
         self._priority = Priority()
         self._dialer: Dialer | None = None
         self._qubesdb: QubesDb | None = None
@@ -83,9 +83,11 @@ class Warden:
         self._returning: asyncio.Task[None] | None = None
         self._space: SpaceWait | None = None
         self._following: asyncio.Task[None] | None = None
+        self._sizing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until the machine is gone. Every way out leaves no process, socket or file of this qube behind."""
+        self._loop.set_exception_handler(self._failed)
         await self._control.adopt(self._requester, self._requester_lost)
         try:
             await self._bring_up()
@@ -110,6 +112,7 @@ class Warden:
         faults.point("warden:spawn")
         self._stream = await self._machine.start()
         faults.point("warden:spawned")
+        self._sizing = self._loop.create_task(self._watch_memory(self._machine))
         self._space = SpaceWait(self._machine, folders(launch, self._paths.tmp), self._space_changed)
         self._following = self._loop.create_task(self._follow(self._machine, self._space))
         self._port = self._open_port(self._stream)
@@ -128,6 +131,20 @@ class Warden:
         self._state = "running"
         self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid, "note": self._note})
         self._watching = self._loop.create_task(self._watch_agent(self._machine))
+
+    async def _watch_memory(self, machine: Machine) -> None:
+        """One that takes more of the host than was said ends."""
+        if machine.pid is not None:
+            used = await watch.until_over(machine.pid, ceiling(self._launch.memory) << 20)
+            machine.kill()
+            say(f"{self._launch.name}: its QEMU used {used >> 20} MiB of memory, which no guest should need: it was ended")
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something in here went wrong. Without memory nothing is sure any more: the qube ends."""
+        if isinstance(context.get("exception"), MemoryError):
+            memory.lift()
+            self._kill()
+        loop.default_exception_handler(context)
 
     async def _watch_agent(self, machine: Machine) -> None:
         """What it had under way is lost with it, and nobody shall wait for that: callers are hung up on."""
@@ -161,6 +178,7 @@ class Warden:
 
     async def _agent_returns(self, machine: Machine, stream: socket.socket) -> None:
         """A new agent takes the qube up; calls that the former one had are over, and new ones go on (reference/qrexec.md 4.5)."""
+        await asyncio.sleep(self._turns.next(self._loop.time()))
         try:
             await rejoin.agent_back(stream)
         except PeerError:
@@ -211,7 +229,7 @@ class Warden:
         raise MachineError(f"{self._launch.name} did not start: {said}{tail}")
 
     async def _clear(self) -> None:
-        for task in (self._watching, self._returning, self._following):
+        for task in (self._watching, self._returning, self._following, self._sizing):
             if task is not None:
                 task.cancel()
         self._kill()
@@ -288,7 +306,7 @@ class Warden:
         say(f"{self._launch.name}: {reason}")
 
     def _too_much_held(self, count: int) -> None:
-        say(f"{self._launch.name}: {MAX_HELD} bytes wait for whoever reads them; the call that holds most, {count}, ends")
+        say(f"{self._launch.name}: {bounds.HELD} bytes wait for whoever reads them; the call that holds most, {count}, ends")
 
     def _port_ended(self, reason: str) -> None:
         if self._daemon is not None:

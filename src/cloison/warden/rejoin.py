@@ -5,9 +5,23 @@ import asyncio
 import socket
 
 from cloison.errors import PeerError
+from cloison.qrexec.host.token_bucket import TokenBucket
 from cloison.wire import rejoin
 
 READ = 1 << 16
+FREE, EVERY = 3, 10.0      # so many agents in a row are heard at once, then one each so many seconds
+
+
+class Turns:
+    """How long a qube's next agent waits until it is heard: one that ends again and again costs the host little."""
+
+    def __init__(self) -> None:
+        self._bucket = TokenBucket(FREE, 1 / EVERY)
+
+    def next(self, now: float) -> float:
+        wait = self._bucket.wait(now)
+        self._bucket.spend(now)
+        return wait
 
 
 async def agent_back(stream: socket.socket) -> None:

@@ -29,10 +29,13 @@ from cloison.hypervisor.base import Machine, MachineSpec
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QEMU, QemuMachine
 from cloison.runtime import keyring
+from cloison.runtime.log_file import LogFile
 from cloison.runtime.logs import log_to_own_file
+from cloison.runtime.memory import ends_first, limit_data
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
-from cloison.warden import disks
+from cloison.runtime.say import Pace, say_to
+from cloison.warden import bounds, disks
 from cloison.warden.main import Warden
 from cloison.warden.maker import make
 from cloison.wire.warden import Launch, encode, launch_from_json
@@ -40,6 +43,7 @@ from cloison.wire.warden import Launch, encode, launch_from_json
 MAX_PACKET = 1 << 18
 MAX_FDS = 4
 _PR_SET_NAME = 15
+OOM_SCORE = 300             # a warden goes before qubesd, and its QEMU before it
 
 
 class Zygote:
@@ -92,6 +96,9 @@ class Zygote:
         own = warm.Memory(os.dup(memory.ram), readonly.again(memory.state)) if memory is not None else None
         for fd in (*(fd for loaded in self._loaded.values() for fd in loaded), *fds):
             os.close(fd)
+        limit_data(bounds.DATA)
+        ends_first(OOM_SCORE)
+        say_to(LogFile(self._paths.qube_log(launch.name), bounds.LOG, stdio=True), Pace(bounds.LOG_BURST, bounds.LOG_RATE))
         await Warden(self._paths, launch, control, lease, own, make_machine=self._make_machine).run()
 
     def _fork(self, work: Any, name: str) -> None:

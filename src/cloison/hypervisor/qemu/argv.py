@@ -25,6 +25,9 @@ BOOT_OPTIONS = (
 # With "enhanced rep movsb" the guest's kernel copies byte by byte, as TCG emulates it: a fifth of the speed (decision 0035).
 # "Fast short rep movsb" goes with it: QEMU 10 has it, and Debian's 6.1 kernel hangs at boot with only one of the two.
 EMULATED_CPU = "max,erms=off,fsrm=off"
+GUI_REGION = 512              # MiB, plugged while it runs
+# MiB: QEMU 7.2 has 720 of them idle, libraries and heaps of its threads, and each of up to 256 requests of each disk a stack of 1.
+RESERVED = 3072
 LEAST_CODE_CACHE, MOST_CODE_CACHE = 32, 512      # MiB
 SERIAL_VECTORS = 7            # one for each queue and one for changes: with fewer, each interrupt looks at all queues
 
@@ -113,6 +116,11 @@ def code_cache(memory: int) -> int:
 def ceiling(memory: int) -> int:
     """MiB that a QEMU with so many MiB of guest memory stays below, whatever its guest does: said in README, point 3."""
     return memory + memory // 4 + 95           # 100 MB are 95 MiB
+
+
+def addresses(memory: int) -> int:
+    """MiB of addresses that such a QEMU may ever take: guest, cache, a GUI's region, and what is reserved and hardly used."""
+    return memory + code_cache(memory) + GUI_REGION + RESERVED
 
 
 def _machine(settings: Settings) -> list[str]:

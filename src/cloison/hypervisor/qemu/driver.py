@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from qemu.qmp import EventListener, ExecuteError, QMPError
@@ -26,12 +27,14 @@ from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.handing import Handed, hand_over
 from cloison.hypervisor.qemu.hotplug import HotPlug
 from cloison.hypervisor.qemu.monitor import Monitor
+from cloison.runtime.memory import ends_first, lift, limit_addresses
 from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
 # Shared RAM stays in its file; and say how saving and loading go.
 CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 PORT_BUFFER = 1 << 20
+OOM_SCORE = 700             # a QEMU goes before its warden, and both before qubesd
 EXPECTED_WARNING = "is not connected to host network"     # a qube's network card has no wire yet: true, and no failure's cause
 BROKEN = (FULL, "internal-error", "guest-panicked")      # how QEMU stands after it has stopped by itself
 T = TypeVar("T")
@@ -92,7 +95,8 @@ class QemuMachine(Machine):
                 program = os.path.realpath(find(QEMU))
                 self._process = sandbox.run(
                     self._argv(program, handed, *ends), files={program: program, **handed.files}, handed=[*ends, *handed.fds],
-                    devices=["/dev/kvm"] if self._spec.accelerator == "kvm" else [], life_fd=self._spec.life_fd, stderr=qemu_errors)
+                    devices=["/dev/kvm"] if self._spec.accelerator == "kvm" else [], life_fd=self._spec.life_fd, stderr=qemu_errors,
+                    confine=partial(_confine, self._spec.memory))
             except BaseException as error:
                 os.close(errors)
                 if isinstance(error, OSError):
@@ -287,6 +291,13 @@ class QemuMachine(Machine):
             return task.result()
         except (ExecuteError, QMPError, OSError) as error:
             raise MachineError(f"QEMU: {error}") from error
+
+
+def _confine(memory: int) -> None:
+    """Between fork and exec: what holds for the sandbox and QEMU."""
+    lift()
+    limit_addresses(argv.addresses(memory) << 20)
+    ends_first(OOM_SCORE)
 
 
 def _files(spec: MachineSpec) -> list[int]:

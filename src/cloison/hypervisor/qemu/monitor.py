@@ -20,7 +20,7 @@ from qemu.qmp.error import ProtocolError
 from qemu.qmp.message import Message
 
 MAX_LINE: Final = 256 << 10              # bytes of one answer: a console's last words are 88 kB; the reader holds twice that
-MAX_EVENTS: Final = 256                  # that wait for one listener
+MAX_EVENTS: Final = 64                   # that wait for one listener
 NOISE: Final = (b'"event": "ACPI_DEVICE_OST"', b'"event": "DEVICE_UNPLUG_GUEST_ERROR"', b'"event": "RTC_CHANGE"')
 
 # What goes wrong is raised where it is waited for. A line of the log for each wrong line of a QEMU's would be a guest's to write.

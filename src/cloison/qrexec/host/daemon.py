@@ -24,7 +24,8 @@ from cloison.runtime.vchan_dialer import Dialer
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
 
-MAX_ANSWERS = 1 << 20         # bytes waiting for the agent before it is taken for hostile
+# Bytes that wait for the agent: beyond it no caller is served, and an agent that makes calls and reads no answer is hostile.
+MAX_ANSWERS = 1 << 20
 
 # What a qube asks for: to be answered by `refuse` or one of the `connect_` calls, now or later.
 Asked = Callable[[qrexec.Trigger], None]
@@ -105,6 +106,8 @@ class Daemon:
         """A caller's one request; the answer to it. Raises PeerError when it can't be served."""
         if self._outbox is None:
             raise PeerError("the agent is gone")
+        if len(self._outbox) + sum(len(message) for message, _ in self._early) > MAX_ANSWERS:
+            raise PeerError("the agent takes no more requests now")
         if isinstance(message, qrexec.Exec) and message.port == 0:
             return self._execute(client, message, stream)
         if isinstance(message, qrexec.ServiceConnect):

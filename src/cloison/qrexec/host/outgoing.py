@@ -26,6 +26,7 @@ from cloison.wire import qrexec
 from cloison.wire.policy import Query
 
 MAX_PENDING = 256                        # requests that wait for their answer
+MAX_WORDS = 1 << 19                      # characters of services and their arguments of all those; the longest has 65000
 MAX_CALLS = 512                          # with those that are under way
 MAX_ASKING = 4                           # queries of one qube that the policy daemon has at once: all qubes share it
 MAX_ENDED = 64                           # calls whose caller's side has ended and whose target has not said so
@@ -64,6 +65,7 @@ class Outgoing:
         self._ended = 0                              # calls of which only the target's word is waited for
         self._pending: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._words = 0                          # characters of the services that those ask for
         self._turns = asyncio.Semaphore(MAX_ASKING)
         self._disposables = Disposables(budget.disposables)
         self._waiter = Waiter(inherit=True)
@@ -81,13 +83,19 @@ class Outgoing:
             await asyncio.wait(self._tasks)
 
     def _asked(self, trigger: qrexec.Trigger) -> None:
-        if trigger.request_id in self._pending or len(self._pending) >= MAX_PENDING or len(self._tasks) >= MAX_CALLS:
+        if trigger.request_id in self._pending or len(self._pending) >= MAX_PENDING or len(self._tasks) >= MAX_CALLS \
+                or self._words + len(trigger.service) > MAX_WORDS:
             self._daemon.refuse(trigger.request_id)
             return
         task = self._loop.create_task(self._serve(trigger))
+        self._words += len(trigger.service)
+        task.add_done_callback(partial(self._said, len(trigger.service)))
         self._pending[trigger.request_id] = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _said(self, size: int, _task: asyncio.Task[None]) -> None:
+        self._words -= size
 
     def _pace(self) -> float:
         cost = self._budget.request(self._loop.time(), len(self._tasks) - self._ended)

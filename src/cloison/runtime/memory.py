@@ -1,0 +1,66 @@
+"""What a process may take of the host's memory, held by the host: for those that a guest may drive (docs/decisions/0044).
+
+Bounds on queues are good behaviour; a limit holds when one was forgotten. Linux counts for RLIMIT_DATA what is private and
+writable, which is nearly all that grows in a Python program. QEMU reserves far more than it uses (a stack of 1 MiB for each
+request of a disk under way), so its limit on addresses is a backstop only, and what it really uses is looked at again and again.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+
+_PAGE = resource.getpagesize()
+
+
+def limit_data(most: int) -> None:
+    """This process's private memory, from now on: beyond it MemoryError is raised. Programs it starts get it, but for `lifted`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def lift() -> None:
+    """As if `limit_data` had never been called."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+@contextlib.contextmanager
+def lifted() -> Iterator[None]:
+    """For what is started inside."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    lift()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def limit_addresses(most: int) -> None:
+    """This process and all that it starts, for good: nobody in there can take it back."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def ends_first(score: int) -> None:
+    """When the host has no memory left, this process goes before those with a lower score. Raising it is everybody's right."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        if int(file.read()) < score:
+            file.seek(0)
+            file.write(str(score))
+
+
+def used_by(pid: int) -> int:
+    """Bytes that this process and its descendants, in whatever namespace, have in memory; 0 for one that is gone."""
+    total, waiting = 0, [pid]
+    while waiting:
+        each = waiting.pop()
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            with open(f"/proc/{each}/statm", encoding="ascii") as file:
+                total += int(file.read().split()[1]) * _PAGE
+            for task in os.listdir(f"/proc/{each}/task"):
+                with open(f"/proc/{each}/task/{task}/children", encoding="ascii") as file:
+                    waiting += map(int, file.read().split())
+    return total

@@ -1,0 +1,19 @@
+"""The last wall around a qube's memory: what its QEMU really uses is looked at, and one above its ceiling is ended.
+
+Nothing that a guest is known to do gets there: the code cache has its size, queues their bounds. It is for what is not known.
+"""
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cloison.runtime.memory import used_by
+
+PERIOD = 2.0              # s; a look costs a tenth of a millisecond
+
+
+async def until_over(pid: int, ceiling: int, *, used: Callable[[int], int] = used_by, period: float = PERIOD) -> int:
+    """Returns, perhaps never, when the process and its descendants use more bytes than that: how many."""
+    while (bytes_used := used(pid)) <= ceiling:
+        await asyncio.sleep(period)
+    return bytes_used
