@@ -127,3 +127,11 @@ def test_removed_with_its_predecessor(tmp_path: Path) -> None:
     log_file.remove(str(tmp_path / "a.log"))
     log_file.remove(str(tmp_path / "a.log"))
     assert os.listdir(tmp_path) == ["b.log"]
+
+
+def test_swept_are_those_of_nobody(tmp_path: Path) -> None:
+    for name in ("work.log", "work.log.1", "gone.log", "gone.log.1", "disp1.log.1"):
+        (tmp_path / name).touch()
+    log_file.sweep(str(tmp_path), {"work": 1})
+    assert sorted(os.listdir(tmp_path)) == ["work.log", "work.log.1"]
+    log_file.sweep(str(tmp_path / "missing"), {})

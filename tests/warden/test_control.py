@@ -152,7 +152,7 @@ def test_a_connection_that_reads_no_events_is_hung_up_on_and_no_other() -> None:
         while len(door.server._writers) == 2:
             door.server.event({"event": "qdb-change", "path": f"/{sent:050}"})
             sent += 1
-            await reader.until(lambda: reader.got.endswith(f'/{sent - 1:050}"}}\n'.encode()))
+            await reader.until(lambda last=sent - 1: reader.got.endswith(f'/{last:050}"}}\n'.encode()))
             assert sent < 20_000
         await reader.send(encode({"id": 2, "do": "status"}))
         await reader.until(lambda: b'"id": 2' in reader.got or b'"id":2' in reader.got)

@@ -27,6 +27,7 @@ OTHERS = {
     "ask-agent": "ask the person where a rule of the policy says so",
     "doctor": "what this machine has and lacks for running qubes",
     "kernel": "add, list and remove kernels of the pool",
+    "log": "what happened to a qube, and which logs there are",
     "policy": "why a call is allowed or denied, recent decisions, faults of the policy",
     "template": "build and list templates",
     "qubes-xml": "take over or write a qubes.xml of Qubes OS",

@@ -19,7 +19,7 @@ from cloison.model import creation
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube
 from cloison.plan import lifecycle
-from cloison.runtime import faults
+from cloison.runtime import faults, log_file
 
 log = logging.getLogger(__name__)
 _DISPID_REST = 7 * 24 * 3600        # s until a disposable's number is given again
@@ -139,6 +139,7 @@ class Making:
         with self._qubesd.transaction():
             creation.forget(qube)
         menus.remove(self._parts.paths, qube.name)
+        log_file.remove(self._parts.paths.qube_log(qube.name))
         self._qubesd.asleep.discard(qube.uuid)
         self._qubesd.tokens = {token: place for token, place in self._qubesd.tokens.items() if place[0] != qube.uuid}
         if qube.dispid is not None:

@@ -21,7 +21,7 @@ from cloison.model.domains import IMPORTING, READY, Qube, System
 from cloison.model.journal import Row
 from cloison.model.volumes import Pool
 from cloison.qrexec.policyd.policy_files import folders, make_folders
-from cloison.runtime import faults
+from cloison.runtime import faults, log_file
 from cloison.runtime.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ async def bring_up(app: App) -> None:
     app.sync_services()
     await app.preloads.recover(fill=False)
     menus.sweep(app.parts.paths, app.system.qubes)
+    log_file.sweep(app.parts.paths.qube_logs, app.system.qubes)
     app.live.watch_expiry()
     app.choose_kernel()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Container
 
 MAX_SIZE = 2 << 20        # bytes, after which the file becomes `.1`
 STDIO = (1, 2)
@@ -55,6 +56,15 @@ class LogFile:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(self.path).st_ino == self._inode:
                 os.rename(self.path, f"{self.path}.1")
+
+
+def sweep(folder: str, names: Container[str]) -> None:
+    """Remove the logs of whatever bears none of those names."""
+    for each in os.listdir(folder) if os.path.isdir(folder) else ():
+        name = each.removesuffix(".1").removesuffix(".log")
+        if name not in names:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(folder, each))
 
 
 def remove(path: str) -> None:

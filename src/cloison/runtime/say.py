@@ -51,6 +51,7 @@ class Pace:
 class _Output:
     file: LogFile | None = None
     pace: Pace | None = None
+    stamped = False
 
 
 def say(untrusted: str) -> None:
@@ -58,7 +59,8 @@ def say(untrusted: str) -> None:
     before = "" if _Output.pace is None else _Output.pace.allowed()
     if before is None:
         return
-    record = f"{before}{harmless(untrusted)[:MAX_RECORD - 100]}\n".encode("ascii")
+    when = time.strftime("%Y-%m-%d %H:%M:%S ") if _Output.stamped else ""
+    record = f"{before}{when}{harmless(untrusted)[:MAX_RECORD - 100]}\n".encode("ascii")
     if _Output.file is not None:
         _Output.file.write(record)
     else:
@@ -75,9 +77,9 @@ def _to_stderr(record: bytes) -> None:
         return
 
 
-def say_to(file: LogFile | None, pace: Pace | None = None) -> None:
-    """From now on, of the whole process. None: standard error."""
-    _Output.file, _Output.pace = file, pace
+def say_to(file: LogFile | None, pace: Pace | None = None, *, stamped: bool = False) -> None:
+    """From now on, of the whole process. None: standard error. `stamped`: each record says when it was."""
+    _Output.file, _Output.pace, _Output.stamped = file, pace, stamped
 
 
 def own_log() -> LogFile | None:

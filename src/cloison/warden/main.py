@@ -94,6 +94,7 @@ class Warden:
             faults.point("warden:running")
             status = await self._up().wait()
             self._control.event({"event": "stopped", "status": status})
+            say(f"{self._launch.name}: stopped, status {status} of its QEMU")
         except (CloisonError, OSError) as error:
             reason = f"{self._launch.name} did not start: {error.strerror or error}" if isinstance(error, OSError) else str(error)
             self._control.event({"event": "failed", "reason": reason})
@@ -130,6 +131,7 @@ class Warden:
         self._control.listen()
         self._state = "running"
         self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid, "note": self._note})
+        say(f"{self._launch.name}: running, {self._kind()} start, {self._launch.memory} MiB")
         self._watching = self._loop.create_task(self._watch_agent(self._machine))
 
     async def _watch_memory(self, machine: Machine) -> None:

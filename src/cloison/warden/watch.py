@@ -14,6 +14,20 @@ PERIOD = 2.0              # s; a look costs a tenth of a millisecond
 
 async def until_over(pid: int, ceiling: int, *, used: Callable[[int], int] = used_by, period: float = PERIOD) -> int:
     """Returns, perhaps never, when the process and its descendants use more bytes than that: how many."""
-    while (bytes_used := used(pid)) <= ceiling:
-        await asyncio.sleep(period)
-    return bytes_used
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[int] = loop.create_future()
+    timer: list[asyncio.Handle] = []
+
+    def look() -> None:
+        found = used(pid)
+        if found > ceiling:
+            over.set_result(found)
+        else:
+            timer[:] = [loop.call_later(period, look)]
+
+    look()
+    try:
+        return await over
+    finally:
+        for each in timer:
+            each.cancel()

@@ -98,7 +98,8 @@ class Zygote:
             os.close(fd)
         limit_data(bounds.DATA)
         ends_first(OOM_SCORE)
-        say_to(LogFile(self._paths.qube_log(launch.name), bounds.LOG, stdio=True), Pace(bounds.LOG_BURST, bounds.LOG_RATE))
+        say_to(LogFile(self._paths.qube_log(launch.name), bounds.LOG, stdio=True), Pace(bounds.LOG_BURST, bounds.LOG_RATE),
+               stamped=True)
         await Warden(self._paths, launch, control, lease, own, make_machine=self._make_machine).run()
 
     def _fork(self, work: Any, name: str) -> None:
