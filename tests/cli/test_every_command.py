@@ -31,6 +31,7 @@ cloison bench --help
 cloison completion bash
 cloison demo --help
 cloison doctor --help
+cloison log --help
 cloison dom0 -- /bin/echo hello
 cloison down --help
 cloison kernel list
