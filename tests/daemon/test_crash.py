@@ -258,3 +258,33 @@ def test_lesson_38_a_change_of_many_rows_is_whole_or_not_at_all(tmp_path: Path) 
         assert state() == ("default=True type=bool False", False)
         assert call(tmp_path, "admin.vm.property.Set+provides_network", "old", "True") == ""
         assert state() == ("default=False type=bool True", True)
+
+
+@pytest.mark.parametrize("error", ["eio", "enospc"])
+def test_with_a_broken_store_alone_no_volume_call_changes_the_pool(tmp_path: Path, error: str) -> None:
+    """A real daemon, whose store fails at each write; each call says that nothing was changed, and nothing was."""
+    with daemon(tmp_path):
+        for step in (*SETUP, ("admin.vm.volume.Clear+private", "old", ""), ("admin.vm.Create.AppVM", "dom0", "name=big label=red")):
+            assert call(tmp_path, *step) == "", step
+        revision = call(tmp_path, "admin.vm.volume.ListSnapshots+private", "old")
+    assert isinstance(revision, str)
+    files = {path: path.read_bytes() for path in (tmp_path / "data" / "pools").rglob("*.json")}
+    with daemon(tmp_path, f"store:write={error}"):
+        begun = call(tmp_path, "internal.vm.volume.ImportBegin+private", "old", "512", socket_name="qubesd.internal.sock")
+        assert isinstance(begun, str) and Path(begun.split(" ", 1)[1]).exists()
+        token = call(tmp_path, "admin.vm.volume.CloneFrom+private", "big")
+        assert isinstance(token, str)
+        for method, payload, name in (
+            ("internal.vm.volume.ImportEnd+private", "ok", "qubesd.internal.sock"),
+            ("admin.vm.volume.Resize+private", str(3 << 30), "qubesd.sock"), ("admin.vm.volume.Clear+private", "", "qubesd.sock"),
+            ("admin.vm.volume.Revert+private", revision, "qubesd.sock"), ("admin.vm.volume.CloneTo+private", token, "qubesd.sock"),
+            ("admin.vm.Remove", "", "qubesd.sock"),
+        ):
+            answer = call(tmp_path, method, "old", payload, socket_name=name)
+            assert isinstance(answer, Failure), (method, answer)
+            assert answer.message.endswith("; nothing was changed"), (method, answer)
+        assert {path: path.read_bytes() for path in (tmp_path / "data" / "pools").rglob("*.json")} == files
+        assert qubes(tmp_path) == {"old": "Halted", "big": "Halted"}
+    with daemon(tmp_path):
+        assert size(tmp_path) == 2 << 30 and call(tmp_path, "admin.vm.volume.Resize+private", "old", str(3 << 30)) == ""
+        assert inventory(tmp_path) == TPL | OLD | {"appvms/big/private"}
