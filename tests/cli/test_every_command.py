@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fake_qubesd import FakeQubesd
+from fake_qubesd import FakeQubesd, FakeWarden
 
 from cloison.cli import main
 from cloison.wire import admin
@@ -246,6 +246,12 @@ def test_nothing_is_printed_into_a_socket_that_took_a_closed_stream_s_place(plac
     """The connection to qubesd would be descriptor 1, and a message for the person part of a call."""
     assert met("qvm-check --paused work", Way("<&- >&- 2>&-"), places) == (1, "")
     assert qubesd.calls == [("dom0", "admin.vm.List", "", b"")]
+
+
+def test_what_a_qube_says_to_a_closed_stream_is_thrown_away(places: dict[str, str], warden: FakeWarden, qubesd: FakeQubesd) -> None:
+    qubesd.qubes["work"]["state"] = "Running"
+    for streams in (">&-", "<&- >&-", "<&- >&- 2>&-"):
+        assert met("qvm-run -p work 'cat; echo said; exit 3'", Way(streams), places) == (3, ""), streams
 
 
 def test_ctrl_c_while_qubesd_works(places: dict[str, str], qubesd: FakeQubesd) -> None:

@@ -117,8 +117,9 @@ def test_and_of_other_tools(real: Connection, line: str) -> None:
 
 
 def test_what_follows_two_dashes_is_no_option(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("qvm-features -- work some -1") == 0
-    assert real.call("work", "admin.vm.feature.Get", "some") == b"-1"
+    for value in ("-1", "-q", "--unset"):
+        assert run(f"qvm-features -- work some {value}") == run(f"qvm-features work -- some {value}") == 0
+        assert real.call("work", "admin.vm.feature.Get", "some").decode() == value
 
 
 # -- power ---------------------------------------------------------------------------------------------------------------

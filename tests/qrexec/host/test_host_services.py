@@ -101,8 +101,10 @@ def test_without_a_file_the_hosts_own_repositories_are_shown_and_not_switched(tm
     assert result.returncode == 0
     rows = [row.split(b"\0") for row in result.stdout.split(b"\n") if row]
     assert rows == [[part.encode() for part in (one, name, state)] for one, state, name in host_repos.listed()]
+    (tmp_path / "config").mkdir()
     for one in [row[0].decode() for row in rows] or ["x"]:
         assert run("qubes.repos.Enable", one, root=tmp_path).returncode == 1
+    assert list((tmp_path / "config").iterdir()) == []
 
 
 def test_the_hosts_own_repositories(tmp_path: Path) -> None:
