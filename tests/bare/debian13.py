@@ -25,7 +25,7 @@ from cloison.templates.contain import contained
 
 SUITE = "trixie"
 BASE = "make,python3,python3-venv,ca-certificates,procps,util-linux"
-CHECKOUT = "root/cloison"                 # below the root; .venv in it is kept between runs
+CHECKOUT = "srv/cloison"                  # below the root, where any user may look; .venv in it is kept between runs
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 GRACE = 20.0                              # seconds that a Ctrl-C leaves the command to end by itself
@@ -100,7 +100,7 @@ def run_inside(root: Path, command: Sequence[str], folders: Iterable[str] = ()) 
         "CLOISON_TEST_TEMPLATE": os.environ.get("CLOISON_TEST_TEMPLATE", "debian-12"),      # elsewhere the newer one is tested
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "BARE_BINDS": "\n".join(folders),
     }
-    inside = 'cd "$HOME/cloison"; "$@"; status=$?; exit $status'   # the shell stays: it is pid 1 and reaps
+    inside = f'cd "/{CHECKOUT}"; "$@"; status=$?; exit $status'    # the shell stays: it is pid 1 and reaps
     argv = [*contained(), "sh", str(HERE / "enter.sh"), str(root), "/bin/sh", "-c", inside, "sh", *command]
     process = subprocess.Popen(argv, env=environment)
     try:
