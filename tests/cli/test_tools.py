@@ -119,6 +119,12 @@ def test_an_options_beginning_is_enough(qubesd: FakeQubesd, capsys: pytest.Captu
 # -- power ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_qube_that_is_starting_is_waited_for_and_no_error(qubesd: FakeQubesd) -> None:
+    qubesd.qubes["work"]["state"] = "Transient"
+    assert run("qvm-start", "work") == 0
+    assert ("work", "admin.vm.Start", "", b"") in qubesd.calls
+
+
 def test_start_and_its_refusals(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
     qubesd.answers["internal.cloison.Status"] = lambda _, __: admin.ok(b'{"accelerator": "tcg"}')
     assert run("qvm-start", "work", "sys-net") == 1

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -239,3 +240,19 @@ def test_a_disk_held_by_nobody_that_can_be_found_is_said_so(tmp_path: Path, monk
         await scene.app.stopped(work(scene))
 
     play(tmp_path, scenario)
+
+
+def test_a_machine_of_a_qube_that_the_store_does_not_know_is_ended_and_its_number_not_given_again(tmp_path: Path) -> None:
+    stranger = "00000000-0000-4000-8000-0000000000aa"
+
+    async def begin(scene: Scene) -> None:
+        facts = [stranger, "gone", 41, "Running", {}, [], "", ""]
+        (tmp_path / "wardens" / f"{stranger}.warden").write_text(json.dumps(facts))
+
+    async def next_one(scene: Scene) -> None:
+        assert stranger not in scene.wardens.running()
+        assert await scene.call("admin.vm.Start") == "ok"
+        assert work(scene).xid == 42
+        assert await scene.call("admin.vm.Kill") == "ok"
+
+    play(tmp_path, begin, next_one)
