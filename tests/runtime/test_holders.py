@@ -129,3 +129,19 @@ def test_what_can_not_be_told_counts_as_open(image: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(holders, "lease", lambda _fd: False)
     monkeypatch.setattr(os, "open", no_new)
     assert holders.is_open(image)
+
+
+def test_only_who_has_it_open_is_ended(image: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"x")
+    code = "import sys; file = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code, image], stdin=pipe, stdout=pipe) as holder, \
+            subprocess.Popen([sys.executable, "-c", code, str(other)], stdin=pipe, stdout=pipe) as bystander:
+        for process in (holder, bystander):
+            assert process.stdout is not None and process.stdout.readline() == b"open\n"
+            holders.end(process.pid, image)
+        assert holder.wait(PATIENCE) == -9
+        bystander.communicate(b"", PATIENCE)
+        assert bystander.returncode == 0
+    holders.end(holder.pid, image)                  # it is gone already
