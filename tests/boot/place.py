@@ -113,7 +113,8 @@ class Place:
     def log(self) -> str:
         """What the daemons said last."""
         texts = []
-        for name in ("qubesd.log", "wardens.log"):
+        logs = os.listdir(self.paths.qube_logs) if os.path.isdir(self.paths.qube_logs) else []
+        for name in ("qubesd.log", "wardens.log", *(f"qubes/{each}" for each in sorted(logs))):
             with contextlib.suppress(FileNotFoundError):
                 texts.append(Path(self.paths.log, name).read_text(errors="replace")[-3000:])
         return "\n".join(texts)
