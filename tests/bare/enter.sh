@@ -10,8 +10,9 @@ mount --make-rprivate /
 mount --bind "$root" "$root"
 cd "$root"
 mkdir -p proc sys dev run tmp old
-find tmp -xdev -mindepth 1 -delete      # before anything of the host is mounted in it
-chmod 1777 tmp
+mv tmp "$(mktemp -d ./tmp.old.XXXXXX)"  # a former run's: a hundred thousand files, removed beside
+mkdir -m 1777 tmp
+rm -rf --one-file-system ./tmp.old.* &
 mount -t proc -o nosuid,nodev,noexec proc proc
 mount --rbind /sys sys
 mount -t tmpfs -o nosuid,mode=755 tmpfs dev
