@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import select
 import signal
@@ -11,11 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.contracts.machine import MEMORY, MachineContract, Make, started, tiny
+from tests.contracts.machine import MEMORY, SIZE, MachineContract, Make, overlay, started, tiny
 from tests.patience import PATIENCE
 
 from cloison.errors import HostError, MachineError
-from cloison.hypervisor.base import MachineSpec, MachineState
+from cloison.hypervisor import sandbox
+from cloison.hypervisor.base import Disk, DiskFile, MachineSpec, MachineState
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 
@@ -74,6 +76,41 @@ def test_damaged_state_is_an_error_and_not_a_guest(tmp_path: Path, damage: str) 
             await machine.announce_size("root", 2 << 20)
 
     started(machine, work)
+
+
+@pytest.mark.parametrize("kind", ["as we are", "by a mount"])
+@pytest.mark.parametrize("name", ["layer.raw", "a b,c=d\\e\n'\"é"])
+def test_a_shared_layer_reaches_qemu_so_that_nobody_can_write_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str,
+) -> None:
+    """Looked at by who runs the tests; if that is root, no mode or owner stops him, but only the mount does."""
+    if kind == "by a mount":
+        monkeypatch.setattr(sandbox, "host_user", lambda: None)
+    layer = tmp_path / name
+    layer.write_bytes(b"template".ljust(SIZE))
+    files = (DiskFile(os.open(layer, os.O_RDONLY | os.O_CLOEXEC), "raw", read_only=True, path=str(layer)), overlay(tmp_path))
+    machine = QemuMachine(dataclasses.replace(tiny(tmp_path), disks=(Disk("root", SIZE, files),)))
+
+    async def work(_stream: socket.socket) -> None:
+        await machine.pause()
+        qemu = below(below(machine.pid))
+        held = [f"/proc/{qemu}/fd/{fd}" for fd in os.listdir(f"/proc/{qemu}/fd")]
+        same = [link for link in held if os.path.exists(link) and os.path.samestat(os.stat(link), layer.stat())]
+        assert same
+        for link in same:
+            with pytest.raises(OSError, match="Read-only file system"):
+                os.open(link, os.O_RDWR)
+        status = Path(f"/proc/{qemu}/status").read_text()
+        assert "NSpid:" in status and status.split("NSpid:")[1].splitlines()[0].split()[1:] == ["2"]
+        assert int(status.split("Seccomp_filters:")[1].split()[0]) >= 2, "the box's and QEMU's own"
+
+    started(machine, work)
+    assert layer.read_bytes().rstrip() == b"template"
+
+
+def below(pid: int | None) -> int:
+    """The one child of a process."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 def test_settings_that_qemu_refuses(tmp_path: Path) -> None:

@@ -122,11 +122,11 @@ class Zygote:
 
 
 def main(make_machine: Callable[[MachineSpec], Machine] = QemuMachine) -> None:
+    keyring.leave()                                 # the wardens and their boxes too
     requests = socket.socket(fileno=int(sys.argv[1]))
     paths = Paths.from_environment()
     log_to_own_file()                                 # the wardens' too
     os.umask(0o077)
-    keyring.leave()                                 # the wardens and their boxes too
     # Guest memory must not end up in a core file (security lessons: memory residue).
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # children are reaped by the kernel
