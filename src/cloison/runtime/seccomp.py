@@ -39,7 +39,8 @@ DENIED: dict[str, tuple[int, ...]] = {
     "namespaces": (272, 308),
     # chmod, fchmod, fchmodat, fchmodat2, chown, fchown, lchown, fchownat
     "owner and mode": (90, 91, 268, 452, 92, 93, 94, 260),
-    # setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr, setxattrat, removexattrat
+    # setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr, setxattrat, removexattrat,
+    # file_setattr
     "attributes": (188, 189, 190, 197, 198, 199, 463, 466, 469),
     # utime, utimes, futimesat, utimensat
     "times of files": (132, 235, 261, 280),
