@@ -177,3 +177,10 @@ def test_code_cache_is_tcgs_and_shapes_no_warm_image() -> None:
     assert line[line.index("-accel") + 1] == "tcg,tb-size=120"
     kept = shape(settings)
     assert kept[kept.index("-accel") + 1] == "tcg"
+
+
+@pytest.mark.parametrize("memory", [64, 400, 65536])
+def test_addresses_have_room_for_the_gui_and_for_stacks_of_busy_disks(memory: int) -> None:
+    stacks = 2 * 256 * 9
+    assert argv.addresses(memory) >= memory + argv.code_cache(memory) + 512 + 720 + stacks
+    assert argv.addresses(memory) < memory + argv.code_cache(memory) + (8 << 10), "and it is a limit"

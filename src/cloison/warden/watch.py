@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cloison.runtime.memory import used_by
 
-PERIOD = 2.0              # s; a look costs a tenth of a millisecond
+PERIOD = 1.0              # s; a look costs a tenth of a millisecond
 
 
 async def until_over(pid: int, ceiling: int, *, used: Callable[[int], int] = used_by, period: float = PERIOD) -> int:

@@ -26,8 +26,9 @@ BOOT_OPTIONS = (
 # "Fast short rep movsb" goes with it: QEMU 10 has it, and Debian's 6.1 kernel hangs at boot with only one of the two.
 EMULATED_CPU = "max,erms=off,fsrm=off"
 GUI_REGION = 512              # MiB, plugged while it runs
-# MiB: QEMU 7.2 has 720 of them idle, libraries and heaps of its threads, and each of up to 256 requests of each disk a stack of 1.
-RESERVED = 3072
+# MiB: QEMU 7.2 has 720 of them idle, libraries and heaps of its threads; and each of up to 256 requests of a disk has a stack of 1,
+# and up to 8 more where it is in several clusters: two disks under full load.
+RESERVED = 6144
 LEAST_CODE_CACHE, MOST_CODE_CACHE = 32, 512      # MiB
 SERIAL_VECTORS = 7            # one for each queue and one for changes: with fewer, each interrupt looks at all queues
 
