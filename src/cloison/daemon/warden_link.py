@@ -24,7 +24,8 @@ ENDS = ("stopped", "failed")
 STATUS = ("state", "name", "uuid", "xid", "start", "memory", "pid", "commits", "blocks", "space", "note")
 ANSWER_TIME = 2.0           # s until a warden that has not answered an order is asked whether it is there
 PROBE_TIME = 2.0            # s that it may take to say so
-KILL_TIME = 3.0             # s that what has been told to end, or was killed, may take
+KILL_TIME = 4.0             # s that what has been told to end may take until it is killed, or is said to be ending
+END_TIME = 15.0             # s that what was killed may take: memory is given back, and a busy host takes its time
 BUSY_AGAIN = 1.0            # s until a warden whose queue of connections is full is tried again: nothing tells when that changes
 SILENT = "its warden does not answer; qvm-kill ends it"
 Tell = Callable[[str, str, dict[str, Any]], None]       # of an event: uuid, name, details
@@ -116,7 +117,7 @@ class Link:
         """Kill what holds the qube's lock. Returns when it is gone. Raises MachineError when it does not end."""
         killing = asyncio.ensure_future(asyncio.to_thread(life.end, self._folder, self.uuid))
         try:
-            async with asyncio.timeout(KILL_TIME):
+            async with asyncio.timeout(END_TIME):
                 await asyncio.shield(killing)
                 await self.gone.wait()
         except TimeoutError:
