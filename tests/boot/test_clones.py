@@ -40,12 +40,23 @@ def isn(port):
     # What the clock added is between these two, modulo 2**32: so is the secret part.
     return [(number - (stamp >> 6)) % (1 << 32) for stamp in (after, before)]
 
+def at_random(process):
+    """What the kernel gave it for its stack canary (AT_RANDOM), and where its program lies."""
+    words = dict(struct.iter_unpack('QQ', open(f'/proc/{process}/auxv', 'rb').read()))
+    with open(f'/proc/{process}/mem', 'rb') as memory:
+        memory.seek(words[25])
+        return [memory.read(16).hex(), words[9]]
+
 print(json.dumps({
     'getrandom': first, 'urandom': urandom, 'uuid4': str(uuid.uuid4()),
     'kernel uuid': open('/proc/sys/kernel/random/uuid').read().strip(),
     'boot id': open('/proc/sys/kernel/random/boot_id').read().strip(),
     'machine-id': open('/etc/machine-id').read().strip(),
     'hostname': socket.gethostname(),
+    'firmware uuid': open('/sys/class/dmi/id/product_uuid').read().strip(),
+    'link address': open('/sys/class/net/eth0/address').read().strip(),
+    'random of an exec': at_random('self'),
+    'random of systemd': at_random(1),
     'isn': [isn(41000), isn(42000)],
     'time': time.time(),
 }))
@@ -67,8 +78,10 @@ def test_two_clones_agree_on_nothing(cloison: Place) -> None:
         answers.append(json.loads(output))
     one, two = answers
     assert one["hostname"].startswith("disp")
-    for key in ("getrandom", "urandom", "uuid4", "kernel uuid", "boot id", "machine-id", "hostname"):
+    for key in ("getrandom", "urandom", "uuid4", "kernel uuid", "boot id", "machine-id", "hostname", "firmware uuid", "link address",
+                "random of an exec"):
         assert one[key] != two[key], key
+    assert one["random of systemd"] == two["random of systemd"]      # README, "What you trust" 8: until it is executed anew
     for mine, other in zip(one["isn"], two["isn"], strict=True):
         assert not overlap(mine, other), (mine, other)
 
@@ -97,3 +110,19 @@ def test_a_paused_qube_learns_the_time_when_it_goes_on(cloison: Place) -> None:
     before = time.time()
     assert before - TOLERANCE <= float(cloison.sh("sleeper", "date +%s.%N")) <= time.time() + TOLERANCE
     cloison.remove("sleeper")
+
+
+@pytest.mark.slow
+def test_programs_of_the_snapshot_are_executed_anew_where_that_is_on(cloison: Place) -> None:
+    """One or two minutes after the start."""
+    probe = "python3 - <<'END'\n" + PROBE.split("print(json")[0] + "print(json.dumps(at_random(1)))\nEND"
+    cloison.create("fresh")
+    cloison.ok(["qvm-service", "fresh", "fresh-daemons", "on"])
+    cloison.ok(["qvm-start", "fresh"])
+    before = json.loads(cloison.sh("fresh", probe, user="root"))
+    restarted = "while ! journalctl -q -o cat -u systemd-logind | grep -q 'Stopped'; do sleep 5; done"
+    cloison.sh("fresh", f"timeout {LIMIT:.0f} sh -c \"{restarted}\"", user="root")       # the last one of them
+    canary, place = json.loads(cloison.sh("fresh", probe, user="root"))
+    assert canary != before[0] and place != before[1]
+    assert cloison.sh("fresh", "systemctl --failed --no-legend; echo ok") == b"ok\n"
+    cloison.remove("fresh")

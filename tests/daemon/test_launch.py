@@ -41,12 +41,12 @@ def system() -> System:
     return made
 
 
-def launched(name: str, made: System | None = None) -> Launch:
+def launched(name: str, made: System | None = None, accelerator: str = "tcg") -> Launch:
     disks = (DiskSource("modules", 512, (Layer("/k/modules.img", "raw"),), writable=False), DiskSource("volatile", 1 << 30),
              DiskSource("root", 1 << 30, (Layer("/p/root", "raw"),)))
     qube = (made or system()).qube(name)
     qube.xid = 7
-    return launch.build(qube, launch.Facts(disks, KERNEL, "tcg", "c2VlZA==", "Europe/Paris", 100.0, "/warm/1"))
+    return launch.build(qube, launch.Facts(disks, KERNEL, accelerator, "c2VlZA==", "Europe/Paris", 100.0, "/warm/1"))
 
 
 def test_golden() -> None:
@@ -78,6 +78,19 @@ def test_how_many_disposables_calls_may_have_is_a_feature(where: str, said: str 
     if said is not None:
         made.qube(where).set_feature(CALL_DISPOSABLES, said)
     assert launched("work", made).disposables == most
+
+
+@pytest.mark.parametrize(("accelerator", "said", "entry"), [
+    ("tcg", None, None), ("kvm", None, "1"), ("tcg", "1", "1"), ("kvm", "", "0"),
+])
+def test_programs_are_executed_anew_after_a_start_where_there_is_kvm_or_somebody_says_so(
+    accelerator: str, said: str | None, entry: str | None,
+) -> None:
+    made = system()
+    if said is not None:
+        made.qube("work").set_feature("service.fresh-daemons", said)
+    found = launched("work", made, accelerator=accelerator).identity
+    assert found.get("/qubes-service/fresh-daemons") == entry
 
 
 @pytest.mark.parametrize(("where", "said", "most"), [("work", "0", 0), ("tpl", "5", 5), ("dom0", "7", 7), ("work", "9999999", 256)])

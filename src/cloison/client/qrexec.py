@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from cloison.client.agent_wait import when_there
 from cloison.client.ends import Memory, Sink, Source
 from cloison.client.failures import BadCommand, QrexecError
 from cloison.errors import PeerError, QubeNotRunning
@@ -302,11 +303,12 @@ def start(
     paths: Paths, qube: str, command: str, ends: Ends, prefix: bytes = b"", *, only_start: bool = False,
     answer_time: float = ANSWER_TIME,
 ) -> Call:
-    """Begin a call to a running qube. Raises as `Request`, and QrexecError if it is refused.
+    """Begin a call to a running qube; one whose agent is being replaced is waited for. Raises as `Request`, AgentSilent, and
+    QrexecError if it is refused.
 
     `only_start`: the call ends when the program has been started, with status 0.
     """
-    request = Request(paths, qube, command, ends, prefix, only_start=only_start)
+    request = when_there(paths, qube, lambda: Request(paths, qube, command, ends, prefix, only_start=only_start))
     try:
         with request.sock as sock:
             sock.settimeout(answer_time)

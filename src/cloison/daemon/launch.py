@@ -76,6 +76,7 @@ def identity(qube: Qube, facts: Facts) -> dict[str, str]:
         "/qubes-block-devices": "",
         "/qubes-usb-devices": "",
         "/qubes-iptables-error": "",
+        **({"/qubes-service/fresh-daemons": "1"} if facts.accelerator == "kvm" else {}),     # features below say otherwise
         "/keyboard-layout": qube.get("keyboard_layout"),
         "/qubes-gui-enabled": str(qube.get("guivm") is not None and bool(qube.feature_or_none("gui", template=True))),
     }

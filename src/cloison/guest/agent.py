@@ -11,7 +11,7 @@ import select
 import sys
 from collections.abc import Callable
 
-from cloison.guest import background, devices, identity, placement, private_volume, qubesdb, volumes
+from cloison.guest import background, devices, identity, placement, private_volume, qubesdb, refresh, standby, volumes
 from cloison.guest.qubesdb import QubesDb
 from cloison.guest.rpc import wait_for_session
 from cloison.qrexec import inheritance
@@ -30,7 +30,8 @@ PORT = "/dev/virtio-ports/org.cloison.mux"
 SYSTEMCTL = "/usr/bin/systemctl"
 BOOT = ("/usr/bin/timeout", "120", SYSTEMCTL, "is-system-running", "--wait", "--quiet")     # ends with it, or after so many s
 SETTLE_SECONDS = 1.0
-ANNOUNCE_AGAIN = 5.0                     # s: the host may have taken the last one for bytes of the former agent's
+ANNOUNCE_AGAIN = 0.5                     # s: the host may have taken the last one for bytes of the former agent's
+STANDBY = "cloison-standby.service"
 BEEN_HERE = "/run/cloison-agent"         # made by the first agent of a boot
 QUIET_SECONDS = 5.0          # until programs that have nothing more to do have ended: udev's workers after 3
 
@@ -40,6 +41,7 @@ class System:
 
     qubesdb_socket = qubesdb.SOCKET
     trigger_socket = trigger.SOCKET
+    _standby = False                         # somebody stands by, or has been asked to
 
     def become(self, who: Identity) -> list[str]:
         """What is not as it should be. Raises OSError or ValueError."""
@@ -53,7 +55,17 @@ class System:
         return Sessions(wait_for_session.SESSIONS) if sessions.available() else None
 
     def when_booted(self, then: Callable[[], None]) -> None:
-        """Call `then` when the boot has nothing left to do. One that does not end is given up."""
+        """Call `then` when the boot has nothing left to do, and the agent's stand-in nothing left to load. A boot that does not
+        end is given up.
+        """
+        self._standby = True
+        try:
+            background.spawn([SYSTEMCTL, "start", STANDBY], lambda: self._wait_for_boot(then))
+        except OSError as error:
+            print(f"nobody stands by for the agent: {error}", file=sys.stderr)
+            self._wait_for_boot(then)
+
+    def _wait_for_boot(self, then: Callable[[], None]) -> None:
         try:
             background.spawn(BOOT, then)
         except OSError as error:
@@ -80,9 +92,14 @@ class System:
             volumes.enable_swap()
         except OSError as error:
             print(f"no /rw or no swap: {error}", file=sys.stderr)
+        if not self._standby:                # a guest that has booted, and was not restored
+            self._standby = True
+            background.spawn([SYSTEMCTL, "--no-block", "start", STANDBY])
         identity.link_journal(who.machine_id)
         if who.qubesdb.get("/qubes-service/user-manager") == "1":
             background.spawn([SYSTEMCTL, "--no-block", "start", f"user@{identity.DEFAULT_UID}.service"])
+        if who.qubesdb.get("/qubes-service/fresh-daemons") == "1":
+            refresh.Refresh().begin()
         if not private_volume.is_custom(who.qubesdb):
             volumes.run_rc_local()
 
@@ -146,26 +163,26 @@ class Agent:
 
     def _seal(self, _: dict[str, object]) -> None:
         """What the boot still does would be done by every clone again."""
-        self._system.when_booted(self._open_sessions)
+        self._system.when_booted(lambda: self._open_sessions(lambda: self._system.when_quiet(self._sealed)))
 
-    def _open_sessions(self) -> None:
-        """The snapshot is to have the sessions that nearly every call is made in."""
+    def _open_sessions(self, then: Callable[[], None]) -> None:
+        """Those that nearly every call is made in, for the snapshot to have them. Then call `then`."""
         self._unopened = list(identity.USERS) if self._sessions is not None else []
-        self._open_next()
+        self._open_next(then)
 
-    def _open_next(self) -> None:
+    def _open_next(self, then: Callable[[], None]) -> None:
+        def opened(session: Session | CannotStart) -> None:
+            if isinstance(session, CannotStart):
+                print(session, file=sys.stderr)      # a call will try again
+            self._open_next(then)
+
         while self._unopened and self._sessions is not None:
             try:
-                self._sessions.enter(self._unopened.pop(), self._opened_one)
+                self._sessions.enter(self._unopened.pop(), opened)
                 return
             except CannotStart as error:
                 print(error, file=sys.stderr)
-        self._system.when_quiet(self._sealed)
-
-    def _opened_one(self, session: Session | CannotStart) -> None:
-        if isinstance(session, CannotStart):
-            print(session, file=sys.stderr)      # a call will try again
-        self._open_next()
+        then()
 
     def _sealed(self) -> None:
         self._system.rehearse()
@@ -216,6 +233,7 @@ def _find_host(fd: int) -> None:
 
 
 async def main() -> None:
+    standby.take_turn()
     inheritance.shelter()
     placement.share_processor_with(PORT)
     fd = os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -7,8 +7,10 @@ milliseconds, and this is on every start's path.
 """
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 import sys
 import time
 
@@ -20,6 +22,11 @@ from cloison.wire.qrexec import Command
 RUN = "/run/cloison"
 JOURNAL = "/run/log/journal"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+PRODUCT_UUID = "/sys/devices/virtual/dmi/id/product_uuid"
+LINK = "eth0"                        # net.ifnames=0
+SET_ADDRESS, ETHER = 0x8924, 1       # SIOCSIFHWADDR, ARPHRD_ETHER
+USUAL_ADDRESS = "00:16:3e:5e:6c:00"  # what all qubes have that nobody has given another
+MIN_ENTROPY = 32                     # bytes
 CLOCK_TOLERANCE = 5_000_000
 LOCALTIME = "/etc/localtime"
 NOBODY = "0" * 32
@@ -38,12 +45,17 @@ NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 def become(identity: Identity) -> list[str]:
     """Be this qube; what is wrong with its private volume. Raises OSError or ValueError; the qube must not run then."""
-    libc.reseed(bytes.fromhex(identity.entropy))
+    entropy = bytes.fromhex(identity.entropy)
+    if len(entropy) < MIN_ENTROPY:
+        raise ValueError("the host gave no entropy: this guest would be as predictable as all others of its snapshot")
+    libc.reseed(entropy)
     set_clock(identity.time)
     if not _ready:
         _get_ready()
     _write("/etc/machine-id", identity.machine_id + "\n")
     _write(f"{RUN}/boot_id", identity.boot_id + "\n")
+    _write(f"{RUN}/product_uuid", product_uuid(identity.machine_id) + "\n")
+    set_link_address(link_address(identity.qubesdb.get("/qubes-mac", ""), identity.boot_id))
     _names(identity.qubesdb.get("/name", "qube"))
     _timezone(identity.qubesdb.get("/qubes-timezone", ""))
     persistence = identity.qubesdb.get("/qubes-vm-persistence", "rw-only")
@@ -57,6 +69,29 @@ def set_clock(now: int) -> None:
     """Nanoseconds since the epoch; a small difference is left alone, so that a clock that runs well never jumps."""
     if abs(time.time_ns() - now) > CLOCK_TOLERANCE:
         time.clock_settime_ns(time.CLOCK_REALTIME, now)
+
+
+def product_uuid(machine_id: str) -> str:
+    """What the machine's firmware calls it, as user space reads it: the qube's own, at each start the same."""
+    digits = machine_id[16:] + machine_id[:16]
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def link_address(said: str, boot_id: str) -> str:
+    """The network interface's: the one that somebody has given this qube, or one for this start (locally administered)."""
+    if said and said != USUAL_ADDRESS:
+        return said
+    return ":".join(("02", *(boot_id[at:at + 2] for at in (0, 2, 4, 6, 9))))
+
+
+def set_link_address(address: str) -> None:
+    """Before the link is up, which it isn't yet. Without such a link there is nothing to do."""
+    request = struct.pack("16sH6s8x", LINK.encode(), ETHER, bytes.fromhex(address.replace(":", "")))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            fcntl.ioctl(any_socket, SET_ADDRESS, request)
+        except OSError as error:
+            print(f"the address of {LINK} stays the usual one: {error}", file=sys.stderr)
 
 
 def rehearse() -> None:
@@ -87,13 +122,17 @@ _ready: list[str] = []        # lines of /etc/hosts that are the same for every 
 
 def _get_ready() -> None:
     """What is the same for whoever this guest becomes; a snapshot has it behind it. User space sees a boot id of our own:
-    the kernel drew its before the snapshot.
+    the kernel drew its before the snapshot, and read the machine's.
     """
     os.makedirs(RUN, exist_ok=True)
     for folder in ("/run/qubes", "/run/qubes-service"):
         os.makedirs(folder, exist_ok=True)
     _write(f"{RUN}/boot_id", NIL_UUID + "\n")
     libc.mount(f"{RUN}/boot_id", BOOT_ID, flags=libc.MS_BIND)
+    _write(f"{RUN}/product_uuid", NIL_UUID + "\n")
+    os.chmod(f"{RUN}/product_uuid", 0o400)
+    if os.path.exists(PRODUCT_UUID):
+        libc.mount(f"{RUN}/product_uuid", PRODUCT_UUID, flags=libc.MS_BIND)
     volumes.grow_root()
     _read_hosts()
 

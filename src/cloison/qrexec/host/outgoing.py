@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cloison.errors import CloisonError
+from cloison.errors import CloisonError, PeerError
 from cloison.qrexec.call_log import CallLog
 from cloison.qrexec.host import host_service, peer, policy_client, qubesd_client
 from cloison.qrexec.host.budget import Budget
@@ -31,6 +31,7 @@ MAX_CALLS = 512                          # with those that are under way
 MAX_ASKING = 4                           # queries of one qube that the policy daemon has at once: all qubes share it
 MAX_ENDED = 64                           # calls whose caller's side has ended and whose target has not said so
 GRACE = 10.0                             # s that a target has to say so: it must not tie up its caller
+AGENT_TIME, RETRY = 10.0, 0.05           # s that a new agent of a target may take, and between two looks for it
 AT_ONCE = 0.05                           # s after which a query counts no longer: it is taken for one that a person answers
 _HOST = ("dom0", "@adminvm", "uuid:00000000-0000-0000-0000-000000000000")
 _DISPOSABLE = "@dispvm:"
@@ -186,10 +187,11 @@ class Outgoing:
         try:
             called, stream = await self._execute(path, command)
         except (FileNotFoundError, ConnectionRefusedError):
-            if not autostart:
+            if autostart:
+                await qubesd_client.start(self._host.qubesd, target)
+            elif not await qubesd_client.runs(self._host.qubesd, target):
                 raise
-            await qubesd_client.start(self._host.qubesd, target)
-            called, stream = await self._execute(path, command)
+            called, stream = await self._execute_soon(path, command)
         with called, contextlib.ExitStack() as unused:
             if stream is not None:
                 unused.enter_context(stream)
@@ -213,6 +215,17 @@ class Outgoing:
                 self._ended -= 1
         finally:
             over.cancel()
+
+    async def _execute_soon(self, path: str, command: str) -> tuple[peer.Peer, socket.socket | None]:
+        """In a qube that runs: one whose agent has just ended has another one soon. Raises PeerError, OSError."""
+        end = self._loop.time() + AGENT_TIME
+        while True:
+            try:
+                return await self._execute(path, command)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if self._loop.time() > end:
+                    raise PeerError("the target runs, but its agent does not answer") from error
+            await asyncio.sleep(RETRY)
 
     def _answer(self, ident: bytes, connect: Callable[[], None]) -> bool:
         """False when the agent is another by now, or somebody else has answered. Raises CloisonError when it can't be served."""

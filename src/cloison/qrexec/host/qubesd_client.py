@@ -68,6 +68,13 @@ async def start(path: str, qube: str) -> None:
             raise
 
 
+async def runs(path: str, qube: str) -> bool:
+    """Whether it runs, as far as qubesd says so."""
+    with contextlib.suppress(CloisonError, OSError):
+        return "power_state=Running" in (await call(path, qube, "admin.vm.CurrentState")).split(" ")
+    return False
+
+
 class Disposable:
     """`async with` one: its `target` runs inside, and is killed when the block is left."""
 

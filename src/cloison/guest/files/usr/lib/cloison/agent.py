@@ -2,8 +2,12 @@
 
 Python puts this file's folder first in `sys.path`, so `cloison` is found beside it.
 """
-import asyncio
+from cloison.guest import standby
 
-from cloison.guest.agent import main
+standby.begin()                          # before what takes time to load
+
+import asyncio  # noqa: E402
+
+from cloison.guest.agent import main  # noqa: E402
 
 asyncio.run(main())
