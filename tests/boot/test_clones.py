@@ -40,8 +40,7 @@ def isn(port):
     # What the clock added is between these two, modulo 2**32: so is the secret part.
     return [(number - (stamp >> 6)) % (1 << 32) for stamp in (after, before)]
 
-def at_random(process):
-    """What the kernel gave it for its stack canary (AT_RANDOM), and where its program lies."""
+def at_random(process):      # what the kernel gave it for its stack canary, and where its program begins
     words = dict(struct.iter_unpack('QQ', open(f'/proc/{process}/auxv', 'rb').read()))
     with open(f'/proc/{process}/mem', 'rb') as memory:
         memory.seek(words[25])
@@ -78,8 +77,8 @@ def test_two_clones_agree_on_nothing(cloison: Place) -> None:
         answers.append(json.loads(output))
     one, two = answers
     assert one["hostname"].startswith("disp")
-    for key in ("getrandom", "urandom", "uuid4", "kernel uuid", "boot id", "machine-id", "hostname", "firmware uuid", "link address",
-                "random of an exec"):
+    for key in ("getrandom", "urandom", "uuid4", "kernel uuid", "boot id", "machine-id", "hostname", "firmware uuid",
+                "link address", "random of an exec"):
         assert one[key] != two[key], key
     assert one["random of systemd"] == two["random of systemd"]      # README, "What you trust" 8: until it is executed anew
     for mine, other in zip(one["isn"], two["isn"], strict=True):
