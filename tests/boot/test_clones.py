@@ -114,7 +114,7 @@ def test_a_paused_qube_learns_the_time_when_it_goes_on(cloison: Place) -> None:
 @pytest.mark.slow
 def test_programs_of_the_snapshot_are_executed_anew_where_that_is_on(cloison: Place) -> None:
     """One or two minutes after the start."""
-    probe = "python3 - <<'END'\n" + PROBE.split("print(json")[0] + "print(json.dumps(at_random(1)))\nEND"
+    probe = "python3 - <<'END'\n" + PROBE.split("print(json", maxsplit=1)[0] + "print(json.dumps(at_random(1)))\nEND"
     cloison.create("fresh")
     cloison.ok(["qvm-service", "fresh", "fresh-daemons", "on"])
     cloison.ok(["qvm-start", "fresh"])

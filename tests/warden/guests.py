@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from tests.runtime.ports import News
 from cloison.guest import devices
 from cloison.guest.agent import Agent, System
 from cloison.hypervisor.fake import FakeMachine
-from cloison.wire import agent
+from cloison.wire import agent, rejoin
 
 
 class _Agent(Agent):
@@ -36,6 +38,21 @@ class Guest(System, News):
     def boot(self, machine: FakeMachine, port: socket.socket) -> None:
         self.machine = machine
         machine.on_end = _Agent(port.fileno(), self, self._ended).stop
+
+    async def agent_is_replaced(self, port: socket.socket) -> None:
+        """It is killed in the middle of something, and another one takes the guest up, as `main` of the real one does."""
+        assert self.machine is not None
+        self.machine.on_end()
+        self.machine.left.set()
+        loop, side, last = asyncio.get_running_loop(), rejoin.AgentSide(os.urandom(rejoin.NONCE)), b""
+        await loop.sock_sendall(port, b"half a frame")
+        while not last:                      # the host may take an announcement for bytes of the former agent's
+            await loop.sock_sendall(port, side.announcement)
+            with contextlib.suppress(TimeoutError):
+                last = side.feed(await asyncio.wait_for(loop.sock_recv(port, 1 << 16), 0.1))
+        await loop.sock_sendall(port, last)
+        self.machine.left.clear()
+        self.machine.on_end = _Agent(port.fileno(), self, self._ended).stop
 
     def _ended(self, _reason: str) -> None:
         self.tell()

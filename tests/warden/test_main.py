@@ -26,7 +26,7 @@ from cloison.warden import main, space
 from cloison.warden.main import Warden
 from cloison.warden.space import SpaceWait
 from cloison.warden.starting import NOBODY, console_tail
-from cloison.wire import agent, qrexec
+from cloison.wire import agent, qdb, qrexec
 from cloison.wire.mux import GUEST
 from cloison.wire.warden import RESUME, DiskSource, Kernel, Launch, Layer, Lines, encode
 
@@ -532,6 +532,77 @@ async def until_killed(qubesd: Qubesd) -> None:
     assert (await qubesd.heard("running"))["start"] == "cold"
     await qubesd.ask("kill")
     await qubesd.heard("stopped")
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_new_agent_takes_the_qube_up_as_the_qube_that_it_is(place: Place, tmp_path: Path, times: int) -> None:
+    guest = Guest(tmp_path)
+    ports: list[socket.socket] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        guest.boot(machine, port)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        was = guest.who
+        for number in range(times):
+            await qubesd.ask("qdb", entries={"/vm-config/number": str(number)})
+            clocks = len(guest.clocks)
+            qubesd.events.clear()
+            await guest.agent_is_replaced(ports[0])
+            await qubesd.heard("channels-back")
+            assert [event["event"] for event in qubesd.events] == ["channels-lost", "channels-back"]
+            assert guest.who is was                      # nobody became it once more: nothing is mounted or drawn twice
+            await guest.until(lambda clocks=clocks: len(guest.clocks) > clocks)
+            call = Caller(Path(place.paths.qubes, "qrexec.work"), "DEFAULT:echo hello", qrexec.EXEC_CMDLINE)
+            assert await call.run() == Result(b"hello\n", b"", 0)
+            with socket.socket(socket.AF_UNIX) as program:       # in the qube: QubesDB is whole, and goes on
+                program.settimeout(0)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(program, guest.qubesdb_socket)
+                value = b""
+                while str(number).encode() not in value[qdb.HEADER.size:]:
+                    await loop.sock_sendall(program, qdb.encode(qdb.READ, "/vm-config/number"))
+                    value = await loop.sock_recv(program, 4096)
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(boot, work)
+
+
+def test_calls_that_wait_for_policy_when_the_agent_ends_are_over_and_hold_nothing(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+    ports: list[socket.socket] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        guest.boot(machine, port)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        gone = asyncio.Event()
+
+        async def policy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await reader.read()
+            gone.set()
+            writer.close()
+
+        asked = asyncio.Event()
+        async with await asyncio.start_unix_server(policy, place.paths.socket("policy.sock")):
+            reader, writer = await asyncio.open_unix_connection(guest.trigger_socket)
+            writer.write(qrexec.trigger_service4("", "dom0", bytes(32), "test.Waits"))
+            await asked.wait()
+            await guest.agent_is_replaced(ports[0])
+            await gone.wait()                            # nobody waits for that verdict any more
+            await reader.read()
+            writer.close()
+        await qubesd.heard("channels-back")
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(boot, work)
 
 
 # -- a hostile guest -------------------------------------------------------------------------------------------------------------

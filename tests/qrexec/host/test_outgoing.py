@@ -16,7 +16,8 @@ from tests.qrexec.served_qube import USER, Qube, Result
 from tests.runtime.ports import PATIENCE, News, Recorder
 
 from cloison.qrexec.call_log import CallLog
-from cloison.qrexec.host.budget import BURST, CROWD_BURST, DISPOSABLES, Budget
+from cloison.qrexec.host import outgoing
+from cloison.qrexec.host.budget import BURST, CROWD_BURST, DISPOSABLES, FEW, Budget
 from cloison.qrexec.host.outgoing import AT_ONCE, GRACE, MAX_ASKING, MAX_ENDED, MAX_PENDING, Host, Outgoing
 from cloison.qrexec.host.programs import Programs
 from cloison.runtime.port import Handler
@@ -215,11 +216,11 @@ def with_caller(
 ) -> None:
     async def run() -> None:
         with Qube(place.folder, "work", A, scripted=True) as qube:
-            outgoing = Outgoing(qube.daemon, place.host, Budget(disposables, programs), behind=behind, at_once=at_once, grace=grace)
+            calls = Outgoing(qube.daemon, place.host, Budget(disposables, programs), behind=behind, at_once=at_once, grace=grace)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
-                stack.push_async_callback(outgoing.close)
+                stack.push_async_callback(calls.close)
                 if policy:
                     await stack.enter_async_context(place.server)
                 await work(Caller(qube, control))
@@ -543,6 +544,106 @@ def test_a_relayed_call_has_the_source_that_policy_says(place: Place) -> None:
     with_caller(place, work)
 
 
+@pytest.mark.parametrize("target", ["dom0", "other"])
+def test_a_service_sees_the_source_that_policy_says_and_else_the_caller(place: Place, target: str) -> None:
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "other", B):
+            for number, source in enumerate(("", "remote")):
+                place.policy = allow(target, policy_source=source) if source else allow(target)
+                result = await caller.call("test.Env", ident=f"SOCKET{number}")
+                assert result is not None and f"QREXEC_REMOTE_DOMAIN={source or 'work'}\n".encode() in result.out
+
+    with_caller(place, work)
+
+
+@pytest.mark.parametrize("answer", [
+    allow("dom0"), allow("@adminvm"), allow("uuid:00000000-0000-0000-0000-000000000000"),
+    allow("other", target_uuid="uuid:00000000-0000-0000-0000-000000000000"), allow("dom0", target_uuid="uuid:x"),
+])
+def test_the_host_by_all_its_names(place: Place, answer: str) -> None:
+    place.policy = answer
+
+    async def work(caller: Caller) -> None:
+        assert await caller.call("test.Cat", b"x") == Result(b"x", b"", 0)
+
+    with_caller(place, work)
+
+
+def test_a_uuid_counts_before_a_name_and_another_service_before_the_one_that_was_asked_for(place: Place) -> None:
+    uuid = f"uuid:00000000-0000-4000-8000-{B:012d}"
+    place.policy = allow("nobody-is-called-so", target_uuid=uuid, service="test.Env+said")
+
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "other", B):
+            result = await caller.call("test.Cat+asked")
+            assert result is not None and b"QREXEC_SERVICE_FULL_NAME=test.Env+said\n" in result.out
+
+    with_caller(place, work)
+
+
+def test_a_service_without_an_argument_has_an_empty_one(place: Place) -> None:
+    place.policy = allow("dom0")
+
+    async def work(caller: Caller) -> None:
+        result = await caller.call("test.Env")
+        assert result is not None and b"QREXEC_SERVICE_ARGUMENT=\n" in result.out
+
+    with_caller(place, work)
+
+
+# -- how many ---------------------------------------------------------------------------------------------------------------
+
+
+def holding(place: Place) -> FakeServer:
+    """Service test.Hold, which waits for the end of what it is sent."""
+    async def answer(request: bytes) -> bytes:
+        return request
+
+    return FakeServer(place.folder / "rpc" / "test.Hold", answer, end=b"")
+
+
+async def open_call(caller: Caller, ident: str) -> Recorder:
+    """One that runs until its channel is closed here."""
+    caller.ask("test.Hold", ident=ident)
+    answer = await caller.answer()
+    assert isinstance(answer, qrexec.ServiceConnect)
+    data = caller.expect(answer.domain, answer.port)
+    await data.until(lambda: data.recorder is not None)
+    assert data.recorder is not None
+    return data.recorder
+
+
+def test_no_more_calls_than_may_be_open_and_each_that_ends_makes_room(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "MAX_CALLS", 3)
+    place.policy = allow("dom0")
+
+    async def work(caller: Caller) -> None:
+        async with holding(place):
+            channels = [await open_call(caller, f"SOCKET{number}") for number in range(3)]
+            assert await caller.call("test.Missing", ident="SOCKET3") is None
+            assert len(place.server.heard) == 3          # policy was not even asked
+            caller.qube.guest.port.close(channels[0].channel)
+            await until_logged(place, 1)
+            assert await caller.call("test.Missing", ident="SOCKET4") == Result(b"", b"", 127)
+
+    with_caller(place, work)
+
+
+def test_calls_that_run_are_open_calls_and_make_a_flood_of_those_in_turn(place: Place) -> None:
+    place.policy = allow("dom0")
+    behind: list[float] = []
+
+    async def work(caller: Caller) -> None:
+        async with holding(place):
+            for number in range(FEW):
+                await open_call(caller, f"SOCKET{number}")
+            for number in range(2 * CROWD_BURST):
+                assert await caller.call("test.Missing", ident=f"SOCKET{10 + number}") == Result(b"", b"", 127)
+            assert behind
+
+    with_caller(place, work, behind=behind.append)
+
+
 # -- another qube ----------------------------------------------------------------------------------------------------------
 
 
@@ -734,6 +835,53 @@ def test_a_disposable_with_no_uuid_that_is_one_is_refused(place: Place, uuid: st
             assert await caller.call("test.Cat", b"x") is None
 
     with_caller(place, work)
+
+
+def test_policy_that_lets_nothing_be_started_gives_no_disposable(place: Place) -> None:
+    place.policy = allow("@dispvm:template", autostart=False)
+
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "disp1", B):
+            async def lease(_request: bytes) -> bytes:
+                return admin.event("disp1", "disposable-ready", [("name", "disp1")])
+
+            async with FakeServer(place.folder / "qubesd.sock", lease, end=b"") as qubesd:
+                assert await caller.call("test.Cat", b"x") is None
+                assert qubesd.heard == []
+
+    with_caller(place, work)
+
+
+@pytest.mark.parametrize(("state", "waits"), [("Running", True), ("Halted", False), ("Paused", False)])
+def test_a_target_that_runs_while_its_agent_is_replaced_is_waited_for_and_none_else(place: Place, state: str, waits: bool) -> None:
+    place.policy = allow("other", autostart=False)
+
+    async def work(caller: Caller) -> None:
+        with contextlib.ExitStack() as stack:
+            async def current(request: bytes) -> bytes:
+                assert request.startswith(b"admin.vm.CurrentState+ dom0 name other\0")
+                asyncio.get_running_loop().call_soon(lambda: stack.enter_context(Qube(place.folder, "other", B)))
+                return admin.ok(f"mem=1 mem_static_max=1 cputime=1 power_state={state}".encode())
+
+            async with FakeServer(place.folder / "qubesd.sock", current, end=b""):
+                assert await caller.call("test.Cat", b"x") == (Result(b"x", b"", 0) if waits else None)
+
+    with_caller(place, work)
+
+
+def test_a_target_whose_agent_does_not_come_back_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "AGENT_TIME", 0.0)
+    place.policy = allow("other", autostart=False)
+
+    async def work(caller: Caller) -> None:
+        async def current(_request: bytes) -> bytes:
+            return admin.ok(b"power_state=Running")
+
+        async with FakeServer(place.folder / "qubesd.sock", current, end=b""):
+            assert await caller.call("test.Cat", b"x") is None
+
+    with_caller(place, work)
+    assert place.entries()[0]["outcome"] == "failed: the target runs, but its agent does not answer"
 
 
 def test_a_second_disposable_waits_for_the_firsts_end_and_the_log_says_so(place: Place) -> None:
