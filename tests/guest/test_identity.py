@@ -1,9 +1,11 @@
 """What a guest does to become a qube, in a throw-away system: names, ids, time zone, markers."""
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.guest.inside import inside
@@ -220,3 +222,18 @@ def test_the_address_is_set_on_the_one_link(monkeypatch: pytest.MonkeyPatch, cap
 def test_no_two_snapshots_of_a_qube_are_one_machine() -> None:
     other = "f" * 32
     assert identity.product_uuid(WHO.machine_id) != identity.product_uuid(other) != other
+
+
+def test_the_journal_of_the_snapshot_is_found_under_the_qubes_own_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(identity, "JOURNAL", str(tmp_path))
+    identity.link_journal(WHO.machine_id)                # a system that keeps no journal
+    (tmp_path / identity.NOBODY).mkdir()
+    (tmp_path / "remote").mkdir()
+    for _ in range(2):
+        identity.link_journal(WHO.machine_id)
+    assert os.readlink(tmp_path / WHO.machine_id) == identity.NOBODY
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(identity, "JOURNAL", str(tmp_path / "nowhere"))
+    identity.link_journal(WHO.machine_id)
+    assert "journalctl will find nothing" in capsys.readouterr().err

@@ -173,7 +173,7 @@ def link_journal(machine_id: str) -> None:
     """journald writes on under the id that this guest booted with; journalctl looks under its own. No restart: it costs memory."""
     try:
         folders = [name for name in os.listdir(JOURNAL) if len(name) == len(machine_id) and not os.path.islink(f"{JOURNAL}/{name}")]
-        if folders and machine_id not in folders:
+        if folders and not os.path.lexists(f"{JOURNAL}/{machine_id}"):
             os.symlink(folders[0], f"{JOURNAL}/{machine_id}")
     except OSError as error:
         print(f"journalctl will find nothing: {error}", file=sys.stderr)

@@ -727,6 +727,22 @@ async def silent_target(place: Place) -> AsyncIterator[Qube]:
         yield other
 
 
+def test_a_target_is_asked_as_the_user_that_policy_says(place: Place) -> None:
+    place.policy = allow("other", service="test.Other+x", policy_source="remote").replace(f"user={USER}", "user=somebody")
+
+    async def work(caller: Caller) -> None:
+        with Qube(place.folder, "other", B, scripted=True) as other:
+            control = await other.scripted_control()
+            control.send(qrexec.hello(4))
+            caller.ask("test.Cat")
+            command = b"somebody:QUBESRPC test.Other+x remote\0"
+            await control.until(lambda: command in control.got)
+            assert isinstance(await caller.answer(), qrexec.ServiceConnect)
+
+    with contextlib.suppress(asyncio.CancelledError):
+        with_caller(place, work)
+
+
 async def ended_calls(caller: Caller, count: int) -> None:
     """So many calls that the caller's qube has begun and ended, as far as it is concerned."""
     for number in range(count):
