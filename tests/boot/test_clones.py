@@ -120,7 +120,7 @@ def test_programs_of_the_snapshot_are_executed_anew_where_that_is_on(cloison: Pl
     cloison.ok(["qvm-start", "fresh"])
     before = json.loads(cloison.sh("fresh", probe, user="root"))
     restarted = "while ! journalctl -q -o cat -u systemd-logind | grep -q 'Stopped'; do sleep 5; done"
-    cloison.sh("fresh", f"timeout {LIMIT:.0f} sh -c \"{restarted}\"", user="root")       # the last one of them
+    cloison.sh("fresh", f"timeout {BOOT_LIMIT:.0f} sh -c \"{restarted}\"", user="root")       # the last one of them
     canary, place = json.loads(cloison.sh("fresh", probe, user="root"))
     assert canary != before[0] and place != before[1]
     assert cloison.sh("fresh", "systemctl --failed --no-legend; echo ok") == b"ok\n"
