@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def test_create_and_remove(tmp_path: Path) -> None:
         await life.ok("admin.vm.Remove", "mail")
         assert life.heard == [("", "domain-pre-delete"), ("", "domain-delete")]
         assert await life.fails("admin.vm.Start", "mail") == "QubesVMNotFoundError"
+
+    live(tmp_path, scenario)
+
+
+def test_a_log_goes_with_its_qube_and_with_no_other(tmp_path: Path) -> None:
+    async def scenario(life: Life) -> None:
+        paths = life.app.parts.paths
+        os.makedirs(paths.qube_logs, exist_ok=True)
+        logs = [paths.qube_log("work"), f"{paths.qube_log('work')}.1", paths.qube_log("tpl")]
+        for path in logs:
+            Path(path).touch()
+        await life.ok("admin.vm.Remove", "work")
+        assert [os.path.exists(path) for path in logs] == [False, False, True]
 
     live(tmp_path, scenario)
 
