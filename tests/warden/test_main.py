@@ -565,6 +565,9 @@ def test_a_new_agent_takes_the_qube_up_as_the_qube_that_it_is(place: Place, tmp_
                 while str(number).encode() not in value[qdb.HEADER.size:]:
                     await loop.sock_sendall(program, qdb.encode(qdb.READ, "/vm-config/number"))
                     value = await loop.sock_recv(program, 4096)
+        qubesd.events.clear()
+        place.machines[0].left.set()                     # the new one ends, too, and says nothing
+        assert "agent" in (await qubesd.heard("channels-lost"))["reason"]
         await qubesd.ask("kill")
         await qubesd.heard("stopped")
 
