@@ -259,7 +259,7 @@ def test_an_awaited_conversation(warden: FakeWarden) -> None:
 
 
 def test_signals(warden: FakeWarden) -> None:
-    trap = "trap 'echo got; exit 5' USR1; echo up; while :; do sleep 0.01; done"
+    trap = "trap 'echo got; exit 5' USR1; echo up; sleep 1000 & wait"
     with Program(Connection(), "work", trap) as under_way:
         assert under_way.stdout.readline() == b"up\n"
         with pytest.raises(CallTimeout):

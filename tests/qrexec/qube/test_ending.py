@@ -119,12 +119,12 @@ def test_the_children_of_a_program_that_has_ended_end_too(tmp_path: Path, monkey
 
 
 def test_hang_up_is_sighup_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that tidies has its time. (No FIFO: the end of `sleep` interrupts its opening.)"""
-    monkeypatch.setattr(ending, "GRACE", PATIENCE / 3)
+    """A program that tidies has its time. (`wait`: a shell that is about to fork may lose a trap.)"""
+    monkeypatch.setattr(ending, "GRACE", 5.0)
 
     async def talk(place: Host) -> None:
         done = tmp_path / "done"
-        stream = await place.call(f"trap 'echo tidied > {done}; exit' HUP; echo $$; while :; do sleep 0.01; done")
+        stream = await place.call(f"trap 'echo tidied > {done}; exit' HUP; echo $$; sleep 1000 & wait")
         program = int(await said(stream))
         stream.close()
         await ended(program)
