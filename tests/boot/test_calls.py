@@ -57,6 +57,8 @@ def caller(cloison: Place) -> Iterator[Place]:
     for name in ("caller", "target"):
         cloison.create(name)
     cloison.ok(["qvm-prefs", "caller", "default_dispvm", DVM])
+    for most in ("call-programs-max", "call-programs-each-max"):     # the usual ones are few (decision 46)
+        cloison.ok(["qvm-features", "caller", most, "200"])
     cloison.ok(["qvm-start", "caller"])
     yield cloison
     cloison.remove("caller", "target")
