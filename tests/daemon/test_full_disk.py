@@ -122,6 +122,18 @@ def test_a_start_is_refused_while_next_to_nothing_is_left_and_looked_at_again_be
     asyncio.run(disks.space.check_start("work", ["data"]))
 
 
+def test_starts_at_the_same_time_are_all_refused_and_nothing_is_told_twice(make: Make) -> None:
+    disks = make(data=(1, 100 * GIB, MIB))
+    assert disks.look() == [("data", Level.LAST)]
+
+    async def starts() -> None:
+        results = await asyncio.gather(*(disks.space.check_start("work", ["data"]) for _ in range(3)), return_exceptions=True)
+        assert [type(result) for result in results] == [DiskFull] * 3
+
+    asyncio.run(starts())
+    assert disks.look() == [] and len(disks.space.warnings()) == 1
+
+
 def test_it_is_told_by_an_event_and_in_the_status(tmp_path: Path) -> None:
     async def run() -> None:
         app = await fake_app(str(tmp_path))

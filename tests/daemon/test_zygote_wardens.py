@@ -512,27 +512,39 @@ def test_the_next_qubesd_waits_for_silent_wardens_side_by_side_and_takes_none_fo
     assert os.listdir(paths.qubes) == []
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_silent_warden_whose_queue_is_full_holds_up_nobody(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+def fill_queue(paths: Paths) -> list[socket.socket]:
     """Each qubesd that was killed has left a connection that nobody took."""
-    async def first(_heard: Heard) -> None:
-        await wardens.start(launch)
-        stop(paths, UUID)
-
-    run(wardens, first)
-    path = os.path.join(paths.qubes, f"warden.{UUID}.sock")
     queued: list[socket.socket] = []
     with pytest.raises(BlockingIOError):
         while len(queued) < 1000:
             queued.append(socket.socket(socket.AF_UNIX))
             queued[-1].setblocking(False)
-            queued[-1].connect(path)
+            queued[-1].connect(os.path.join(paths.qubes, f"warden.{UUID}.sock"))
+    return queued
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.usefixtures("impatient")
+def test_a_silent_warden_whose_queue_is_full_holds_up_nobody(
+    wardens: ZygoteWardens, launch: Launch, paths: Paths, *, goes_on: bool,
+) -> None:
+    async def first(_heard: Heard) -> None:
+        await wardens.start(launch)
+        stop(paths, UUID)
+
+    run(wardens, first)
+    queued = fill_queue(paths)
     second = ZygoteWardens(paths, ZYGOTE)
 
     async def take_over() -> None:
         heard = Heard(second)
         assert [(each.uuid, each.unknown, each.xid) for each in await second.adopt()] == [(UUID, True, 1)]
         with pytest.raises(MachineError, match="does not answer"):
+            await second.pause(UUID)
+        if goes_on:
+            go_on(paths, UUID)
+            await heard.until(UUID, "answers")
+            assert second.found(UUID).name == "work"
             await second.pause(UUID)
         async with asyncio.timeout(PATIENCE):
             await second.kill(UUID)

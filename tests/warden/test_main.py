@@ -574,6 +574,33 @@ def test_a_new_agent_takes_the_qube_up_as_the_qube_that_it_is(place: Place, tmp_
     place.run(boot, work)
 
 
+def test_a_new_agent_keeps_no_file_of_the_former_ones(place: Place, tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+    ports: list[socket.socket] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        guest.boot(machine, port)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        log = os.path.join(place.paths.log, "qrexec.log")
+        for number in range(1, 4):
+            reader, writer = await asyncio.open_unix_connection(guest.trigger_socket)
+            writer.write(qrexec.trigger_service4("", "dom0", bytes(32), "test.Refused"))       # no policy daemon: it is logged
+            await reader.read()
+            writer.close()
+            assert Path(log).read_bytes().count(b"\n") == number
+            qubesd.events.clear()
+            await guest.agent_is_replaced(ports[0])
+            await qubesd.heard("channels-back")
+            assert log not in map(os.path.realpath, Path("/proc/self/fd").iterdir())
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(boot, work)
+
+
 def test_calls_that_wait_for_policy_when_the_agent_ends_are_over_and_hold_nothing(place: Place, tmp_path: Path) -> None:
     guest = Guest(tmp_path)
     ports: list[socket.socket] = []

@@ -79,13 +79,9 @@ class Space:
     async def look(self) -> None:
         """Once. A disk that hangs is asked once, and holds up no other."""
         folders = list(dict.fromkeys(self._folders()))
-        for folder in folders:
-            if folder not in self._asking:
-                self._asking[folder] = asyncio.ensure_future(self._in_thread(_ask, folder))
-        await asyncio.wait(self._asking.values(), timeout=TICK)
-        answers = {folder: asked.result() for folder, asked in self._asking.items() if asked.done()}
-        for folder in answers:
-            del self._asking[folder]
+        asking = {folder: self._asking.get(folder) or self._ask(folder) for folder in folders}
+        await asyncio.wait(asking.values(), timeout=TICK)
+        answers = {folder: asked.result() for folder, asked in asking.items() if asked.done()}
         self._devices = {folder: device for folder, (device, _, _) in answers.items() if device}
         for folder in folders:
             device, size, free = answers.get(folder, (0, 0, 0))
@@ -93,6 +89,12 @@ class Space:
                 self._take(folder, device, size, free)
         self._found = {device: found for device, found in self._found.items() if device in self._devices.values()}
         await self._in_thread(self._reserves.keep, list(self._devices))
+
+    def _ask(self, folder: str) -> asyncio.Task[tuple[int, int, int]]:
+        """Whoever looks meanwhile waits for the same answer."""
+        asked = self._asking[folder] = asyncio.ensure_future(self._in_thread(_ask, folder))
+        asked.add_done_callback(lambda _: self._asking.pop(folder, None))
+        return asked
 
     def _first(self, device: int, folders: Iterable[str]) -> str:
         return next(folder for folder in folders if self._devices.get(folder) == device)

@@ -80,8 +80,13 @@ class Link:
                 return None
 
     async def _first_status(self) -> None:
+        """One whose queue was full is called silent by now: it is asked all the same, and its answer says that it isn't."""
+        await self._connected.wait()
         try:
-            await self.ask("status")
+            if self.known is Known.SILENT:
+                self._send("status", {})
+            else:
+                await self.ask("status")
         except MachineError as error:
             log.debug("warden of %s: %s", self.uuid, error)
 

@@ -82,6 +82,7 @@ class Outgoing:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._host.log.close()
 
     def _asked(self, trigger: qrexec.Trigger) -> None:
         if trigger.request_id in self._pending or len(self._pending) >= MAX_PENDING or len(self._tasks) >= MAX_CALLS \
