@@ -79,3 +79,55 @@ def test_memory_of_a_process_and_of_those_below_it() -> None:
         process.wait()
         process.stdout.close()
     assert used_by(process.pid) == 0
+
+
+def test_open_files_are_limited_for_good() -> None:
+    program = """
+import resource
+from cloison.runtime.memory import limit_files
+limit_files(100)
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+limit_files(200)
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    assert run(program) == ["100"] * 4
+
+
+LEADERLESS = """
+import ctypes, sys, threading
+data = bytearray(b"x") * (30 << 20)
+leader = threading.main_thread().native_id
+def watch():
+    while open(f"/proc/self/task/{leader}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        pass
+    print("alone", flush=True)
+    sys.stdin.read()
+threading.Thread(target=watch).start()
+ctypes.CDLL(None).syscall(60, 0)         # exit, of this thread alone
+"""
+
+
+def test_a_process_without_its_first_thread_is_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", LEADERLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"alone\n"
+            assert Path(f"/proc/{process.pid}/statm").read_text().split()[1] == "0"
+            assert used_by(process.pid) >= 30 << 20
+        finally:
+            process.kill()
+
+
+def test_threads_cost_memory_of_the_kernels() -> None:
+    program = """
+import os, threading
+from cloison.runtime.memory import used_by
+before, end = used_by(os.getpid()), threading.Event()
+threads = [threading.Thread(target=end.wait) for _ in range(50)]
+for each in threads:
+    each.start()
+resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+print(used_by(os.getpid()) - resident >= 50 * (32 << 10))
+end.set()
+"""
+    assert run(program) == ["True"]

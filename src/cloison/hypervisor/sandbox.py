@@ -29,6 +29,8 @@ MODULES = "/usr/lib/x86_64-linux-gnu/qemu"
 # Folders of public shared libraries: in the box as a whole, since a mount for each of the hundred that QEMU and its modules may
 # load takes longer than all else together (decision 0043).
 LIBRARIES = ("/usr/lib/x86_64-linux-gnu",)
+# Not bubblewrap's own /dev: with /dev/zero there is memory that no process shows (seccomp.py), with its terminals the kernel's.
+DEVICES = ("/dev/null", "/dev/urandom")
 INSIDE = 1000                   # user and group as the box sees itself
 # Users of boxes on the host: no distribution gives such numbers to anybody, and containers don't either (systemd's UIDS-GIDS).
 FIRST_USER = 1_900_000_000
@@ -72,8 +74,10 @@ def wrap(
         bwrap, "--unshare-all", "--unshare-user", "--uid", str(INSIDE), "--gid", str(INSIDE), "--die-with-parent",
         "--cap-drop", "ALL", "--clearenv", "--hostname", "qube",
         "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin",
-        "--proc", "/proc", "--dev", "/dev",
+        "--proc", "/proc", "--tmpfs", "/dev",
     ]
+    for device in DEVICES:
+        box += ["--dev-bind", device, device]
     folders = [folder for folder in LIBRARIES if any(_merged(lib).startswith(f"{folder}/") for lib in libs)]
     for folder in folders:
         box += ["--ro-bind", folder, folder]

@@ -12,6 +12,7 @@ import resource
 from collections.abc import Iterator
 
 _PAGE = resource.getpagesize()
+_THREAD = 32 << 10          # bytes of the kernel's for each thread
 
 
 def limit_data(most: int) -> None:
@@ -52,15 +53,31 @@ def ends_first(score: int) -> None:
             file.write(str(score))
 
 
+def limit_files(most: int) -> None:
+    """Open files, likewise: a pipe alone holds 64 KiB of the kernel's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def used_by(pid: int) -> int:
     """Bytes that this process and its descendants, in whatever namespace, have in memory; 0 for one that is gone."""
     total, waiting = 0, [pid]
     while waiting:
         each = waiting.pop()
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/{each}/statm", encoding="ascii") as file:
-                total += int(file.read().split()[1]) * _PAGE
-            for task in os.listdir(f"/proc/{each}/task"):
-                with open(f"/proc/{each}/task/{task}/children", encoding="ascii") as file:
+        with contextlib.suppress(OSError):
+            tasks = os.listdir(f"/proc/{each}/task")
+            total += len(tasks) * _THREAD + _resident(each, tasks)
+            for task in tasks:
+                with contextlib.suppress(OSError, ValueError), open(f"/proc/{each}/task/{task}/children", encoding="ascii") as file:
                     waiting += map(int, file.read().split())
     return total
+
+
+def _resident(pid: int, tasks: list[str]) -> int:
+    """By the first thread that lives: one that has ended shows nothing, the first one too, while the others go on."""
+    for task in tasks:
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/task/{task}/statm", encoding="ascii") as file:
+            if pages := int(file.read().split()[1]):
+                return pages * _PAGE
+    return 0

@@ -7,7 +7,10 @@ denies what a device model never needs and what would lead out of the box or rea
 - a child of the box can't ask to outlive it, leave its process group or make namespaces;
 - owner, mode, times and attributes of a file stay, and nobody takes a lease on it: the same file may be another qube's too;
 - no descriptor is made with O_PATH: it would keep a file at hand without counting as open (holders.py);
-- no socket but Unix ones: an empty network namespace does not shut out AF_VSOCK, and others are kernel code that nobody needs;
+- no memory that its process does not show: what is in no page table of its own (a memfd, System V's, what was mapped shared and is
+  no more, pages and descriptors under way in pipes and sockets) is missing where its warden looks (warden/watch.py);
+- no lock on a file: others may have it, and want one;
+- no socket but those it was handed: an empty network namespace does not shut out AF_VSOCK, and each holds megabytes of the kernel's;
 - keys, io_uring, BPF, performance events, other processes' memory: doors into the kernel that a qube has no business at.
 
 Classic BPF for x86-64, written out; any other architecture's system calls end the process.
@@ -22,7 +25,7 @@ from collections.abc import Iterable
 _ARCH = 0xC000003E                  # AUDIT_ARCH_X86_64
 _X32 = 0x40000000                   # system calls from there on are those of the x32 ABI
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
 DENIED: dict[str, tuple[int, ...]] = {
@@ -46,6 +49,10 @@ DENIED: dict[str, tuple[int, ...]] = {
     "times of files": (132, 235, 261, 280),
     # mknod, mknodat, name_to_handle_at, open_by_handle_at
     "nodes and handles": (133, 259, 303, 304),
+    # memfd_create, shmget, shmat, msgget, semget, mq_open, splice, tee, vmsplice, io_setup
+    "memory that no process shows": (319, 29, 30, 68, 64, 240, 275, 276, 278, 206),
+    # flock
+    "locks": (73,),
     # fanotify_init, fanotify_mark, inotify_init, inotify_add_watch, inotify_init1
     "watching files": (300, 301, 253, 254, 294),
     # bpf, perf_event_open, userfaultfd, memfd_secret
@@ -61,10 +68,13 @@ DENIED: dict[str, tuple[int, ...]] = {
 # Whoever tries these has another way, and takes it when the kernel says that they don't exist: io_uring_setup, io_uring_enter,
 # io_uring_register (would open and connect past this filter); clone3, openat2 (their flags are where no filter can look).
 MISSING = (425, 426, 427, 435, 437)
-_SOCKET, _SOCKETPAIR, _AF_UNIX = 41, 53, 1
+SOCKETS = (41, 53)                              # socket, socketpair
 _CLONE, _NEW_NAMESPACES = 56, 0x7E020080        # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _OPEN, _OPENAT, _O_PATH = 2, 257, 0o10000000
-_FCNTL, _FCNTL_DENIED = 72, (1024, 1026)        # F_SETLEASE, F_NOTIFY: to have others wait for a file, to hear of their doings
+# F_SETLEASE, F_NOTIFY: to have others wait for a file, to hear of their doings; F_SETPIPE_SZ; F_SETLK, F_SETLKW, F_OFD_SETLK(W)
+_FCNTL, _FCNTL_DENIED = 72, (1024, 1026, 1031, 6, 7, 37, 38)
+# Memory that is shared and no file's: it stays whole while one page of it is mapped.
+_MMAP, _MAP_KIND, _MAP_SHARED_ANONYMOUS = 9, 0x2F, 0x21
 _PRCTL = 157
 # PR_SET_PDEATHSIG, PR_SET_MM, PR_SET_CHILD_SUBREAPER, PR_SET_PTRACER: to outlive its parent, to look like another, to be traced
 _PRCTL_DENIED = (1, 35, 36, 0x59616D61)
@@ -77,8 +87,9 @@ def program() -> bytes:
         _instruction(_LOAD, _NUMBER), _instruction(_AT_LEAST, _X32, 0, 1), _instruction(_RETURN, _KILL),
         *(_refuse(number, errno.EPERM) for numbers in DENIED.values() for number in numbers),
         *(_refuse(number, errno.ENOSYS) for number in MISSING),
-        _unless_argument(_SOCKET, 0, _AF_UNIX, errno.EAFNOSUPPORT), _unless_argument(_SOCKETPAIR, 0, _AF_UNIX, errno.EAFNOSUPPORT),
+        *(_refuse(number, errno.EAFNOSUPPORT) for number in SOCKETS),
         _if_bits(_CLONE, 0, _NEW_NAMESPACES), _if_bits(_OPEN, 1, _O_PATH), _if_bits(_OPENAT, 2, _O_PATH),
+        _for(_MMAP, 3, [_instruction(_AND, _MAP_KIND), *_equal(_MAP_SHARED_ANONYMOUS)]),
         _if_argument(_FCNTL, 1, _FCNTL_DENIED), _if_argument(_PRCTL, 0, _PRCTL_DENIED), _instruction(_RETURN, _ALLOW),
     ))
 
@@ -106,15 +117,13 @@ def _for(number: int, argument: int, body: Iterable[bytes]) -> bytes:
     return _instruction(_EQUAL, number, 0, len(steps)) + b"".join(steps)
 
 
-def _unless_argument(number: int, argument: int, value: int, error: int) -> bytes:
-    return _for(number, argument, [_instruction(_EQUAL, value, 1, 0), _instruction(_RETURN, _ERRNO | error)])
+def _equal(value: int) -> list[bytes]:
+    """Refuse it when what is loaded is that."""
+    return [_instruction(_EQUAL, value, 0, 1), _instruction(_RETURN, _ERRNO | errno.EPERM)]
 
 
 def _if_argument(number: int, argument: int, values: Iterable[int]) -> bytes:
-    body = []
-    for value in values:
-        body += [_instruction(_EQUAL, value, 0, 1), _instruction(_RETURN, _ERRNO | errno.EPERM)]
-    return _for(number, argument, body)
+    return _for(number, argument, [step for value in values for step in _equal(value)])
 
 
 def _if_bits(number: int, argument: int, bits: int) -> bytes:

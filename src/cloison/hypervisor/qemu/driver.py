@@ -27,13 +27,14 @@ from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.handing import Handed, hand_over
 from cloison.hypervisor.qemu.hotplug import HotPlug
 from cloison.hypervisor.qemu.monitor import Monitor
-from cloison.runtime.memory import ends_first, lift, limit_addresses
+from cloison.runtime.memory import ends_first, lift, limit_addresses, limit_files
 from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
 # Shared RAM stays in its file; and say how saving and loading go.
 CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 PORT_BUFFER = 1 << 20
+OPEN_FILES = 1024           # some sixty are open; each disk, queue and processor more takes a few
 OOM_SCORE = 700             # a QEMU goes before its warden, and both before qubesd
 EXPECTED_WARNING = "is not connected to host network"     # a qube's network card has no wire yet: true, and no failure's cause
 BROKEN = (FULL, "internal-error", "guest-panicked")      # how QEMU stands after it has stopped by itself
@@ -297,6 +298,7 @@ def _confine(memory: int) -> None:
     """Between fork and exec: what holds for the sandbox and QEMU."""
     lift()
     limit_addresses(argv.addresses(memory) << 20)
+    limit_files(OPEN_FILES)
     ends_first(OOM_SCORE)
 
 
