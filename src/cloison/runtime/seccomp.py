@@ -10,7 +10,7 @@ denies what a device model never needs and what would lead out of the box or rea
 - no memory that its process does not show: what is in no page table of its own (a memfd, System V's, what was mapped shared and is
   no more, pages and descriptors under way in pipes and sockets) is missing where its warden looks (warden/watch.py);
 - no lock on a file: others may have it, and want one;
-- no socket but those it was handed: an empty network namespace does not shut out AF_VSOCK, and each holds megabytes of the kernel's;
+- no socket but those it was handed: an empty network namespace does not shut out AF_VSOCK, and each holds the kernel's memory;
 - keys, io_uring, BPF, performance events, other processes' memory: doors into the kernel that a qube has no business at.
 
 Classic BPF for x86-64, written out; any other architecture's system calls end the process.
