@@ -118,16 +118,31 @@ def test_a_process_without_its_first_thread_is_seen() -> None:
             process.kill()
 
 
-def test_threads_cost_memory_of_the_kernels() -> None:
+def test_processes_of_a_user_are_limited_for_good() -> None:
     program = """
+import resource
+from cloison.runtime.memory import limit_tasks
+limit_tasks(100)
+print(*resource.getrlimit(resource.RLIMIT_NPROC))
+limit_tasks(200)
+print(*resource.getrlimit(resource.RLIMIT_NPROC))
+"""
+    assert run(program) == ["100"] * 4
+
+
+@pytest.mark.parametrize(("threads", "most", "each"), [(50, 512, 32 << 10), (50, 40, 1 << 20)])
+def test_threads_cost_memory_of_the_kernels_and_too_many_more(threads: int, most: int, each: int) -> None:
+    program = f"""
 import os, threading
-from cloison.runtime.memory import used_by
-before, end = used_by(os.getpid()), threading.Event()
-threads = [threading.Thread(target=end.wait) for _ in range(50)]
+from cloison.runtime import memory
+memory.MAX_THREADS = {most}
+end = threading.Event()
+threads = [threading.Thread(target=end.wait) for _ in range({threads})]
 for each in threads:
     each.start()
 resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-print(used_by(os.getpid()) - resident >= 50 * (32 << 10))
+found = memory.used_by(os.getpid()) - resident
+print({threads * each} <= found < {threads * each} + (5 << 20))
 end.set()
 """
     assert run(program) == ["True"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 _PAGE = resource.getpagesize()
 _THREAD = 32 << 10          # bytes of the kernel's for each thread
+MAX_THREADS = 512           # of a process; with more, each counts as a MiB: the host's process ids are few, and not memory
 
 
 def limit_data(most: int) -> None:
@@ -60,6 +61,13 @@ def limit_files(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def limit_tasks(most: int) -> None:
+    """Processes and threads of this process's user, likewise: only for a user who has no others."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
 def used_by(pid: int) -> int:
     """Bytes that this process and its descendants, in whatever namespace, have in memory; 0 for one that is gone."""
     total, waiting = 0, [pid]
@@ -67,7 +75,7 @@ def used_by(pid: int) -> int:
         each = waiting.pop()
         with contextlib.suppress(OSError):
             tasks = os.listdir(f"/proc/{each}/task")
-            total += len(tasks) * _THREAD + _resident(each, tasks)
+            total += len(tasks) * (_THREAD if len(tasks) <= MAX_THREADS else 1 << 20) + _resident(each, tasks)
             for task in tasks:
                 with contextlib.suppress(OSError, ValueError), open(f"/proc/{each}/task/{task}/children", encoding="ascii") as file:
                     waiting += map(int, file.read().split())

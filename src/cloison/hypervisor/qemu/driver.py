@@ -27,7 +27,7 @@ from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.handing import Handed, hand_over
 from cloison.hypervisor.qemu.hotplug import HotPlug
 from cloison.hypervisor.qemu.monitor import Monitor
-from cloison.runtime.memory import ends_first, lift, limit_addresses, limit_files
+from cloison.runtime.memory import ends_first, lift, limit_addresses, limit_files, limit_tasks
 from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
@@ -35,6 +35,7 @@ QEMU = "qemu-system-x86_64"
 CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 PORT_BUFFER = 1 << 20
 OPEN_FILES = 1024           # some sixty are open; each disk, queue and processor more takes a few
+TASKS = 1024                # a thread for each processor, 64 for disks, a few more
 OOM_SCORE = 700             # a QEMU goes before its warden, and both before qubesd
 EXPECTED_WARNING = "is not connected to host network"     # a qube's network card has no wire yet: true, and no failure's cause
 BROKEN = (FULL, "internal-error", "guest-panicked")      # how QEMU stands after it has stopped by itself
@@ -299,6 +300,8 @@ def _confine(memory: int) -> None:
     lift()
     limit_addresses(argv.addresses(memory) << 20)
     limit_files(OPEN_FILES)
+    if os.getuid() >= sandbox.FIRST_USER:
+        limit_tasks(TASKS)                     # of a user of its own; another's watch.py counts
     ends_first(OOM_SCORE)
 
 
