@@ -245,7 +245,7 @@ class FakeWarden:
 
         send(wire.hello(wire.VERSION))
         feeder = threading.Thread(target=self._feed, args=(channel, process), daemon=True)
-        watcher = threading.Thread(target=self._await_hangup, args=(channel, process), daemon=True)
+        watcher = threading.Thread(target=self._await_hangup, args=(channel, process, feeder), daemon=True)
         readers = [
             threading.Thread(target=forward, args=(wire.STDOUT, process.stdout.fileno()), daemon=True),
             threading.Thread(target=forward, args=(wire.STDERR, process.stderr.fileno()), daemon=True),
@@ -274,7 +274,7 @@ class FakeWarden:
         decoder = wire.Decoder(wire.FROM_CALLER)
         stdin = process.stdin
         assert stdin is not None
-        with stdin:
+        with suppress(OSError), stdin:      # it may be closed at the other end with something still to be written
             try:
                 while data := channel.recv(1 << 17):
                     decoder.feed(data)
@@ -290,11 +290,12 @@ class FakeWarden:
             except (OSError, ValueError):    # the program reads no more, or the caller has gone
                 pass
 
-    def _await_hangup(self, channel: socket.socket, process: subprocess.Popen[bytes]) -> None:
-        """The caller's ends the program's group (`cloison.qrexec.ending`), ours ends this."""
+    def _await_hangup(self, channel: socket.socket, process: subprocess.Popen[bytes], feeder: threading.Thread) -> None:
+        """The caller's ends the program's group (`cloison.qrexec.ending`), ours ends this. What it sent before comes first."""
         hangup = select.poll()
         hangup.register(channel, 0)
         hangup.poll()
+        feeder.join(1)                   # it may be stuck, with a program that reads nothing
         self._signal(process, signal.SIGHUP)
 
 

@@ -31,7 +31,7 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 
 
 def state(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    monkeypatch.setattr(agent_wait, "_state", lambda _paths, _qube: said)
+    monkeypatch.setattr(agent_wait, "state", lambda _paths, _qube: said)
 
 
 def test_a_qube_that_runs_is_waited_for(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,14 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeWarden
 from tests.patience import PATIENCE
 
-from cloison.client import aio, ends, words
+from cloison.client import agent_wait, aio, ends, words
 from cloison.client import run as sync
 from cloison.client.connection import Connection
 from cloison.client.ends import Queue, Source, Tail, Whole
@@ -32,6 +32,7 @@ from cloison.client.program import Program
 from cloison.client.run import Completed
 from cloison.errors import BadValue, CloisonError, QubeNotRunning
 from cloison.qrexec import vmexec
+from cloison.runtime.paths import Paths
 from cloison.wire import qrexec as wire
 
 Run = Callable[..., Completed]
@@ -156,6 +157,35 @@ def test_status_and_check(run: Run) -> None:
         run("work", "echo out; echo 'no such\033[2J' >&2; exit 4", check=True)
     assert (error.value.status, error.value.untrusted_stdout) == (4, b"out\n")
     assert str(error.value) == "the program in work ended with status 4; it said: no such_[2J"
+
+
+@pytest.fixture
+def agent_away(warden: FakeWarden, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The qube runs, and its agent has just ended. The next one is there when `there` is in the list and qubesd is asked."""
+    path = Path(Paths.from_environment().qubes, "qrexec.work")
+    away = path.rename(path.with_suffix(".away"))
+    wanted: list[str] = []
+
+    def state(_paths: Paths, _qube: str) -> str:
+        if wanted:
+            away.rename(path)
+        return "Running"
+
+    monkeypatch.setattr(agent_wait, "state", state)
+    yield wanted
+    if away.exists():
+        away.rename(path)
+
+
+def test_a_new_agent_is_waited_for(run: Run, agent_away: list[str]) -> None:
+    agent_away.append("there")
+    assert run("work", "echo there") == (0, b"there\n", b"")
+
+
+@pytest.mark.usefixtures("agent_away")
+def test_a_new_agent_is_waited_for_no_longer_than_the_caller_says(run: Run) -> None:
+    with pytest.raises(CallTimeout):
+        run("work", "true", timeout=0.2)
 
 
 def test_who_is_not_there(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""A warm image in the making whose machine stops by itself: an error at once that says why, and nothing is left."""
+"""A warm image in the making: what is said when it is made, and why it isn't when its machine stops by itself."""
 from __future__ import annotations
 
 import asyncio
@@ -6,39 +6,87 @@ import dataclasses
 import os
 import socket
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.runtime.ports import Side
 from tests.warden.test_main import Place
 
 from cloison.hypervisor.base import MachineSpec
 from cloison.hypervisor.fake import FakeMachine
+from cloison.hypervisor.qemu import warm
 from cloison.warden import maker
+from cloison.wire import agent
+from cloison.wire.mux import GUEST
 from cloison.wire.warden import Kernel, Lines
+
+Boot = Callable[[FakeMachine, socket.socket], None]
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """With a kernel, so that an image has a name."""
+    with tempfile.TemporaryDirectory(prefix="cloison-") as folder:
+        place = Place(Path(folder))
+        parts = [str(Path(folder, name)) for name in ("vmlinuz", "initramfs", "modules")]
+        for part in parts:
+            Path(part).write_bytes(bytes(512))
+        place.launch = dataclasses.replace(place.launch, kernel=Kernel("6.1", *parts))
+        yield place
+
+
+def said_by_maker(place: Place, boot: Boot) -> list[dict[str, object]]:
+    async def run() -> list[dict[str, object]]:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            async with asyncio.timeout(30):
+                await maker.make(place.paths, place.launch, theirs, lambda spec: machine(spec, boot))
+            return Lines().feed(ours.recv(65536))
+
+    def machine(spec: MachineSpec, boot: Boot) -> FakeMachine:
+        place.machines.append(FakeMachine(spec, boot))
+        return place.machines[-1]
+
+    return asyncio.run(run())
+
+
+class Ready(Side):
+    """A guest that is nobody, and gets ready when it is told to."""
+
+    def _control(self, message: bytes) -> None:
+        super()._control(message)
+        self.port.control(agent.report({"ping": "pong", "seal": "sealed"}[agent.parse_order(message)[0]]))
+
+
+def test_an_image_is_made_and_its_folder_is_said(place: Place) -> None:
+    guests: list[Ready] = []
+    said = said_by_maker(place, lambda _machine, port: guests.append(Ready(port, GUEST)))
+    made = said[-1]["made"]
+    assert made == warm.folder(place.paths.warm, warm.key(place.launch)) and made is not None
+    assert [each["progress"] for each in said[:-1]] == ["booting", "settling", "saving"]
+    assert len(os.listdir(place.paths.warm)) == 1 and os.listdir(place.paths.qubes) == []
+    warm.check(str(made))
+    assert place.machines[0].spec.ram_shared and os.path.getsize(os.path.join(str(made), warm.RAM)) == place.launch.memory << 20
+
+
+def test_a_guest_that_says_something_else_gives_no_image(place: Place) -> None:
+    class Contrary(Side):
+        def _control(self, message: bytes) -> None:
+            super()._control(message)
+            self.port.control(agent.report("halting"))
+
+    guests: list[Contrary] = []
+    said = said_by_maker(place, lambda _machine, port: guests.append(Contrary(port, GUEST)))
+    assert "said 'halting' instead of 'pong'" in str(said[-1]["error"])
+    assert os.listdir(place.paths.warm) == []
 
 
 @pytest.mark.parametrize(("why", "sentence"), [
     ("io-error", "no warm image was made: {warm} is full"),
     ("internal-error", "no warm image was made: its machine stopped: internal-error"),
 ])
-def test_a_machine_that_stops_by_itself(why: str, sentence: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="cloison-") as folder:
-        place = Place(Path(folder))
-        parts = [str(Path(folder, name)) for name in ("vmlinuz", "initramfs", "modules")]
-        for part in parts:
-            Path(part).write_bytes(bytes(512))
-        launch = dataclasses.replace(place.launch, kernel=Kernel("6.1", *parts))
-
-        async def run() -> list[dict[str, object]]:
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                def machine(spec: MachineSpec) -> FakeMachine:
-                    return FakeMachine(spec, lambda each, _port: each.write(why))
-
-                async with asyncio.timeout(30):
-                    await maker.make(place.paths, launch, theirs, machine)
-                return Lines().feed(ours.recv(65536))
-
-        said = asyncio.run(run())
-        assert said[-1] == {"error": sentence.format(warm=place.paths.warm)}
-        assert os.listdir(place.paths.warm) == []
+def test_a_machine_that_stops_by_itself(place: Place, why: str, sentence: str) -> None:
+    said = said_by_maker(place, lambda machine, _port: machine.write(why))
+    assert said[-1] == {"error": sentence.format(warm=place.paths.warm)}
+    assert os.listdir(place.paths.warm) == []

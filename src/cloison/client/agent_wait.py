@@ -24,24 +24,36 @@ class AgentSilent(QrexecError):
     hint = "Restart it: qvm-shutdown --wait, or qvm-kill if that doesn't help; then qvm-start."
 
 
-def when_there(paths: Paths, qube: str, attempt: Callable[[], Made]) -> Made:
+class Patience:
+    """One caller's. `seconds`: it waits no longer than that."""
+
+    def __init__(self, qube: str, seconds: float | None = None) -> None:
+        self._qube = qube
+        self._seconds = AGENT_TIME if seconds is None else min(AGENT_TIME, seconds)
+        self._end = 0.0
+
+    def check(self, state: str, error: QubeNotRunning) -> None:
+        """Nobody listens for a qube in that state. Returns if somebody may soon; raises QubeNotRunning, AgentSilent."""
+        if state != "Running":
+            more = f": it is {state.lower()}" if state not in ("", "Halted") else ""
+            raise QubeNotRunning(f"{self._qube} does not run{more}") from error
+        self._end = self._end or time.monotonic() + self._seconds
+        if time.monotonic() > self._end:
+            raise AgentSilent(f"{self._qube} runs, but its agent has not answered for {self._seconds:.0f} s") from error
+
+
+def when_there(paths: Paths, qube: str, attempt: Callable[[], Made], seconds: float | None = None) -> Made:
     """What `attempt` gives as soon as it finds the qube's daemon. Raises QubeNotRunning, AgentSilent, and what else it raises."""
-    end = 0.0
+    patience = Patience(qube, seconds)
     while True:
         try:
             return attempt()
         except QubeNotRunning as error:
-            state = _state(paths, qube)
-            if state != "Running":
-                more = f": it is {state.lower()}" if state not in ("", "Halted") else ""
-                raise QubeNotRunning(f"{qube} does not run{more}") from error
-            end = end or time.monotonic() + AGENT_TIME
-            if time.monotonic() > end:
-                raise AgentSilent(f"{qube} runs, but its agent has not answered for {AGENT_TIME:.0f} s") from error
+            patience.check(state(paths, qube), error)
         time.sleep(RETRY)
 
 
-def _state(paths: Paths, qube: str) -> str:
+def state(paths: Paths, qube: str) -> str:
     """As qubesd says it; empty if it says nothing."""
     from cloison.client.connection import Connection
     from cloison.client.domains import list_qubes

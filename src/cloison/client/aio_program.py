@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
-from cloison.client import qrexec, words
+from cloison.client import agent_wait, qrexec, words
 from cloison.client.connection import Connection as Blocking
 from cloison.client.ends import Queue
 from cloison.client.failures import CallTimeout, QrexecError, qube_name
 from cloison.client.program import CHUNK, Core, Order, Wish, stream, streams
 from cloison.client.qrexec import Call, Request
 from cloison.client.words import Command
+from cloison.errors import QubeNotRunning
 
 T = TypeVar("T")
 _NOTHING: Mapping[str, str] = {}
@@ -105,7 +106,7 @@ class Driver(Core):
 async def _call(connection: Blocking, order: Order) -> Call:
     """Asked for and accepted."""
     loop = asyncio.get_running_loop()
-    request = Request(connection.paths, order.qube, order.line, order.ends)
+    request = await _asked(connection, order)
     try:
         with request.sock as sock:
             sock.setblocking(False)
@@ -119,6 +120,17 @@ async def _call(connection: Blocking, order: Order) -> Call:
         request.abandon()
         raise
     return request.call
+
+
+async def _asked(connection: Blocking, order: Order) -> Request:
+    """As `when_there`, which keeps to one thread."""
+    patience = agent_wait.Patience(order.qube)
+    while True:
+        try:
+            return Request(connection.paths, order.qube, order.line, order.ends)
+        except QubeNotRunning as error:
+            patience.check(await asyncio.to_thread(agent_wait.state, connection.paths, order.qube), error)
+        await asyncio.sleep(agent_wait.RETRY)
 
 
 @contextlib.asynccontextmanager

@@ -162,8 +162,10 @@ class Driver(Core):
 
     def __init__(self, connection: Connection, order: Order, deadline: float | None = None) -> None:
         """Raises QubeNotRunning, QrexecError, BadCommand."""
-        left = qrexec.ANSWER_TIME if deadline is None else max(0.001, min(qrexec.ANSWER_TIME, deadline - time.monotonic()))
-        super().__init__(order, qrexec.start(connection.paths, order.qube, order.line, order.ends, answer_time=left))
+        left = None if deadline is None else max(0.001, deadline - time.monotonic())
+        answer = qrexec.ANSWER_TIME if left is None else min(qrexec.ANSWER_TIME, left)
+        super().__init__(order, qrexec.start(
+            connection.paths, order.qube, order.line, order.ends, answer_time=answer, agent_time=left))
         self._poller = qrexec.Poller()
 
     def __enter__(self) -> Self:

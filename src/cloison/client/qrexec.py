@@ -301,14 +301,14 @@ def not_taken(qube: str, error: OSError | PeerError) -> QrexecError:
 
 def start(
     paths: Paths, qube: str, command: str, ends: Ends, prefix: bytes = b"", *, only_start: bool = False,
-    answer_time: float = ANSWER_TIME,
+    answer_time: float = ANSWER_TIME, agent_time: float | None = None,
 ) -> Call:
     """Begin a call to a running qube; one whose agent is being replaced is waited for. Raises as `Request`, AgentSilent, and
     QrexecError if it is refused.
 
-    `only_start`: the call ends when the program has been started, with status 0.
+    `only_start`: the call ends when the program has been started, with status 0. `agent_time`: seconds that a new agent may take.
     """
-    request = when_there(paths, qube, lambda: Request(paths, qube, command, ends, prefix, only_start=only_start))
+    request = when_there(paths, qube, lambda: Request(paths, qube, command, ends, prefix, only_start=only_start), agent_time)
     try:
         with request.sock as sock:
             sock.settimeout(answer_time)

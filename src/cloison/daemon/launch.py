@@ -7,11 +7,12 @@ from cloison.model import addresses, features, firewall
 from cloison.model.domains import Qube
 from cloison.model.properties import to_text
 from cloison.plan import fitting
+from cloison.qrexec.host.budget import DISPOSABLES
+from cloison.qrexec.host.programs import MOST, MOST_EACH
 from cloison.wire.warden import DiskSource, Kernel, Launch
 
 START_TIMEOUT = 300         # s: a cold start of a busy host without KVM takes 85 s
 MOST_AT_ONCE = 256                       # of anything that a qube's calls may have at once, whoever says how many
-DISPOSABLES, PROGRAMS, PROGRAMS_EACH = 16, 16, 4     # where nobody says
 MEMORY_EACH = 512                        # MiB that a disposable is taken for where nobody says how many
 ROLES = ("root", "private", "volatile", "modules")
 
@@ -36,8 +37,8 @@ def build(qube: Qube, facts: Facts) -> Launch:
         kernel=facts.kernel, kernelopts=_kernelopts(qube), warm=facts.warm, accelerator=facts.accelerator,
         identity=identity(qube, facts),
         default_user=qube.get("default_user"), start_timeout=fitting.start_timeout(START_TIMEOUT, qube.get("qrexec_timeout")),
-        debug=qube.get("debug"), disposables=_disposables(qube), programs=_said(qube, features.CALL_PROGRAMS, PROGRAMS),
-        programs_each=_said(qube, features.CALL_PROGRAMS_EACH, PROGRAMS_EACH),
+        debug=qube.get("debug"), disposables=_disposables(qube), programs=_said(qube, features.CALL_PROGRAMS, MOST),
+        programs_each=_said(qube, features.CALL_PROGRAMS_EACH, MOST_EACH),
     )
 
 
