@@ -29,7 +29,7 @@ _PLAIN, _LUKS = 0, 2                # how the clusters are encrypted
 _LUKS_AT = 4 * CLUSTER
 _EXTENSION = struct.Struct(">II QQ")    # after the header: kind, bytes of what follows, place and length of the LUKS header
 _LUKS_EXTENSION = 0x0537BE77
-DAMAGED = "qvm-clone makes a qube of what its last whole stop has kept; qvm-remove removes this one."
+HELP = "qvm-clone makes a qube of what its last whole stop has kept"         # in the text: a hint of ours stays in qubesd
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,23 @@ def checked_header(fd: int) -> int:
     These hundred bytes are QEMU's, not the guest's; a guest that broke out of its QEMU could have written them, and an
     image that names other files must never get further (QSB-021). Raises PoolError.
     """
-    what, hint = "damaged disk image", DAMAGED
     data = os.pread(fd, _HEADER.size, 0)
     if len(data) < _HEADER.size or data[:4] != MAGIC:
-        raise PoolError(what, "it has no qcow2 header", hint)
+        raise _damaged("it has no qcow2 header")
     size: int
     (_, version, backing, backing_length, cluster_bits, size, crypt, _, _, _, _, snapshots, _,
      incompatible, _, _, _, _) = _HEADER.unpack(data)
     if version != 3 or cluster_bits != 16:
-        raise PoolError(what, "it is a qcow2 of another kind than Cloison makes", hint)
+        raise _damaged("it is a qcow2 of another kind than Cloison makes")
     if backing or backing_length or crypt or snapshots or incompatible & ~_DIRTY_BIT:
-        raise PoolError(what, "its qcow2 header refers to what Cloison never puts there, or QEMU marked it corrupt", hint)
+        raise _damaged("its qcow2 header refers to what Cloison never puts there, or QEMU marked it corrupt")
     if not 1 <= size <= MAX_SIZE:
-        raise PoolError(what, f"its header claims {size} bytes", hint)
+        raise _damaged(f"its header claims {size} bytes")
     return size
+
+
+def _damaged(why: str) -> PoolError:
+    return PoolError("damaged disk image", f"{why}; {HELP}")
 
 
 def grow(fd: int, size: int) -> None:
