@@ -423,6 +423,9 @@ def test_a_qube_that_waits_is_told_of_by_who_lists_and_by_who_waits_for_it(
     assert capsys.readouterr().err == "qvm-ls: work waits for disk space\nqvm-ls: other does not answer\n"
     assert run("qvm-ls", "--raw-list") == 0
     assert capsys.readouterr().err == "", "scripts read names only"
+    qubesd.qubes["work"]["state"] = "Running"
+    assert run("qvm-ls") == 0
+    assert "qvm-ls: work waits" in capsys.readouterr().err, "one that runs may lack something as well"
     connection, told = Connection(), list[str]()
     for _ in range(2):
         told[:] = tool.tell_problems("qvm-run", connection, ["work"], told)
@@ -431,6 +434,21 @@ def test_a_qube_that_waits_is_told_of_by_who_lists_and_by_who_waits_for_it(
     assert tool.tell_problems("qvm-run", connection, ["work"], told) == []
     qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(b"no json")
     assert tool.tell_problems("qvm-run", connection) == []
+
+
+@pytest.mark.parametrize("words", [["qvm-start", "work"], ["qvm-run", "-p", "work", "true"]])
+def test_a_qube_that_runs_without_its_private_volume_is_told_of_by_who_starts_it(
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], words: list[str],
+) -> None:
+    problems = {"work": "work says: what is written to its home is lost", "other": "other does not answer"}
+    qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(json.dumps({"problems": problems}).encode())
+    qubesd.qubes["work"]["state"] = "Halted"
+    run(*words)
+    said = capsys.readouterr().err
+    assert f"{words[0]}: work says: what is written to its home is lost\n" in said and "other" not in said
+    qubesd.qubes["work"]["state"] = "Halted"
+    run(words[0], "-q", *words[1:])
+    assert "is lost" not in capsys.readouterr().err
 
 
 def test_a_disk_that_is_nearly_full_is_told_of_at_a_start_and_in_the_status(

@@ -311,7 +311,7 @@ def test_lesson_38_the_next_daemon_asks_the_wardens(tmp_path: Path) -> None:
         again = App(fake_parts(str(tmp_path), wardens=FakeWardens(folder)))
         await bring_up(again)
         second = Scene(again)
-        assert again.system.qube("work").note == "it says: no home"
+        assert again.system.qube("work").note == "work says: no home"
         assert "_frontend-dev='xvdi' _read-only='yes'" in await second.call("Attached")
         block = Block("xvdj", second.uuid("usb"), "sdb", read_only=False)
         for _ in range(2):            # asked for by the daemon that was killed; told twice, it is one

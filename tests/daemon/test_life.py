@@ -449,7 +449,7 @@ def test_what_a_qube_says_of_itself_is_told_while_it_runs(tmp_path: Path) -> Non
     async def scenario(life: Life) -> None:
         life.wardens.notes["work"] = "the private volume can't be mounted"
         await life.ok("admin.vm.Start", "work")
-        assert problem(life) == "it says: the private volume can't be mounted"
+        assert problem(life) == "work says: the private volume can't be mounted"
         assert (await life.app.status())["problems"] == {"work": problem(life)}
         await life.ok("admin.vm.Kill", "work")
         assert problem(life) == ""

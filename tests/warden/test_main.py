@@ -144,7 +144,11 @@ def test_from_start_to_shutdown(place: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("problems", [[], ["no /rw\nat all", "and no \x1b[31mhome"]])
-def test_what_the_agent_says_is_wrong_is_passed_on(place: Place, tmp_path: Path, problems: list[str]) -> None:
+def test_what_the_agent_says_is_wrong_is_passed_on_and_logged(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problems: list[str],
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(main, "say", logged.append)
     guest = Guest(tmp_path)
     guest.problems = problems
     said = "no /rw_at all; and no _[31mhome" if problems else ""
@@ -155,6 +159,7 @@ def test_what_the_agent_says_is_wrong_is_passed_on(place: Place, tmp_path: Path,
         await qubesd.ask("kill")
 
     place.run(guest.boot, work)
+    assert [line for line in logged if "says" in line] == ([f"work says: {said}"] if said else [])
 
 
 def test_identities_of_two_starts_differ_but_for_the_machine_id(place: Place, tmp_path: Path) -> None:
@@ -222,7 +227,11 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def test_a_full_disk_is_told_and_the_machine_goes_on_when_there_is_space(place: Place, disk: Disk, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_machine_goes_on_when_there_is_space(
+    place: Place, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(main, "say", logged.append)
     guest = Guest(tmp_path)
 
     async def work(qubesd: Qubesd) -> None:
@@ -242,6 +251,7 @@ def test_a_full_disk_is_told_and_the_machine_goes_on_when_there_is_space(place: 
         await qubesd.heard("stopped")
 
     place.run(guest.boot, work)
+    assert [line.split(":")[0] for line in logged if "disk space" in line] == ["work waits for disk space", "work goes on"]
 
 
 def test_paused_while_it_waits_for_space_it_stays_paused(place: Place, disk: Disk, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ LINES = 200
 class NoLog(CloisonError):
     """There is no such log."""
 
-    hint = "cloison log, without a name, lists the logs that there are. A log is removed together with its qube."
+    hint = "cloison log, without a name, lists the logs that there are. A qube has one from its first start to its removal."
 
 
 def add_parsers(subparsers: Any) -> None:

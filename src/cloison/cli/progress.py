@@ -12,7 +12,7 @@ PATIENCE = 2.0                           # seconds of silence; a warm start take
 _STEP = 0.5
 _COLD = ("TemplateVM", "StandaloneVM")   # classes without warm images
 _BOOTS = "{}: it boots."
-_WARM = "{}: it boots once for a warm image.\nA change of its template, memory, vcpus, kernel or kernelopts makes a new one."
+_WARM = "{}: it boots, if it has no warm image yet.\nA change of its template, memory, vcpus, kernel or kernelopts makes a new one."
 
 
 def wait(call: Pending | Stream, what: str, *, klass: str = "", quiet: bool = False) -> None:

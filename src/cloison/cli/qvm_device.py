@@ -5,6 +5,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from cloison.begin import FAILED
 from cloison.cli import tool
 from cloison.cli.qvm_create import pair_of
 from cloison.client import devices
@@ -22,10 +23,10 @@ _REQUIRABLE = ("pci", "block")
 _HINT = "{done}. To {verb} you can now restart domain or run: \n{commands}"
 
 
-class NoBackend(CloisonError):
+class NoBackend(tool.NoSuchQube):
     """The device's qube is none."""
 
-    hint = "qvm-ls lists the qubes."
+    exit_status = FAILED
 
 
 def parser(prog: str = PROG) -> tool.Parser:

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
         lines = [tool.table([[name.upper().replace("_", "-") for name in names], *_sorted(args, names, cells)])]
     if lines:
         tool.say("\n".join(lines))
-    if not args.raw_data and any(qube.state not in ("Running", "Halted") for qube in shown):
+    if not args.raw_data and any(qube.state != "Halted" and qube.klass != "AdminVM" for qube in shown):
         tool.tell_problems(PROG, connection)
     return 0
 

@@ -199,6 +199,8 @@ def _make_ready(connection: Connection, qube: Qube, *, autostart: bool, quiet: b
     call = connection.begin(qube.name, "admin.vm.Unpause" if qube.state == "Paused" else "admin.vm.Start")
     progress.wait(call, f"starting {qube.name}", klass=qube.klass, quiet=quiet)
     call.result()
+    if not quiet:
+        tool.tell_problems(PROG, connection, [qube.name])      # it may run without its private volume: what is written is lost
     return True
 
 

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
 
 def _start(args: argparse.Namespace, connection: Connection, qubes: Sequence[Qube]) -> int:
     """All at once. The last failure's exit status, 0 if there was none."""
-    status = 0
+    status, started = 0, []
     with contextlib.ExitStack() as stack:
         ready = []
         for qube in qubes:
@@ -72,8 +72,11 @@ def _start(args: argparse.Namespace, connection: Connection, qubes: Sequence[Qub
             progress.wait(call, f"starting {qube.name}", klass=qube.klass, quiet=tool.verbosity(args) < 1)
             try:
                 call.result()
+                started.append(qube.name)
             except CloisonError as error:
                 status = tool.report(PROG, error, f"starting qube failed: {qube.name}")
+        if started and tool.verbosity(args) > 0:
+            tool.tell_problems(PROG, connection, started)
     return status
 
 

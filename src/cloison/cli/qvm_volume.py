@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
+from cloison.begin import FAILED
 from cloison.cli import tool
 from cloison.client.connection import Connection
 from cloison.client.domains import DOM0, key_values, lines, list_qubes, volume_info, volumes
@@ -27,10 +28,10 @@ _UNITS: dict[str, int] = {"": 1} | {
 MAX_DIGITS = 19                          # of a number in the Admin API
 
 
-class NoQubeOfVolume(CloisonError):
+class NoQubeOfVolume(tool.NoSuchQube):
     """The volume's qube is none; exit status 1, as with Qubes OS's tool."""
 
-    hint = "qvm-ls lists the qubes."
+    exit_status = FAILED
 
 
 class Listed(NamedTuple):

@@ -131,7 +131,7 @@ class Machines:
 
     def _note(self, qube: Qube, untrusted: str) -> None:
         """What a qube says of itself at its start, for a person who asks how it is. Bounded and printable; its word, not ours."""
-        qube.note = f"it says: {untrusted}" if untrusted else ""
+        qube.note = f"{qube.name} says: {untrusted}" if untrusted else ""
         if untrusted:
             log.warning("%s says: %s", qube.name, untrusted)
 

@@ -132,6 +132,8 @@ class Warden:
         self._state = "running"
         self._control.event({"event": "running", "start": self._kind(), "pid": self._machine.pid, "note": self._note})
         say(f"{self._launch.name}: running, {self._kind()} start, {self._launch.memory} MiB")
+        if self._note:
+            say(f"{self._launch.name} says: {self._note}")
         self._watching = self._loop.create_task(self._watch_agent(self._machine))
 
     async def _watch_memory(self, machine: Machine) -> None:
@@ -167,9 +169,11 @@ class Warden:
             self._kill()                 # `_until_reported` says why
         elif where:
             self._control.event({"event": "space-wanted", "where": where})
+            say(f"{self._launch.name} waits for disk space: {no_space(where)}")
         else:
             self._set_clock()
             self._control.event({"event": "space-back", "state": self._state})
+            say(f"{self._launch.name} goes on: there is disk space again")
 
     def _set_clock(self) -> None:
         if self._port is not None:
