@@ -991,6 +991,27 @@ def test_somebody_else_may_answer_a_request_once(place: Place) -> None:
         with_caller(place, work)
 
 
+def test_a_verdict_after_somebody_elses_answer_begins_nothing_and_the_call_is_over(place: Place) -> None:
+    decided = asyncio.Event()
+
+    async def later(_request: bytes) -> bytes:
+        await decided.wait()
+        return allow("dom0").encode()
+
+    place.server = FakeServer(place.folder / "policy.sock", later, end=b"\n\n")
+
+    async def work(caller: Caller) -> None:
+        caller.ask("test.Cat")
+        await place.server.until(lambda: bool(place.server.heard))
+        with caller.qube.answering(qrexec.request_id("SOCKET9")) as answering:
+            assert await answering.request() == qrexec.Allocated(qrexec.SERVICE_CONNECT, A, 513)
+            decided.set()
+            await place.logged.until(lambda: bool(place.entries()))
+        assert place.entries()[0]["outcome"] == "ended"
+
+    with_caller(place, work)
+
+
 def test_an_agent_that_comes_back_is_not_answered_for_what_the_former_asked(place: Place) -> None:
     decided = asyncio.Event()
 
