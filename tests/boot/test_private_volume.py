@@ -35,6 +35,10 @@ def test_zeros_are_formatted_and_damage_is_done_without_and_said(cloison: Place,
     import_private(cloison, tmp_path, b"no file system" * 100000)
     assert cloison.sh("work", "findmnt -no FSTYPE /rw || echo none; id -un") == b"none\nuser\n"
     assert "qvm-volume revert work:private" in problem(cloison)
+    cloison.kill("work")
+    cloison.ok(["qvm-volume", "revert", "work:private"])
+    assert cloison.sh("work", "cat ~/note") == b"kept\n"
+    assert problem(cloison) == ""
     cloison.remove("work")
 
 

@@ -154,6 +154,60 @@ class PoolContract:
         pool.stop(DATA)
         assert pool.commit_id(DATA) == before
 
+    def test_a_session_that_writes_nothing_makes_no_commit_and_takes_no_revisions_place(self, pool: Pool) -> None:
+        pool.create(DATA)
+        session(pool, DATA, 1)
+        session(pool, DATA, 2, offset=MIB)
+        before, revisions = pool.commit_id(DATA), pool.revisions(DATA)
+        for _ in range(2):
+            source = pool.start(DATA)
+            assert shows(source, 1) and shows(source, 2, MIB)
+            pool.stop(DATA)
+            assert (pool.commit_id(DATA), pool.revisions(DATA), pool.is_dirty(DATA)) == (before, revisions, False)
+        session(pool, DATA, 0, offset=DATA.size - 4096)
+        assert pool.commit_id(DATA) != before or exported(pool, DATA)[:1] == b"\x01", "zeros may count as nothing, and lose nothing"
+        session(pool, DATA, 3, offset=DATA.size - 4096)
+        assert pool.commit_id(DATA) != before
+        pool.revert(DATA)
+        assert exported(pool, DATA)[MIB:MIB + 1] == b"\x02"
+
+    def test_what_grew_and_was_not_written_to_stays_grown(self, pool: Pool) -> None:
+        pool.create(DATA)
+        session(pool, DATA, 1)
+        pool.start(DATA)
+        pool.resize(DATA, 2 * DATA.size)
+        pool.stop(DATA)
+        assert pool.size(DATA) == 2 * DATA.size == pool.start(DATA).size
+
+    def test_a_session_worth_no_revision_is_kept_and_pushes_none_out(self, pool: Pool) -> None:
+        pool.create(DATA)
+        for pattern in (1, 2, 3):
+            session(pool, DATA, pattern)
+        revisions = pool.revisions(DATA)
+        source = pool.start(DATA)
+        write(source, 4)
+        pool.spare_revisions(DATA)
+        pool.spare_revisions(DATA)
+        assert pool.start(DATA) == source, "a power loss meanwhile changes nothing about it"
+        pool.stop(DATA)
+        assert pool.revisions(DATA) == revisions and exported(pool, DATA)[:1] == b"\x04"
+        session(pool, DATA, 5)
+        pool.revert(DATA)
+        assert exported(pool, DATA)[:1] == b"\x04", "the next session is worth one again"
+
+    def test_a_session_that_is_dropped_or_never_was_leaves_no_mark(self, pool: Pool) -> None:
+        pool.create(DATA)
+        pool.spare_revisions(DATA)
+        session(pool, DATA, 1)
+        assert len(pool.revisions(DATA)) == 1
+        for end in (pool.discard, pool.stop):
+            pool.start(DATA)
+            pool.spare_revisions(DATA)
+            end(DATA)
+        session(pool, DATA, 2)
+        pool.revert(DATA)
+        assert exported(pool, DATA)[:1] == b"\x01"
+
     def test_a_snapshot_shows_the_source_as_committed_at_its_start_and_saves_nothing(self, pool: Pool, tmp_path: Path) -> None:
         pool.create(TEMPLATE)
         session(pool, TEMPLATE, 1)
@@ -291,8 +345,8 @@ class PoolContract:
             monkeypatch.setattr(f"cloison.storage.{module}.MAX_REVISIONS", 3)
         many = replace(DATA, revisions_to_keep=10**6)
         pool.create(many)
-        for _ in range(5):
-            session(pool, many, 1)
+        for pattern in range(5):
+            session(pool, many, 1 + pattern)
         assert len(pool.revisions(many)) == 3
 
     def test_destroy_takes_back_what_setup_made(self, pool: Pool) -> None:

@@ -459,3 +459,36 @@ def test_what_a_qube_says_of_itself_is_told_while_it_runs(tmp_path: Path) -> Non
         assert (await life.app.status())["problems"] == {}
 
     live(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("said", ["", "the private volume can't be mounted (invalid argument), so it runs without", "no swap"])
+def test_what_runs_without_its_private_volume_pushes_no_older_state_out(tmp_path: Path, said: str) -> None:
+    """And what it wrote, as somebody who repairs it by hand does, is kept. Who writes nothing leaves all as it was."""
+    async def scenario(life: Life) -> None:
+        def write(content: bytes) -> None:
+            with open(life.pool.path(private), "r+b") as file:
+                file.write(content)
+
+        def begins_with(content: bytes) -> bool:
+            with open(life.pool.path(private), "rb") as file:
+                return file.read(len(content)) == content
+
+        async def session(note: str, content: bytes) -> None:
+            life.wardens.notes["work"] = note
+            await life.ok("admin.vm.Start", "work")
+            write(content)
+            await life.ok("admin.vm.Kill", "work")
+
+        private = life.app.volumes.config(life.app.system.qube("work").volumes["private"])
+        await session("", b"good")
+        await session("", b"bad!")
+        good = life.pool.revisions(private)
+        await session(said, b"")
+        assert life.pool.revisions(private) == good
+        await session(said, b"more")
+        assert (life.pool.revisions(private) == good) == said.startswith("the private")
+        assert begins_with(b"more")
+        await life.ok("admin.vm.volume.Revert", "work", "private", life.pool.revisions(private)[0])
+        assert begins_with(b"good" if said.startswith("the private") else b"bad!")
+
+    live(tmp_path, scenario)

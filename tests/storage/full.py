@@ -31,10 +31,10 @@ def prepare(driver: str, folder: str) -> ImagePool:
         path = Path(folder, "filling")
         path.write_bytes(b"\x05" * 2 * MIB)
         pool.import_file(volume, str(path), format="raw")
-        for _ in range(3):
-            pool.start(volume)
+        for pattern in range(3):
+            walk.write_to(pool.start(volume), 1 + pattern)
             pool.stop(volume)
-    pool.start(walk.DEEP)
+    walk.write_to(pool.start(walk.DEEP), 9)
     return pool
 
 

@@ -117,6 +117,8 @@ def test_nobody_but_the_sandboxed_qemu_img_reads_disks(tmp_path: Path) -> None:
     programs = [event[1:] for event in events if event[0] == "run"]
     assert programs
     for argv in programs:
+        if argv[0] == "qemu-io":
+            continue                     # the test itself, in the place of a machine that writes
         if argv[0].endswith("/mke2fs"):
             assert "/.blank/" in argv[-1]
         else:

@@ -4,17 +4,21 @@ Each operation starts from what `prepare` makes; `state` and `leftovers` are wha
 """
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cloison.errors import StorageError
 from cloison.storage.base import Kind, VolumeConfig
+from cloison.storage.flatten import graph
 from cloison.storage.image_pool import ImagePool
 from cloison.storage.qcow2 import SHALLOW, Qcow2Pool
 from cloison.storage.reflink import ReflinkPool
 from cloison.storage.volume import VolumeFiles
+from cloison.wire.warden import DiskSource
 
 MIB = 1 << 20
 DATA = VolumeConfig("appvms/mail/data", "data", Kind.ORIGIN, MIB)
@@ -32,18 +36,25 @@ def pool_in(driver: str, folder: str) -> ImagePool:
 DRIVERS = ("qcow2", "file-reflink")
 
 
+def write_to(source: DiskSource, pattern: int) -> None:
+    """The first 4 KiB, as a session does that is to be kept."""
+    layers = (*source.layers, *([source.top] if source.top else []))
+    subprocess.run(["qemu-io", "json:" + json.dumps(graph(layers)), "-c", f"write -P {pattern} 0 4k"], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
 def prepare(pool: ImagePool) -> None:
     """`data`: two sessions old and idle; `deep`: dirty, and its chain is to be merged at the stop."""
     pool.setup()
     pool.create(DATA)
-    for _ in range(2):
-        pool.start(DATA)
+    for pattern in range(2):
+        write_to(pool.start(DATA), 1 + pattern)
         pool.stop(DATA)
     pool.create(DEEP)
-    for _ in range(SHALLOW - 1):
-        pool.start(DEEP)
+    for pattern in range(SHALLOW - 1):
+        write_to(pool.start(DEEP), 1 + pattern)
         pool.stop(DEEP)
-    pool.start(DEEP)
+    write_to(pool.start(DEEP), SHALLOW)
     Path(pool.folder, "import").write_bytes(b"\x07" * 2 * MIB)
 
 

@@ -27,6 +27,7 @@ from cloison.plan import lifecycle, processes
 from cloison.plan.processes import Known
 from cloison.runtime import faults
 from cloison.values import PowerState
+from cloison.wire.agent import NO_PRIVATE
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN = 1.0            # s until disks that are held are looked at again
@@ -134,6 +135,17 @@ class Machines:
         qube.note = f"{qube.name} says: {untrusted}" if untrusted else ""
         if untrusted:
             log.warning("%s says: %s", qube.name, untrusted)
+        if NO_PRIVATE in untrusted:
+            self._spawn(self._spare_revisions(qube))
+
+    async def _spare_revisions(self, qube: Qube) -> None:
+        """What it does to its private volume without having mounted it is to push no older state out. It may lie: then it is its
+        own volume whose state before this session is no revision.
+        """
+        try:
+            await self._volumes.spare_revisions(qube)
+        except StorageError as error:
+            log.error("the revisions of the private volume of %s are not spared: %s", qube.name, error)
 
     def _ended(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
         if event == "failed":

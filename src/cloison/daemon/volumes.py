@@ -209,6 +209,12 @@ class Volumes:
         pool, config = self.pool(volume.pool), self.config(volume)
         self._parts.store.reserves.helps(pool.folder, partial(pool.stop, config), StorageError)
 
+    async def spare_revisions(self, qube: Qube) -> None:
+        """The session under way is worth no revision of the private volume. Raises StorageError."""
+        for volume in self.kept(qube):
+            if volume.name == "private":
+                await self.in_thread(self.pool(volume.pool).spare_revisions, self.config(volume))
+
     async def is_dirty(self, qube: Qube) -> bool:
         """Whether a volume was started and not stopped. Raises StorageError."""
         return await self.in_thread(self._is_dirty, self.kept(qube))

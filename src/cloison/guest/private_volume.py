@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from io import RawIOBase
 
 from cloison.guest import libc, volumes
+from cloison.wire.agent import NO_PRIVATE
 
 BLANK_HEAD = 10 << 20                   # bytes that must be zero for a volume that nobody has used
 FLAGS = libc.MS_NODEV | libc.MS_NOSUID
@@ -39,7 +40,7 @@ def mount(persistence: str, size: int, qubesdb: Mapping[str, str]) -> list[str]:
     failure = attach(disk)
     if failure is not None:
         help_ = _HELP.format(disk=disk, name=qubesdb.get("/name", "QUBE"))
-        return [f"the private volume can't be mounted ({failure}), so it runs without: {help_}"]
+        return [f"{NO_PRIVATE} ({failure}), so it runs without: {help_}"]
     problems: list[str] = []
     _noted(problems, "the private volume did not grow", lambda: volumes.grow(disk))
     if persistence == "none" and not os.path.isdir("/rw/config"):

@@ -160,8 +160,13 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def stop(self, volume: VolumeConfig) -> None:
-        """ORIGIN: the dirty overlay becomes a commit, surplus revisions are pruned. Not started: nothing.
-        Refused while any process has the overlay open."""
+        """ORIGIN: the dirty overlay becomes a commit, surplus revisions are pruned; one that nothing was written to is dropped, and
+        takes no revision's place. Not started: nothing. Refused while any process has the overlay open."""
+
+    @abc.abstractmethod
+    def spare_revisions(self, volume: VolumeConfig) -> None:
+        """The session under way is worth no revision: what its stop commits takes the present commit's place, and `revert` gives
+        what it would have given before. Not started: nothing."""
 
     @abc.abstractmethod
     def discard(self, volume: VolumeConfig) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloison.storage import images
 from cloison.storage.base import (
@@ -33,6 +33,7 @@ class _State:
     size: int
     commits: dict[int, str] = field(default_factory=dict)
     dirty: str | None = None
+    replaces: bool = False
     importing: str | None = None
 
 
@@ -101,16 +102,28 @@ class FakePool(Pool):
         if self.is_dirty(volume):
             self._refuse_held(volume)
             state = self._states[volume.vid]
-            path, state.dirty = state.dirty, None
+            path = state.dirty
             assert path is not None
+            if images.same_content(path, _last(state)):
+                self.discard(volume)
+                return
+            state.dirty = None
+            if state.replaces:
+                os.unlink(state.commits.popitem()[1])
+                volume = replace(volume, revisions_to_keep=len(state.commits))
             self._commit(volume, path)
+            state.replaces = False
 
     def discard(self, volume: VolumeConfig) -> None:
         state = self._states.get(volume.vid)
         if state is not None and state.dirty is not None:
             self._refuse_held(volume)
             os.unlink(state.dirty)
-            state.dirty = None
+            state.dirty, state.replaces = None, False
+
+    def spare_revisions(self, volume: VolumeConfig) -> None:
+        if self.is_dirty(volume):
+            self._states[volume.vid].replaces = True
 
     def import_file(self, volume: VolumeConfig, path: str, *, format: str) -> None:
         if format != "raw":

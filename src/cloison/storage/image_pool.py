@@ -115,6 +115,9 @@ class ImagePool(RecordPool):
             if found.dirty is None:
                 return
             files.refuse_held(found)
+            if self._is_untouched(files, found):
+                files.write(found.dropped())
+                return
             images.seal(files.path(found.dirty_suffix), found.dirty_format)
             point("storage:stop:sealed")
             files.write(found.committed(time=_now(), keep=volume.revisions_to_keep))
@@ -127,7 +130,16 @@ class ImagePool(RecordPool):
         with files.changing("discard the last session of"):
             found = files.existing()
             files.refuse_held(found)
-            files.write(replace(found, dirty=None))
+            files.write(found.dropped())
+
+    def spare_revisions(self, volume: VolumeConfig) -> None:
+        if not self.is_dirty(volume):
+            return
+        files = self._files(volume.vid)
+        with files.changing("keep the revisions of"):
+            found = files.existing()
+            if found.dirty is not None and not found.replaces:
+                files.write(replace(found, replaces=True))
 
     # New content
 
@@ -278,6 +290,10 @@ class ImagePool(RecordPool):
     @abc.abstractmethod
     def _grow_dirty(self, fd: int, size: int) -> None:
         """Make an image of `format` at least `size` bytes large."""
+
+    @abc.abstractmethod
+    def _is_untouched(self, files: VolumeFiles, found: Manifest) -> bool:
+        """Whether the dirty image shows what the present commit shows. No machine has it open. In doubt, no."""
 
     @abc.abstractmethod
     def _backing(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

@@ -21,6 +21,7 @@ from cloison.storage.qcow2_image import checked_header
 IMAGE = re.compile(r"([a-z][a-z0-9_-]*)\.[0-9]+\.(?:raw|qcow2)")
 TEMPORARY = re.compile(r"([a-z][a-z0-9_-]*)\.(?:import\.raw|export-[0-9a-f]+\.raw|.*\.tmp)")
 COMMIT_MODE = 0o400
+COMPARED = 1 << 20              # bytes that are read of two files at once
 
 
 def make_folder(path: str) -> None:
@@ -132,6 +133,23 @@ def copy_content(path: str, target: str) -> None:
         copy_data(source, copy)
         os.ftruncate(copy, size)
         os.fsync(copy)
+
+
+def same_content(one: str, other: str) -> bool:
+    """Whether two files are alike to the byte. Reading stops at the first difference; holes of both are not read. Raises PoolError,
+    OSError.
+    """
+    with opened(one) as first, opened(other) as second:
+        size = os.fstat(first).st_size
+        if os.fstat(second).st_size != size:
+            return False
+        offset = 0
+        while (offset := min(next_data(first, offset), next_data(second, offset))) < size:
+            data = os.pread(first, COMPARED, offset)
+            if not data or data != os.pread(second, COMPARED, offset):
+                return False
+            offset += len(data)
+    return True
 
 
 def next_data(fd: int, offset: int) -> int:

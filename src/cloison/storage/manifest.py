@@ -51,6 +51,7 @@ class Manifest:
     dirty: int | None = None
     commits: tuple[Commit, ...] = ()
     dirty_format: str = "qcow2"
+    replaces: bool = False          # the dirty image will take the present commit's place, which becomes no revision
 
     @property
     def commit_id(self) -> str:
@@ -95,7 +96,13 @@ class Manifest:
         assert self.dirty is not None
         base = self.current if self.dirty_format == "qcow2" else None
         commit = Commit(self.dirty, self.dirty_format, base, self.size, time)
-        return replace(self, dirty=None).with_commits((commit,), keep=keep)
+        if self.replaces:
+            return replace(self.dropped(), commits=(*self.commits, commit), current=commit.id).pruned()
+        return self.dropped().with_commits((commit,), keep=keep)
+
+    def dropped(self) -> Manifest:
+        """The dirty image is none any more."""
+        return replace(self, dirty=None, replaces=False)
 
     def with_commits(self, new: tuple[Commit, ...], *, keep: int) -> Manifest:
         """The last of `new` becomes the present commit, the one before a revision; `keep` newest revisions stay."""
@@ -140,6 +147,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("number out of range")
     if manifest.dirty is not None and not (_number(manifest.dirty, 1) and manifest.dirty <= manifest.last):
         raise ValueError("bad dirty image")
+    if not isinstance(manifest.replaces, bool):
+        raise ValueError("bad mark of the dirty image")
     if manifest.dirty_format not in ("raw", "qcow2"):
         raise ValueError("bad format of the dirty image")
     _check_commits(manifest)

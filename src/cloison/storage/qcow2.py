@@ -47,6 +47,10 @@ class Qcow2Pool(ImagePool):
     def _grow_dirty(self, fd: int, size: int) -> None:
         qcow2_image.grow(fd, size)
 
+    def _is_untouched(self, files: VolumeFiles, found: Manifest) -> bool:
+        with images.opened(files.path(found.dirty_suffix)) as fd:
+            return qcow2_image.is_empty(fd)
+
     def _flat_copy(self, layers: tuple[Layer, ...], path: str, size: int) -> None:
         images.sparse_file(path, size)
         flatten(layers, path)

@@ -19,7 +19,8 @@ from cloison.storage.base import MAX_SIZE, PoolError, checked_size
 CLUSTER = 1 << 16
 MAGIC = b"QFI\xfb"
 _L1_ENTRIES = CLUSTER // 8          # each maps 512 MiB: MAX_SIZE in all
-_SIZE_OFFSET = 24
+_L1_AT = 3 * CLUSTER
+_SIZE_OFFSET, _L1_FIELDS = 24, 36
 # magic, version, backing offset and length, cluster bits | size, encryption, L1 entries and offset, refcount table
 # offset and clusters | internal snapshots and their offset, feature bits (incompatible, compatible, autoclear),
 # refcount order, header length
@@ -52,7 +53,7 @@ def empty_image(size: int, encryption: Encryption | None = None) -> tuple[tuple[
     """The regions that are not zero, and the file's length, of an image of `size` bytes (whole sectors) with no content."""
     header = _HEADER.pack(
         MAGIC, 3, 0, 0, 16,
-        size, _LUKS if encryption else _PLAIN, _L1_ENTRIES, 3 * CLUSTER, CLUSTER, 1,
+        size, _LUKS if encryption else _PLAIN, _L1_ENTRIES, _L1_AT, CLUSTER, 1,
         0, 0, 0, 0, 0, 4, _HEADER.size,
     )
     luks: tuple[Region, ...] = ()
@@ -113,6 +114,13 @@ def checked_header(fd: int) -> int:
 
 def _damaged(why: str) -> PoolError:
     return PoolError("damaged disk image", f"{why}; {HELP}")
+
+
+def is_empty(fd: int) -> bool:
+    """Whether no cluster was ever written: the L1 table lies where we put it, and is zeros. Raises what `checked_header` does."""
+    checked_header(fd)
+    entries, offset = struct.unpack(">IQ", os.pread(fd, 12, _L1_FIELDS))
+    return entries == _L1_ENTRIES and offset == _L1_AT and os.pread(fd, CLUSTER, _L1_AT) == bytes(CLUSTER)
 
 
 def grow(fd: int, size: int) -> None:

@@ -21,6 +21,7 @@ from cloison.errors import PeerError
 
 MAX_TEXT = 1024
 MAX_ENTRIES = 24_000            # bytes of QubesDB that go with `become`: with the rest of it less than a CONTROL frame holds
+NO_PRIVATE = "the private volume can't be mounted"      # how a text begins that tells that: the host spares its revisions then
 WORDS = (b"sealed", b"running", b"failed", b"halting", b"pong")
 
 

@@ -19,12 +19,17 @@ from cloison.qrexec.qube import session_keeper
 from cloison.qrexec.qube.sessions import Sessions, parse
 from cloison.wire.qrexec import STDERR, STDOUT, Data, Exit
 
-# Plays the keeper: notes that it was started and for whom, says its line, waits for the agent's end.
+# Plays the keeper: notes that it was started and for whom, says each agent its line, waits for a byte from one.
 KEEPER = """\
-import os, sys
+import os, socket, sys
 with open({log!r}, "a") as log: log.write(sys.argv[1] + " " + str(os.getpid()) + "\\n")
-os.write(0, {line!r})
-while {wait} and os.read(0, 100): pass
+said = b""
+while not said:
+    agent, _ = socket.socket(fileno=os.dup(0)).accept()
+    try: agent.sendall({line!r})
+    except OSError: continue
+    said = agent.recv(1) if {wait} else b"no"
+    agent.close()
 with open({log!r}, "a") as log: log.write("closed\\n")
 """
 
@@ -35,11 +40,24 @@ class Place:
     def __init__(self, folder: Path, line: bytes | None = None, *, wait: bool = True, lasting: float = 0.0) -> None:
         said = json.dumps({"environment": {"XDG_RUNTIME_DIR": "/run/here"}, "limits": [], "umask": 0o27}).encode() + b"\n"
         self.log = folder / "log"
-        self.marks = folder / "sessions"
+        self.marks, self.keepers_folder = folder / "sessions", folder / "keepers"
         text = KEEPER.format(log=str(self.log), line=said if line is None else line, wait=wait)
-        self.sessions = Sessions(str(self.marks), [sys.executable, "-Ic", text], lasting)
+        self._make = lambda: Sessions(str(self.marks), [sys.executable, "-Ic", text], lasting, str(self.keepers_folder))
         self.lost: asyncio.Queue[str] = asyncio.Queue()
+        self.successor()
+
+    def successor(self) -> None:
+        """What a new agent makes for itself."""
+        self.sessions = self._make()
         self.sessions.on_lost = self.lost.put_nowait
+
+    def die(self) -> None:
+        """As the kernel does it for an agent that is killed: its descriptors are closed, and nothing else."""
+        loop = asyncio.get_running_loop()
+        for user in self.sessions._users.values():
+            if user._stream is not None:
+                loop.remove_reader(user._stream)
+                user._stream.close()
 
     async def enter(self, user: str = USER) -> Session | CannotStart:
         async with asyncio.timeout(PATIENCE):
@@ -132,7 +150,7 @@ def test_nobody_gets_no_session(tmp_path: Path) -> None:
 
 def test_a_keeper_that_is_not_there_denies(tmp_path: Path) -> None:
     async def work() -> None:
-        sessions = Sessions(keeper=[str(tmp_path / "none")])
+        sessions = Sessions(keeper=[str(tmp_path / "none")], keepers=str(tmp_path / "keepers"))
         with pytest.raises(CannotStart):
             sessions.enter(USER, lambda _session: None)
 
@@ -150,6 +168,64 @@ def test_a_killed_keeper_is_replaced(tmp_path: Path) -> None:
         assert first != second and os.listdir(place.marks) == [USER]
         place.sessions.close()
         await ended(second)
+
+    run(work)
+
+
+def test_a_killed_agents_successor_takes_its_sessions_over(tmp_path: Path) -> None:
+    async def work() -> None:
+        place = Place(tmp_path)
+        first = await place.enter()
+        for _ in range(3):
+            place.die()
+            place.successor()
+            assert await place.enter() == first
+            assert os.listdir(place.marks) == [USER]
+        [keeper] = place.keepers()
+        assert "closed" not in place.log.read_text(), "nobody's session was closed meanwhile"
+        place.sessions.close()
+        await ended(keeper)
+        assert os.listdir(place.keepers_folder) == []
+
+    run(work)
+
+
+def test_an_agent_that_dies_while_a_session_is_opened_has_a_successor_too(tmp_path: Path) -> None:
+    async def work() -> None:
+        place = Place(tmp_path)
+        place.sessions.enter(USER, lambda _session: None)
+        place.die()
+        place.successor()
+        assert isinstance(await place.enter(), Session)
+        [keeper] = place.keepers()
+        place.sessions.close()
+        await ended(keeper)
+
+    run(work)
+
+
+def test_a_keeper_that_died_with_its_agent_is_replaced(tmp_path: Path) -> None:
+    async def work() -> None:
+        place = Place(tmp_path)
+        await place.enter()
+        place.die()
+        [first] = place.keepers()
+        os.kill(first, signal.SIGKILL)
+        await ended(first)
+        place.successor()
+        assert os.listdir(place.keepers_folder) == os.listdir(place.marks) == []
+        assert isinstance(await place.enter(), Session)
+        assert len(place.keepers()) == 2
+        place.sessions.close()
+        await ended(place.keepers()[1])
+
+    run(work)
+
+
+def test_only_the_agent_may_ask_keepers(tmp_path: Path) -> None:
+    async def work() -> None:
+        place = Place(tmp_path)
+        assert place.keepers_folder.stat().st_mode & 0o777 == 0o700
 
     run(work)
 
@@ -185,7 +261,7 @@ def test_marks_of_a_killed_agent_are_removed(tmp_path: Path) -> None:
     (tmp_path / "sessions/other").touch()
 
     async def work() -> None:
-        Sessions(str(tmp_path / "sessions"))
+        Sessions(str(tmp_path / "sessions"), keepers=str(tmp_path / "keepers"))
         assert os.listdir(tmp_path / "sessions") == []
 
     run(work)
@@ -304,15 +380,20 @@ def parse_umask() -> int:
     return mask
 
 
-def test_the_keeper_ends_with_the_agent(tmp_path: Path) -> None:
+def test_the_keeper_serves_an_agents_successor_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
     code = (f"import sys; sys.path.insert(0, {os.path.dirname(session_keeper.__file__)!r}); import session_keeper; "
             f"sys.exit(session_keeper.main(sys.argv[1], {pam(tmp_path, *GOOD)!r}))")
 
     async def work() -> None:
-        sessions = Sessions(keeper=[sys.executable, "-ISc", code])
-        entered: asyncio.Future[Session | CannotStart] = asyncio.get_running_loop().create_future()
-        sessions.enter(USER, entered.set_result)
-        assert isinstance(await entered, Session)
-        sessions.close()
+        place = Place(tmp_path)
+        place._make = lambda: Sessions("", [sys.executable, "-ISc", code], keepers=str(place.keepers_folder))
+        place.successor()
+        first = await place.enter()
+        assert isinstance(first, Session)
+        place.die()
+        place.successor()
+        assert await place.enter() == first
+        place.sessions.close()
+        assert os.listdir(place.keepers_folder) == []
 
     run(work)

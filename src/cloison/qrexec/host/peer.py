@@ -11,6 +11,8 @@ from cloison.errors import PeerError
 from cloison.runtime import unix_async
 from cloison.wire import qrexec
 
+ANSWER_TIME = 5.0                        # s a warden may take to accept a request, which it does whatever its qube does
+
 
 class Peer:
     """The connection on which a call was asked for; it stays until the call is over, or this is closed."""
@@ -37,8 +39,17 @@ async def execute(path: str, caller: int, command: str, far_end: socket.socket |
     """Have a qube run that command line, its data channel with domain `caller`.
 
     `far_end` goes along and is the data channel for a daemon that takes descriptors. Raises OSError when nobody listens there
-    (FileNotFoundError, ConnectionRefusedError), PeerError when the call is refused or the daemon is none.
+    (FileNotFoundError, ConnectionRefusedError), PeerError when the call is refused, not answered within ANSWER_TIME, or the daemon
+    is none.
     """
+    try:
+        async with asyncio.timeout(ANSWER_TIME):
+            return await _execute(path, caller, command, far_end)
+    except TimeoutError as error:
+        raise PeerError("the target's warden does not answer: it is stopped or stuck") from error
+
+
+async def _execute(path: str, caller: int, command: str, far_end: socket.socket | None) -> Peer:
     loop = asyncio.get_running_loop()
     control = await unix_async.connect(path)
     try:

@@ -53,15 +53,17 @@ async def _serve(agent_socket: str, fork_server: str) -> str | None:
         if not end.done():
             end.set_result(None)
 
+    users = sessions.Sessions() if sessions.available() else None
     control = ControlChannel(
-        channels, lost, xid=xid, gives_descriptors=False, fork_server=fork_server, on_ready=ready,
-        sessions=sessions.Sessions() if sessions.available() else None)
+        channels, lost, xid=xid, gives_descriptors=False, fork_server=fork_server, on_ready=ready, sessions=users)
     channels.listen(address, control.opened)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     try:
         return await end
     finally:
         control.triggers.close()
+        if users is not None:
+            users.close()
         channels.end()
 
 

@@ -1,8 +1,9 @@
 """Holds one user's PAM session for the agent: a program of its own, because a session belongs to the process that opened it.
 
-It runs as root, with a stream socket as stdin: it says there what the session gives to its programs, one line of JSON, or hangs
-up when PAM refuses one. It keeps the session until the other end hangs up, that is, until the agent ends; then it closes it.
-Started by its path, so it imports nothing of ours.
+It runs as root, with a listening socket as stdin. To the agent that connects it says what the session gives to its programs, one
+line of JSON; when PAM refuses one, it hangs up. An agent that hangs up has ended: the session stays open for the next one, which
+finds the socket by its name, for as long as SUCCESSOR. An agent that sends anything wants the session closed.
+Started by its path, so it imports nothing of ours, and little else: a first call waits for it.
 """
 from __future__ import annotations
 
@@ -10,11 +11,14 @@ import ctypes
 import json
 import os
 import resource
+import select
 import sys
 from ctypes import POINTER, c_char_p, c_int, c_void_p
 
 SERVICE = "qrexec"
 LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+SUCCESSOR = 300_000                      # ms until nobody is taken to follow: Python starts slowly where nobody stood by
+_CLOEXEC = 0o2000000
 _SUCCESS, _CONVERSATION_ERROR = 0, 19
 _ESTABLISH, _DELETE, _SILENT = 0x2, 0x4, 0x8000
 
@@ -99,15 +103,33 @@ def main(user: str, folder: str | None = None) -> int:
         print(f"no session for {user}: {error}", file=sys.stderr)
         return 1
     line = describe(pam.environment())
-    try:
-        while line:
-            line = line[os.write(0, line):]
-        while os.read(0, 4096):
-            pass
-    except OSError:
-        pass                             # the agent is gone
+    wanted = True
+    while wanted and (agent := _next_agent()) is not None:
+        wanted = _serve(agent, line)
     pam.close()
     return 0
+
+
+def _next_agent() -> int | None:
+    """Its connection; None when nobody comes."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    if not poll.poll(SUCCESSOR):
+        return None
+    fd: int = ctypes.CDLL(None).accept4(0, None, None, _CLOEXEC)
+    return fd if fd >= 0 else None
+
+
+def _serve(agent: int, line: bytes) -> bool:
+    """Until it hangs up or wants the session closed; False then."""
+    try:
+        while line:
+            line = line[os.write(agent, line):]
+        return not os.read(agent, 1)
+    except OSError:
+        return True                      # it is gone
+    finally:
+        os.close(agent)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Users' sessions, as PAM gives them (reference/qrexec.md 9.3), without a PAM transaction in each call's way.
 
-A keeper (`session_keeper.py`) per user opens a session and holds it for as long as the agent lives; what the session gives to
-programs is put on those that the agent starts. A keeper that dies is replaced. A user without a session can't run programs:
-PAM has refused, or can't be asked.
+A keeper (`session_keeper.py`) per user opens a session and holds it; what the session gives to programs is put on those that the
+agent starts. A keeper that dies is replaced. One outlives its agent, which may be killed: the next one finds it by its socket, so
+that no call waits for a session to be closed and opened anew. A user without a session can't run programs: PAM has refused, or
+can't be asked.
 """
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from cloison.qrexec.qube import session_keeper
 from cloison.runtime.children import when_ended
 from cloison.runtime.say import say
 
+KEEPERS = "/run/cloison-sessions"        # a socket for each user's keeper; root's alone
 KEEPER = (sys.executable, "-ISE", session_keeper.__file__)
 SERVICE_FILE = f"/etc/pam.d/{session_keeper.SERVICE}"
 MAX_WAITING = 256                # calls that wait for one user's session
@@ -34,17 +36,24 @@ Then = Callable[[Session | CannotStart], None]
 
 
 class Sessions:
-    """Every user's. `keeper`: the program, to which the user's name is added. In `folder`, if given, is a file for each session."""
+    """Every user's. `keeper`: the program, to which the user's name is added; `keepers`: the folder of their sockets. In `folder`,
+    if given, is a file for each session.
+    """
 
-    def __init__(self, folder: str = "", keeper: Sequence[str] = KEEPER, lasting: float = LASTING) -> None:
-        """Raises OSError for a folder that can't be made. What a killed agent left there is removed."""
-        self._folder, self._keeper, self._lasting = folder, keeper, lasting
+    def __init__(self, folder: str = "", keeper: Sequence[str] = KEEPER, lasting: float = LASTING, keepers: str = KEEPERS) -> None:
+        """Raises OSError for a folder that can't be made. Keepers of a killed agent are taken over."""
+        self._folder, self._keeper, self._lasting, self._keepers = folder, keeper, lasting, keepers
         self._users: dict[str, _User] = {}
         self.on_lost: Callable[[str], None] = lambda _user: None
         if folder:
             os.makedirs(folder, exist_ok=True)
             for name in os.listdir(folder):
                 os.unlink(f"{folder}/{name}")
+        os.makedirs(keepers, mode=0o700, exist_ok=True)
+        for name in os.listdir(keepers):
+            user = self._user(name)
+            if user.find():
+                self._users[name] = user
 
     def enter(self, name: str, then: Then) -> None:
         """Call `then` with that user's session, at once if there is one; or, later, with why there is none. Raises CannotStart
@@ -52,8 +61,11 @@ class Sessions:
         """
         user = process.find_user(name) if name else process.own_user()
         if user.name not in self._users:
-            self._users[user.name] = _User([*self._keeper, user.name], self._lasting, partial(self._changed, user.name))
+            self._users[user.name] = self._user(user.name)
         self._users[user.name].enter(then)
+
+    def _user(self, name: str) -> _User:
+        return _User([*self._keeper, name], f"{self._keepers}/{name}", self._lasting, partial(self._changed, name))
 
     def _changed(self, name: str, there: bool) -> None:
         """The session of that user is there, or is lost."""
@@ -65,7 +77,7 @@ class Sessions:
             self.on_lost(name)
 
     def close(self) -> None:
-        """Let go of all of them: their keepers close them and end."""
+        """No agent is to follow: the keepers close their sessions and end."""
         for user in self._users.values():
             user.close()
 
@@ -73,8 +85,9 @@ class Sessions:
 class _User:
     """One user: no keeper, one that is opening the session, or one that holds it. `changed` hears that it does, or no longer."""
 
-    def __init__(self, argv: Sequence[str], lasting: float, changed: Callable[[bool], None]) -> None:
-        self._name, self._argv, self._lasting, self._changed = argv[-1], argv, lasting, changed
+    def __init__(self, argv: Sequence[str], path: str, lasting: float, changed: Callable[[bool], None]) -> None:
+        """`path`: of its keeper's socket."""
+        self._name, self._argv, self._path, self._lasting, self._changed = argv[-1], argv, path, lasting, changed
         self._loop = asyncio.get_running_loop()
         self._stream: socket.socket | None = None        # to the keeper, while there is one
         self._line = b""
@@ -93,20 +106,40 @@ class _User:
             self._open()
         self._waiting.append(then)
 
+    def find(self) -> bool:
+        """Take over the keeper that a former agent has left, if there is one."""
+        try:
+            self._connect()
+        except OSError:
+            _unlink(self._path)
+            return False
+        return True
+
     def _open(self) -> None:
         """Start a keeper. Raises CannotStart."""
-        ours, theirs = socket.socketpair()
         try:
-            with theirs:
+            with socket.socket(socket.AF_UNIX) as server:
+                _unlink(self._path)
+                server.bind(self._path)
+                server.listen()
                 keeper = subprocess.Popen(
-                    self._argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/", start_new_session=True)
-            when_ended(keeper.pid, partial(_reap, keeper))
+                    self._argv, stdin=server.fileno(), stdout=subprocess.DEVNULL, cwd="/", start_new_session=True)
+                when_ended(keeper.pid, partial(_reap, keeper))
+                self._connect()
         except OSError as error:
-            ours.close()
-            raise CannotStart(FAILED, f"no session for {self._name}: {error.strerror}") from None
-        ours.setblocking(False)
-        self._stream, self._line = ours, b""
-        self._loop.add_reader(ours, self._readable, ours)
+            raise CannotStart(FAILED, f"no session for {self._name}: {error.strerror or error}") from None
+
+    def _connect(self) -> None:
+        """Raises OSError."""
+        stream = socket.socket(socket.AF_UNIX)
+        try:
+            stream.setblocking(False)        # never waits: it is answered when the keeper has time, or refused
+            stream.connect(self._path)
+        except BaseException:
+            stream.close()
+            raise
+        self._stream, self._line = stream, b""
+        self._loop.add_reader(stream, self._readable, stream)
 
     def _readable(self, stream: socket.socket) -> None:
         try:
@@ -150,13 +183,22 @@ class _User:
             then(session)
 
     def _close(self, stream: socket.socket) -> None:
+        """The keeper is to end, if it hasn't, and nobody is to find it."""
         self._loop.remove_reader(stream)
+        with contextlib.suppress(OSError):
+            stream.send(b"\n")
         stream.close()
+        _unlink(self._path)
         self._stream = self._session = None
 
     def close(self) -> None:
         if self._stream is not None:
             self._close(self._stream)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _reap(keeper: subprocess.Popen[bytes]) -> None:
