@@ -164,12 +164,23 @@ class PoolContract:
             assert shows(source, 1) and shows(source, 2, MIB)
             pool.stop(DATA)
             assert (pool.commit_id(DATA), pool.revisions(DATA), pool.is_dirty(DATA)) == (before, revisions, False)
+        assert pool.revisions(DATA), "there is one to be pruned"
         session(pool, DATA, 0, offset=DATA.size - 4096)
         assert pool.commit_id(DATA) != before or exported(pool, DATA)[:1] == b"\x01", "zeros may count as nothing, and lose nothing"
         session(pool, DATA, 3, offset=DATA.size - 4096)
         assert pool.commit_id(DATA) != before
         pool.revert(DATA)
         assert exported(pool, DATA)[MIB:MIB + 1] == b"\x02"
+
+    def test_fewer_revisions_are_kept_where_fewer_are_wanted(self, pool: Pool) -> None:
+        many = replace(DATA, revisions_to_keep=3)
+        pool.create(many)
+        for pattern in (1, 2, 3):
+            session(pool, many, pattern)
+        for keep in (2, 0):
+            pool.start(many)
+            pool.stop(replace(DATA, revisions_to_keep=keep))
+            assert len(pool.revisions(many)) == keep and exported(pool, many)[:1] == b"\x03"
 
     def test_what_grew_and_was_not_written_to_stays_grown(self, pool: Pool) -> None:
         pool.create(DATA)

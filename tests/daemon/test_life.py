@@ -48,6 +48,11 @@ class Life:
         assert answer.failure, (method, answer)
         return answer.failure
 
+    def touch(self, name: str, volume: str) -> None:
+        """As a guest does that mounts it."""
+        with open(self.pool.path(self.app.volumes.config(self.app.system.qube(name).volumes[volume])), "r+b") as file:
+            file.write(b"mounted")
+
     async def state(self, name: str) -> str:
         return (await self.ok("admin.vm.CurrentState", name)).rpartition("=")[2]
 
@@ -215,6 +220,7 @@ def test_a_template_that_saved_its_root_forgets_its_warm_image(tmp_path: Path) -
         assert life.wardens.launches[0].warm is None
         outdated = await life.ok("admin.vm.volume.Info", "work", "root")
         await life.ok("admin.vm.Start", "work")
+        life.touch("tpl", "root")
         await life.ok("admin.vm.Shutdown", "tpl", "wait")
         assert "is_outdated=False" in outdated
         assert "is_outdated=True" in await life.ok("admin.vm.volume.Info", "work", "root")

@@ -105,7 +105,9 @@ class FakePool(Pool):
             path = state.dirty
             assert path is not None
             if images.same_content(path, _last(state)):
+                spared = state.replaces
                 self.discard(volume)
+                self._prune(state, len(state.commits) if spared else volume.revisions_to_keep)
                 return
             state.dirty = None
             if state.replaces:
@@ -266,7 +268,10 @@ class FakePool(Pool):
     def _commit(self, volume: VolumeConfig, path: str) -> None:
         state = self._states[volume.vid]
         state.commits[next(self._numbers)] = path
-        for number in list(state.commits)[:-1 - min(max(volume.revisions_to_keep, 0), MAX_REVISIONS)]:
+        self._prune(state, volume.revisions_to_keep)
+
+    def _prune(self, state: _State, keep: int) -> None:
+        for number in list(state.commits)[:-1 - min(max(keep, 0), MAX_REVISIONS)]:
             os.unlink(state.commits.pop(number))
 
     def _end_abandoned(self, state: _State) -> None:

@@ -116,7 +116,7 @@ class ImagePool(RecordPool):
                 return
             files.refuse_held(found)
             if self._is_untouched(files, found):
-                files.write(found.dropped())
+                files.write(found.unchanged(keep=volume.revisions_to_keep))
                 return
             images.seal(files.path(found.dirty_suffix), found.dirty_format)
             point("storage:stop:sealed")

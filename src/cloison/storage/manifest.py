@@ -100,6 +100,10 @@ class Manifest:
             return replace(self.dropped(), commits=(*self.commits, commit), current=commit.id).pruned()
         return self.dropped().with_commits((commit,), keep=keep)
 
+    def unchanged(self, *, keep: int) -> Manifest:
+        """Nothing was written to the dirty image. Fewer revisions stay only where fewer are wanted by now."""
+        return replace(self.dropped(), revisions=self.revisions if self.replaces else _newest(self.revisions, keep)).pruned()
+
     def dropped(self) -> Manifest:
         """The dirty image is none any more."""
         return replace(self, dirty=None, replaces=False)
@@ -108,9 +112,9 @@ class Manifest:
         """The last of `new` becomes the present commit, the one before a revision; `keep` newest revisions stay."""
         top = new[-1]
         revisions = (*self.revisions, self.current) if self.current else ()
-        kept = revisions[-min(keep, MAX_REVISIONS):] if keep > 0 else ()
         result = replace(
-            self, commits=self.commits + new, current=top.id, revisions=kept, size=top.size, last=max(self.last, top.id),
+            self, commits=self.commits + new, current=top.id, revisions=_newest(revisions, keep), size=top.size,
+            last=max(self.last, top.id),
         )
         return result.pruned()
 
@@ -121,6 +125,10 @@ class Manifest:
 
     def encode(self) -> bytes:
         return json.dumps({"version": 1, **asdict(self)}, indent=1).encode() + b"\n"
+
+
+def _newest(revisions: tuple[int, ...], keep: int) -> tuple[int, ...]:
+    return revisions[-min(keep, MAX_REVISIONS):] if keep > 0 else ()
 
 
 def decode(data: bytes, vid: str) -> Manifest:
