@@ -28,6 +28,6 @@ def test_it_is_qemus_and_not_that_of_what_is_around_it() -> None:
         assert zygote_wardens._cpu_time(outer.pid) >= 150_000_000
 
 
-@pytest.mark.parametrize("pid", [None, "x", 0, os.getpid()])
+@pytest.mark.parametrize("pid", [None, "x", 0, pytest.param(os.getpid(), id="a process without children")])
 def test_what_is_not_there_has_used_nothing(pid: object) -> None:
     assert zygote_wardens._cpu_time(pid) == 0
