@@ -33,7 +33,7 @@ paths = Paths.from_environment()
 paths.ensure()
 with work_folder(paths) as folder:
     tools = Tools(os.path.join(paths.log, "build.log"))
-    request = BuildRequest("test", size=4 * GIB)
+    request = BuildRequest("test", suite="bookworm", size=4 * GIB)
     built = build(request, paths, folder, tools, lambda percent, words: sys.stdout.write(f"{percent} {words}\\n"))
     os.rename(built.image, os.path.join(paths.data, "root.img"))
 print(built.kernel)

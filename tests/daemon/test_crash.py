@@ -49,8 +49,8 @@ def wait_until_ready(root: Path, process: subprocess.Popen[bytes]) -> None:
 def call(root: Path, method: str, dest: str, payload: str = "", *, socket_name: str = "qubesd.sock") -> str | Failure | None:
     """None: the daemon died."""
     with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(root / "run" / socket_name))      # with a time limit, a full queue would be a refusal
         client.settimeout(PATIENCE)
-        client.connect(str(root / "run" / socket_name))
         try:
             client.sendall(f"{method} dom0 name {dest}\0{payload}".encode())
             client.shutdown(socket.SHUT_WR)

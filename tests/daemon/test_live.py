@@ -98,7 +98,7 @@ def test_rules_end_when_they_say_so(tmp_path: Path) -> None:
     live(tmp_path, scenario)
 
 
-@pytest.mark.parametrize("expire", [0, 1, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("expire", [0, 1, 253402300799])
 def test_any_time_of_expiry_can_be_waited_for(tmp_path: Path, expire: int) -> None:
     async def scenario(app: App) -> None:
         await ok(app, "admin.vm.firewall.Set", "work", "", f"action=accept expire={expire}\n")

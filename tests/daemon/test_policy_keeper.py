@@ -145,3 +145,17 @@ def test_a_program_that_is_missing_ends_nothing(paths: Paths) -> None:
         asyncio.run(conversation())
     finally:
         logging.getLogger("cloison.daemon.policy_keeper").removeHandler(handler)
+
+
+def test_one_that_is_only_starting_ends_with_its_keeper(paths: Paths) -> None:
+    """Else it would take up its work after `cloison down`, and nobody would end it."""
+    told = Path(paths.run, "pid")
+
+    async def conversation() -> int:
+        async with kept(PolicyKeeper(paths, ("/bin/sh", "-c", f"echo $$ > {told}; exec sleep 3600"))):
+            await until(paths.run, lambda: told.exists() and told.read_text().endswith("\n"))
+        return int(told.read_text())
+
+    pid = asyncio.run(conversation())
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM

@@ -37,6 +37,14 @@ async def set_max(app: App, value: str, dest: str = "dvm") -> list[str]:
     return preloaded(app.system.qube("dvm"))
 
 
+def write_root(app: App, name: str) -> None:
+    """As its system does: a root that nothing was written to is no new commit."""
+    pool = app.pool("varlibqubes")
+    assert isinstance(pool, FakePool)
+    with open(pool.path(app.volumes.config(app.system.qube(name).volumes["root"])), "r+b") as file:
+        file.write(b"updated")
+
+
 async def furnish(app: App) -> None:
     await ok(app, "admin.vm.Create.TemplateVM", payload="name=tpl label=black")
     for feature in ("qrexec", *RPCS):
@@ -280,6 +288,7 @@ def test_a_template_that_was_updated_refreshes_them(tmp_path: Path) -> None:
     async def scenario(app: App) -> None:
         old = await set_max(app, "1")
         await ok(app, "admin.vm.Start", "tpl")
+        write_root(app, "tpl")
         events = heard(app)
         await ok(app, "admin.vm.Shutdown", "tpl", "wait")
         await app.preloads.settled()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from functools import partial
 
@@ -28,7 +29,7 @@ def pause(ends: int) -> float:
 
 
 class PolicyKeeper:
-    """`run` it as a task; cancelled, it leaves the policy daemon alone."""
+    """`run` it as a task; cancelled, it leaves a policy daemon that serves alone, and ends one that it has only begun to start."""
 
     def __init__(self, paths: Paths, command: tuple[str, ...] = COMMAND) -> None:
         self._paths, self._command = paths, command
@@ -63,9 +64,21 @@ class PolicyKeeper:
             pid = spawn(list(self._command), os.path.join(self._paths.log, "policyd.log"))
             over = asyncio.Event()
             when_ended(pid, partial(_reap, pid, over))
-            await over.wait()
+            try:
+                await over.wait()
+            except asyncio.CancelledError:
+                if not over.is_set() and not self._serves(pid):
+                    os.kill(pid, signal.SIGTERM)         # still starting: after us it would serve nobody, and nobody would end it
+                raise
         except OSError as error:
             log.error("the policy daemon can't be started: %s", error)
+
+    def _serves(self, pid: int) -> bool:
+        found = listener(self._paths.socket(SOCKET))
+        if found is None:
+            return False
+        os.close(found[1])
+        return found[0] == pid
 
     async def _ended(self, process: int) -> None:
         """A process's descriptor, which is closed here."""
