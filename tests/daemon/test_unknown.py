@@ -178,7 +178,7 @@ def test_an_end_that_takes_its_time_is_dying(tmp_path: Path) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloison.daemon.machines.LOOK_AGAIN", 0.01)
-    monkeypatch.setattr("cloison.storage.base.HELD", 0.01)
+    monkeypatch.setattr("cloison.storage.base.HELD", 0.5)
 
 
 @pytest.mark.usefixtures("quick")

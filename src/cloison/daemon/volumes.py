@@ -26,6 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_THREADS = 64                # that wait for disks, all at once
+LOOKED_AT = 1.0                 # s: an image that is only being asked about is open no longer than that
 
 
 class Volumes:
@@ -246,7 +247,9 @@ class Volumes:
         for path in self._held(volumes):
             pids = holders.who(path)
             if not pids:
-                return False
+                if not holders.closed_within(path, LOOKED_AT):
+                    return False
+                continue                         # it was we ourselves, who asked in another thread
             log.warning("killing what has %s open: %s", path, ", ".join(map(str, pids)))
             for pid in pids:
                 holders.end(pid, path)
