@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -154,8 +155,12 @@ def test_one_that_is_only_starting_ends_with_its_keeper(paths: Paths) -> None:
     async def conversation() -> int:
         async with kept(PolicyKeeper(paths, ("/bin/sh", "-c", f"echo $$ > {told}; exec sleep 3600"))):
             await until(paths.run, lambda: told.exists() and told.read_text().endswith("\n"))
-        return int(told.read_text())
+            return os.pidfd_open(int(told.read_text()))
 
-    pid = asyncio.run(conversation())
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+    process = asyncio.run(conversation())
+    try:
+        assert select.select([process], [], [], PATIENCE)[0]
+        with contextlib.suppress(ChildProcessError):         # the keeper's loop has reaped it
+            os.waitid(os.P_PIDFD, process, os.WEXITED)
+    finally:
+        os.close(process)
