@@ -64,7 +64,7 @@ boot: install ## the tests with real virtual machines
 slow: install ## kill -9 of everything, faults at every step, hostile guests, 20 qubes at once, an ordinary user: a quarter of an hour
 	$(BIN)/python -m pytest -m slow
 
-foreign: install ## Qubes OS's own client against ours: CLOISON_FOREIGN_CLIENT names its folder (tests/foreign/conftest.py)
+foreign: install ## Qubes OS's own client against ours: CLOISON_FOREIGN_CLIENT names its folder (tests/foreign/conftest.py); its policy programs: CLOISON_FOREIGN_QREXEC
 	@test -n "$$CLOISON_FOREIGN_CLIENT" || { echo "set CLOISON_FOREIGN_CLIENT; see tests/foreign/conftest.py"; exit 2; }
 	$(BIN)/python -m pytest tests/foreign
 
