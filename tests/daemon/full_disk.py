@@ -128,6 +128,8 @@ async def without_reserve(root: Path) -> None:
     app = await up(root)
     for step in SETUP:
         await ok(app, *step)
+    fill(root)
+    assert app.parts.store.reserves.spend(str(root / "data"))
     ballast = fill(root)
     answer = await ask(app, "admin.vm.Create.AppVM", "dom0", "", "name=new label=red")
     assert "database or disk is full; nothing was changed" in answer.content, answer

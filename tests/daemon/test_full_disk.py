@@ -212,7 +212,12 @@ def test_a_pool_on_a_file_system_of_its_own_has_one_of_its_own(tmp_path: Path, f
     monkeypatch.setattr(reserve, "_device", lambda path: 2 if path.startswith(str(far)) else 1)
     reserves = Reserves(str(data))
     free(100 * GIB, 50 * GIB)
+    twin = tmp_path / "far-too"
+    twin.mkdir()
     reserves.keep([str(near), str(far)])
+    reserves.keep([str(twin)])
+    reserves.keep([str(far)])
+    assert not (twin / ".reserve").exists(), "one a file system"
     assert [path for path in (data / "reserve", near / ".reserve", far / ".reserve") if path.exists()] == [
         data / "reserve", far / ".reserve"]
     free(100 * GIB, 0)
@@ -222,6 +227,23 @@ def test_a_pool_on_a_file_system_of_its_own_has_one_of_its_own(tmp_path: Path, f
     reserves.drop(str(near))
     reserves.drop(str(far))
     assert not (far / ".reserve").exists() and (data / "reserve").exists()
+
+
+def test_a_pool_that_was_just_added_has_one(tmp_path: Path, free: Callable[[int, int], None],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    monkeypatch.setattr(reserve, "_device", lambda path: 2 if path.startswith(str(small)) else 1)
+    free(100 * GIB, 50 * GIB)
+
+    async def run() -> None:
+        app = await fake_app(str(tmp_path / "root"))
+        answer = await ask(app, "admin.pool.Add", "dom0", "qcow2", f"name=small\ndir_path={small}")
+        assert not answer.failure, answer.content
+        assert (small / ".reserve").exists(), "a qube may fill that disk before the next look"
+        await close_app(app)
+
+    asyncio.run(run())
 
 
 def test_only_what_failed_for_want_of_space_is_tried_again_and_once(tmp_path: Path, free: Callable[[int, int], None]) -> None:

@@ -26,7 +26,7 @@ class Reserves:
 
     def __init__(self, data: str) -> None:
         self._data = data
-        self._pools: set[str] = set()           # folders of pools that have one
+        self._pools: dict[str, int] = {}        # folders of pools that have one, and their file systems
 
     def keep(self, pools: Iterable[str] = ()) -> None:
         """Make those that are missing, one a file system, where there is space enough. `pools`: their folders."""
@@ -34,11 +34,11 @@ class Reserves:
         for folder in (self._data, *pools):
             with contextlib.suppress(OSError):
                 device = _device(folder)
-                if device not in seen:
+                if device not in seen and device not in [theirs for other, theirs in self._pools.items() if other != folder]:
                     seen.add(device)
                     _make(self._path(folder))
                     if folder != self._data:
-                        self._pools.add(folder)
+                        self._pools[folder] = device
 
     def spend(self, folder: str) -> bool:
         """Whether there is more space than before on the file system of that folder, which had next to none."""
@@ -57,7 +57,7 @@ class Reserves:
     def drop(self, pool: str) -> None:
         """The pool in that folder is no more."""
         if pool in self._pools:
-            self._pools.discard(pool)
+            del self._pools[pool]
             with contextlib.suppress(OSError):
                 os.unlink(self._path(pool))
 

@@ -78,6 +78,7 @@ class Volumes:
             if pool is not None:
                 await self.in_thread(pool.setup)
                 self._open[name] = pool
+                await self.in_thread(self._parts.store.reserves.keep, [folder])       # a qube may fill that disk at once
         except CloisonError as error:
             self.folders.pop(name, None)
             self._closed[name] = str(error)
