@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_qubesd import FakeQubesd
 
 from cloison.cli import doctor, main
+from cloison.client.connection import Connection
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.probe import Kvm, Verdict
 from cloison.runtime.paths import Paths
+from cloison.wire import admin
 
 GIB = 1 << 30
 
@@ -219,3 +222,20 @@ def test_json_and_exit_status(
     assert data[0]["name"] == "qemu" and data[0]["status"] == "fail"
     assert main.main(["doctor"]) == 1
     assert capsys.readouterr().out.startswith("fail  qemu: ")
+
+
+def test_templates_with_an_older_agent(qubesd: FakeQubesd) -> None:
+    sentence = "template {0} has the agent of an older Cloison; to renew it: cloison template build {0}"
+    older = {"t": sentence.format("t"), "work": sentence.format("t"), "u": sentence.format("u")}
+    qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(json.dumps({"old_agents": older}).encode())
+    check = doctor._templates(Connection())
+    assert check == doctor.Check(
+        "templates", "warn", "template t has the agent of an older Cloison; template u has the agent of an older Cloison.",
+        "cloison template build t\ncloison template build u")
+    older.clear()
+    assert doctor._templates(Connection()).status == "ok"
+
+
+def test_templates_are_not_looked_at_without_qubesd(root: Path) -> None:
+    check = doctor._templates(Connection())
+    assert check.status == "ok" and "cloison up" in check.said

@@ -40,6 +40,16 @@ def test_status_says_what_is_wrong_with_a_qube(qubesd: FakeQubesd, capsys: pytes
     assert json.loads(capsys.readouterr().out)["problems"] == {"sys-net": "it is ill"}
 
 
+def test_status_says_once_which_template_has_an_older_agent(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:
+    older = b'{"old_agents": {"tpl": "tpl is old", "work": "tpl is old"}}'
+    qubesd.answers["internal.cloison.Status"] = lambda _, __: admin.ok(older)
+    assert main.main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines if "old" in line] == [["template", "tpl is old"]]
+    assert main.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["old_agents"] == {"tpl": "tpl is old", "work": "tpl is old"}
+
+
 def test_a_dead_socket_is_no_qubesd(paths: Paths) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(paths.socket("qubesd.sock"))

@@ -80,6 +80,7 @@ def test_the_suite_is_what_is_built_and_said_first(
     suite: str,
 ) -> None:
     """By name, by option, or as the template of that name is now."""
+    qubesd.answers["admin.vm.volume.Info"] = lambda *_: admin.ok(b"pool=p\nvid=v\nsize=0\nusage=0\n")
     if version:
         qubesd.qubes[words[0]] = {"class": "TemplateVM", "state": "Halted", "label": "black"}
         qubesd.features[words[0]] = {"os-version": version}
@@ -92,6 +93,33 @@ def test_the_suite_is_what_is_built_and_said_first(
     monkeypatch.setattr(template, "build", fake_build)
     assert main.main(["template", "build", *words]) == 1
     assert built == [suite]
+
+
+def test_a_template_that_is_built_again_keeps_its_packages_and_its_size(
+    sealing: FakeQubesd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    sealing.qubes["t"] = {"class": "TemplateVM", "state": "Halted", "label": "black"}
+    sealing.features["t"] = {"os-version": "13", "cloison-include": "git,g++"}
+    size = [20 << 30]
+    sealing.answers["admin.vm.volume.Info"] = lambda *_: admin.ok(f"pool=p\nvid=v\nsize={size[0]}\nusage=0\n".encode())
+    built: list[BuildRequest] = []
+
+    def fake_build(request: BuildRequest, *_: object) -> Built:
+        built.append(request)
+        return Built("/root.img", "6.1", request.size, {"os": "Linux"}, request.include)
+    monkeypatch.setattr(template, "build", fake_build)
+    assert main.main(["template", "build", "t"]) == 0
+    assert (built[-1].include, built[-1].size) == (("git", "g++"), 20 << 30)
+    assert "t: Debian 13 (trixie), with git, g++\n" in capsys.readouterr().out
+    assert ("t", "admin.vm.feature.Set", "cloison-include", b"git,g++") in sealing.calls
+    assert main.main(["template", "build", "t", "--include", "file", "--include", "less curl", "--size", "4G"]) == 0
+    assert (built[-1].include, built[-1].size) == (("file", "less", "curl"), 4 << 30)
+    assert ("t", "admin.vm.feature.Set", "cloison-include", b"file,less,curl") in sealing.calls
+    assert main.main(["template", "build", "t", "--include", ""]) == 0
+    assert built[-1].include == () and ("t", "admin.vm.feature.Set", "cloison-include", b"") in sealing.calls
+    size[0] = (10 << 30) + 512                   # no build makes such a disk
+    assert main.main(["template", "build", "t"]) == 0
+    assert built[-1].size == 10 << 30
 
 
 def test_no_qubesd_no_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -437,6 +437,25 @@ def test_a_qube_that_waits_is_told_of_by_who_lists_and_by_who_waits_for_it(
 
 
 @pytest.mark.parametrize("words", [["qvm-start", "work"], ["qvm-run", "-p", "work", "true"]])
+def test_who_starts_a_qube_is_told_once_that_its_agent_is_an_older_one(
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], words: list[str],
+) -> None:
+    older = {"work": "template t is old", "t": "template t is old", "mail": "template u is old"}
+    qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(json.dumps({"old_agents": older}).encode())
+    qubesd.qubes["work"]["state"] = "Halted"
+    asked = len([call for call in qubesd.calls if call[1].endswith("Status")])
+    run(*words)
+    assert [line for line in capsys.readouterr().err.splitlines() if "old" in line] == [f"{words[0]}: template t is old"]
+    assert len([call for call in qubesd.calls if call[1].endswith("Status")]) - asked == (2 if words[0] == "qvm-start" else 1)
+    run("qvm-ls")
+    assert "old" not in capsys.readouterr().err
+    assert tool.tell_problems("qvm-run", Connection(), ["work"]) == [], "not in the middle of a call"
+    qubesd.qubes["work"]["state"] = "Halted"
+    run(words[0], "-q", *words[1:])
+    assert "old" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["qvm-start", "work"], ["qvm-run", "-p", "work", "true"]])
 def test_a_qube_that_runs_without_its_private_volume_is_told_of_by_who_starts_it(
     qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], words: list[str],
 ) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cloison.daemon.app import App
 from cloison.daemon.fake import Answer, ask, fake_app
+from cloison.model import requests
+from cloison.templates import agent_package
 
 CALL = "internal.cloison.FeaturesRequest"
 
@@ -36,6 +38,59 @@ def test_a_new_build_takes_the_place_of_the_old_and_leaves_what_the_person_decid
         await app.live.close()
         await app.machines.close()
         await app.parts.wardens.close()
+        app.parts.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_agent_of_another_version_is_told_of_by_template_and_by_what_runs_from_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        app = await fake_app(str(tmp_path))
+        for name in ("tpl", "other"):
+            await ask(app, "admin.vm.Create.TemplateVM", payload=f"name={name} label=black")
+        for name, template in (("work", "tpl"), ("idle", "tpl"), ("mail", "other")):
+            await ask(app, "admin.vm.Create.AppVM", "dom0", template, payload=f"name={name} label=red")
+        for name in ("work", "mail"):
+            assert not (await ask(app, "admin.vm.Start", name)).failure
+        app.agents.current = "c" * 32
+        said = "os=Linux\nos-distribution=debian\nqubes-agent-version=4.4\n"
+        sentence = "template tpl has the agent of an older Cloison; to renew it: cloison template build tpl"
+
+        async def told() -> dict[str, str]:
+            return dict((await app.status())["old_agents"])
+
+        assert await told() == {}, "other systems, and such as nobody has built yet"
+        await say(app, said)                            # built before there was a digest
+        assert await told() == {"tpl": sentence, "work": sentence}
+        await say(app, said + f"cloison-agent={'b' * 32}\n")
+        assert await told() == {"tpl": sentence, "work": sentence}
+        app.agents.current = ""                         # what ships can't be read: nothing is known, nothing is said
+        assert await told() == {}
+        app.agents.current = "c" * 32
+        await say(app, said + f"cloison-agent={'c' * 32}\n")
+        assert await told() == {}
+        for name, value in (("os-distribution", "fedora"), ("cloison-agent", "x")):
+            await ask(app, "admin.vm.feature.Set", "tpl", name, value)
+        assert await told() == {}, "nothing of ours could renew it"
+        app.agents.current = None                       # taken when it is first needed
+        await say(app, said + f"cloison-agent={agent_package.digest()}\n")
+        assert await told() == {} and app.agents.current == agent_package.digest()
+        await app.live.close()
+        await app.machines.close()
+        await app.parts.wardens.close()
+        app.parts.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_qube_s_own_word_for_its_agent_is_not_taken(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        app = await fake_app(str(tmp_path))
+        await ask(app, "admin.vm.Create.TemplateVM", payload="name=tpl label=black")
+        qube = app.system.qube("tpl")
+        with app.transaction():
+            requests.apply(qube, requests.check({"cloison-agent": b"c" * 32, "os": b"Linux"}))
+        assert dict(qube.features) == {"os": "Linux"}
         app.parts.store.close()
 
     asyncio.run(scenario())

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -120,3 +121,29 @@ def test_unit_starts_a_file_that_ships(unpacked: Path) -> None:
     rule = (unpacked / "usr/lib/udev/rules.d/60-cloison-agent.rules").read_text()
     assert "cloison-agent.service" in rule
     assert "org.cloison.mux" in rule
+
+
+def test_the_digest_tells_every_change_of_what_ships_and_no_other(tmp_path: Path) -> None:
+    source = tmp_path / "cloison"
+    shutil.copytree(agent_package.SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
+    first = agent_package.digest(str(source))
+    assert first == agent_package.digest() and re.fullmatch("[0-9a-f]{32}", first)
+    for name in ("cli/tool.py", "qrexec/host/daemon.py", "guest/notes.txt", "guest/__pycache__/agent.cpython-311.pyc"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("something else")
+    assert agent_package.digest(str(source)) == first
+    seen = {first}
+    for name in ("values.py", "guest/agent.py", "guest/services/qubes.VMExec", "guest/files/DEBIAN/postinst", "wire/mux.py"):
+        with (source / name).open("a") as file:
+            file.write("# changed")
+        seen.add(agent_package.digest(str(source)))
+    (source / "guest/agent.py").rename(source / "guest/renamed.py")
+    seen.add(agent_package.digest(str(source)))
+    assert len(seen) == 7
+
+
+def test_the_digest_is_of_what_ships(unpacked: Path) -> None:
+    shipped = {target for target, _ in agent_package._shipped(agent_package.SOURCE)}
+    files = [path for path in unpacked.rglob("*") if path.is_file() and not path.is_symlink() and path.suffix != ".pyc"]
+    there = {str(path.relative_to(unpacked)) for path in files}
+    assert there == shipped | {"DEBIAN/control", "DEBIAN/conffiles"}

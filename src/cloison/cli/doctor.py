@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from cloison.cli import tool
 from cloison.cli.ask_agent import has_windows
+from cloison.client.connection import Connection, NoDaemon
+from cloison.client.domains import DOM0
 from cloison.errors import CloisonError
 from cloison.hypervisor import probe, sandbox
 from cloison.policy.parse import PolicySyntaxError, Root
@@ -92,6 +94,7 @@ def examine(paths: Paths, root: str = "/", user: str | None = None) -> list[Chec
         ("kvm", lambda: _kvm(probe.probe(paths))),
         ("emulation", lambda: _emulation(root, probe.probe(paths))),
         ("policy", lambda: _policy(paths)),
+        ("templates", lambda: _templates(Connection(paths))),
         ("questions", _questions),
         ("disk", lambda: _disk(shutil.disk_usage(paths.data).free)),
         ("memory", lambda: _memory(root)),
@@ -293,6 +296,20 @@ def _policy(paths: Paths) -> Check:
             return Check("policy", "warn", "there is no policy folder yet.", "cloison up makes it.")
         return Check("policy", "fail", f"{error}; every call between qubes is denied.", "cloison policy check names every fault.")
     return Check("policy", "ok", f"{len(rules.all)} rules.")
+
+
+def _templates(connection: Connection) -> Check:
+    """Whether the agents in them are those of this Cloison."""
+    name = "templates"
+    try:
+        facts = json.loads(connection.call(DOM0, "internal.cloison.Status", internal=True))
+    except NoDaemon:
+        return Check(name, "ok", "not looked at: qubesd does not run (cloison up).")
+    older = list(dict.fromkeys((facts.get("old_agents") or {}).values()))
+    if not older:
+        return Check(name, "ok", "each has the agent of this Cloison.")
+    told, commands = zip(*(sentence.split("; to renew it: ") for sentence in older), strict=True)
+    return Check(name, "warn", f"{'; '.join(told)}.", "\n".join(commands))
 
 
 def _questions() -> Check:

@@ -174,6 +174,7 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
         print(json.dumps({"running": True, **facts, "problems": problems, "qubes": {qube.name: qube.state for qube in qubes}}))
         return 0
     troubles = [("disk space", sentence) for sentence in facts.pop("space", ())]
+    troubles += [("template", sentence) for sentence in dict.fromkeys((facts.pop("old_agents", None) or {}).values())]
     rows = [("qubesd", "runs"), *troubles, *((key.replace("_", " "), _fact(value)) for key, value in facts.items())]
     rows += [("qubes", f"{len(running)} of {len(qubes)} running")]
     rows += [("", f"{qube.name} ({qube.state}){_problem(problems.get(qube.name))}") for qube in running]

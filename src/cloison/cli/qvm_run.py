@@ -200,7 +200,8 @@ def _make_ready(connection: Connection, qube: Qube, *, autostart: bool, quiet: b
     progress.wait(call, f"starting {qube.name}", klass=qube.klass, quiet=quiet)
     call.result()
     if not quiet:
-        tool.tell_problems(PROG, connection, [qube.name])      # it may run without its private volume: what is written is lost
+        # It may run without its private volume: what is written is lost.
+        tool.tell_problems(PROG, connection, [qube.name], started=True)
     return True
 
 

@@ -76,7 +76,7 @@ def _start(args: argparse.Namespace, connection: Connection, qubes: Sequence[Qub
             except CloisonError as error:
                 status = tool.report(PROG, error, f"starting qube failed: {qube.name}")
         if started and tool.verbosity(args) > 0:
-            tool.tell_problems(PROG, connection, started)
+            tool.tell_problems(PROG, connection, started, started=True)
     return status
 
 

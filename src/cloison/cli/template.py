@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from cloison.cli import tool
@@ -18,13 +19,14 @@ from cloison.client.domains import DOM0, feature, get_property, list_qubes, volu
 from cloison.errors import CloisonError
 from cloison.runtime.paths import Paths
 from cloison.templates import kernels, suites
-from cloison.templates.build import DEFAULT_SIZE, MAX_SIZE, BuildRequest, Built, build
+from cloison.templates.build import DEFAULT_SIZE, MAX_SIZE, MIN_SIZE, BuildRequest, Built, build
 from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
 from cloison.values import QubeName
 
 TEMPLATE = "TemplateVM"
 LABEL = "black"
+INCLUDED = "cloison-include"             # feature of a template: packages that its maker asked for
 _SIZE = re.compile(r"([0-9]{1,10})([MGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -46,9 +48,10 @@ def add_parsers(subparsers: Any) -> None:
                   ("cloison template build debian-12 --size 20G", "another release, on a larger disk")])
     making.add_argument("name", metavar="NAME", help="name of the template's qube, such as debian-13")
     making.add_argument("--suite", help="Debian release, such as trixie or 13 (default: what NAME says, or what it was built from)")
-    making.add_argument("--include", metavar="PACKAGE,...", action="append", default=[], help="more packages")
-    making.add_argument("--size", type=parse_size, default=DEFAULT_SIZE,
-                        help="of the root disk (default: 10G; takes only what is used)")
+    making.add_argument("--include", metavar="PACKAGE,...", action="append",
+                        help="more packages (default: those that NAME was built with; '' for none)")
+    making.add_argument("--size", type=parse_size,
+                        help="of the root disk (default: as NAME has it, or 10G; takes only what is used)")
     add_mirror(making, also=", also in the template")
     making.add_argument("--kernel", metavar="PACKAGE", default=kernels.PACKAGE, help="kernel package (default: %(default)s)")
     verbs.add_parser("list", help="list templates", description="List templates, and kernels in the pool.")
@@ -68,7 +71,6 @@ def parse_size(text: str) -> int:
 
 
 def _build(args: argparse.Namespace, connection: Connection) -> int:
-    include = tuple(word for text in args.include for word in re.split(r"[, ]+", text) if word)
     name = QubeName(args.name)
     paths = connection.paths
     paths.ensure()
@@ -76,8 +78,12 @@ def _build(args: argparse.Namespace, connection: Connection) -> int:
     if name in known and known[name].klass != TEMPLATE:
         raise NotATemplate(f"{name} is a qube of class {known[name].klass}, not a template")
     version = (feature(connection, name, "os-version") or "") if name in known else ""
-    request = BuildRequest(name, suites.chosen(name, args.suite, version), include, args.size, args.mirror, args.kernel)
-    print(f"{name}: {suites.described(request.suite)}", flush=True)     # before any progress, wherever the output goes
+    before = feature(connection, name, INCLUDED) if args.include is None and name in known else None
+    include = _words(args.include or [before or ""])
+    size = args.size or (_size_of(connection, name) if name in known else DEFAULT_SIZE)
+    request = BuildRequest(name, suites.chosen(name, args.suite, version), include, size, args.mirror, args.kernel)
+    more = f", with {', '.join(include)}" if include else ""
+    print(f"{name}: {suites.described(request.suite)}{more}", flush=True)     # before any progress, wherever the output goes
     tools = Tools(fresh_log(paths, f"template-{name}"))
     with terminated_like_interrupted(), work_folder(paths) as folder:
         with progress(request.name) as report:
@@ -85,6 +91,16 @@ def _build(args: argparse.Namespace, connection: Connection) -> int:
         register(connection, request.name, built, exists=request.name in known)
     tool.say(f"{request.name} is ready; its kernel is {built.kernel}")
     return 0
+
+
+def _words(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for text in texts for word in re.split(r"[, ]+", text) if word)
+
+
+def _size_of(connection: Connection, name: str) -> int:
+    """What a template's root has now, if one could be built so."""
+    size = int(volume_info(connection, name, "root").get("size", "0"))
+    return size if MIN_SIZE <= size <= MAX_SIZE and not size % (1 << 20) else DEFAULT_SIZE
 
 
 def register(connection: Connection, name: str, built: Built, *, exists: bool) -> None:
@@ -96,6 +112,8 @@ def register(connection: Connection, name: str, built: Built, *, exists: bool) -
     with contextlib.nullcontext() if exists else making(connection, Creation(name, TEMPLATE, LABEL), "cloison-template-build"):
         connection.call(name, "internal.cloison.SealRoot", payload=built.image.encode(), internal=True)
         connection.call(name, "internal.cloison.FeaturesRequest", payload=said.encode("ascii"), internal=True)
+        if built.include or exists:
+            connection.call(name, "admin.vm.feature.Set", INCLUDED, ",".join(built.include).encode())
     for key, value in (("default_template", name), ("default_kernel", built.kernel)):
         if not get_property(connection, None, key).text:
             connection.call(DOM0, "admin.property.Set", key, value.encode())

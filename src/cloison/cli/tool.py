@@ -158,9 +158,11 @@ def fail(prog: str, sentence: str) -> None:
     print(f"{prog}: error: {printable(sentence)}", file=sys.stderr)
 
 
-def tell_problems(prog: str, connection: Connection, names: Container[str] | None = None, told: Container[str] = ()) -> list[str]:
+def tell_problems(
+    prog: str, connection: Connection, names: Container[str] | None = None, told: Container[str] = (), *, started: bool = False,
+) -> list[str]:
     """A line on standard error for each running qube (of these names) that is not as it should be, but for what is `told` already.
-    Returns all that is so.
+    `started`: they have just been started, so also what is worth a word then. Returns all that is so.
     """
     import json
 
@@ -169,6 +171,9 @@ def tell_problems(prog: str, connection: Connection, names: Container[str] | Non
     except (CloisonError, ValueError):   # another qubesd: it knows no such call; or it is away
         return []
     found = [sentence for name, sentence in (facts.get("problems") or {}).items() if names is None or name in names]
+    if names is not None and started:
+        older = facts.get("old_agents") or {}
+        found += dict.fromkeys(sentence for name, sentence in older.items() if name in names)
     for sentence in found:
         if sentence not in told:
             print(f"{prog}: {printable(sentence)}", file=sys.stderr)

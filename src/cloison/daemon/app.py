@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import cloison
 from cloison.admin.qubesd import NewQube, Qubesd, Send
 from cloison.daemon import host_services, qubes_xml
+from cloison.daemon.agents import Agents
 from cloison.daemon.attachments import Attachments
 from cloison.daemon.devices import Devices
 from cloison.daemon.events import EventBus, Listener
@@ -78,6 +79,7 @@ class App(Qubesd):
         self._owed: dict[tuple[Qube, str], None] = {}           # volumes that are not in the store as they are
         self.space = Space(self._space_folders, self._tell_space, parts.store.reserves, self.volumes.in_thread)
         self.machines.beginning.check_space = self._check_space
+        self.agents = Agents()
         self.recovering: set[asyncio.Task[None]] = set()        # what the start has begun, and did not wait for to its end
 
     # -- model ----------------------------------------------------------------------------------------------------
@@ -337,4 +339,4 @@ class App(Qubesd):
         problems = {qube.name: text for qube in running if (text := "; ".join(filter(None, (qube.problem, qube.note))))}
         return {"qubes": [qube.name for qube in running], "problems": problems, "space": self.space.warnings(), "starts": starts,
                 "warm_images": self.parts.wardens.warm_images(), "accelerator": await asyncio.to_thread(self.parts.accelerator),
-                "version": cloison.__version__}
+                "old_agents": await self.agents.older(self.system), "version": cloison.__version__}

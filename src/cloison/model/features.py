@@ -19,6 +19,7 @@ PROHIBIT_START = "prohibit-start"                    # why a qube may not be sta
 CALL_DISPOSABLES = "call-disposables-max"            # how many disposables the calls of a qube may have at once
 CALL_PROGRAMS = "call-programs-max"                  # how many programs of the host they may have at once
 CALL_PROGRAMS_EACH = "call-programs-each-max"        # and of one service
+AGENT = "cloison-agent"                              # of a template: the digest of the agent that was built into it
 COUNTS = (CALL_DISPOSABLES, CALL_PROGRAMS, CALL_PROGRAMS_EACH)
 RESERVED = frozenset(("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"))
 

@@ -1,18 +1,22 @@
 """Builds the guest agent as a Debian package, and a tiny apt repository around it.
 
 The package holds exactly those of our Python packages that the agent imports, the files below `guest/files` (which mirror
-the guest's root; `DEBIAN` holds the maintainer scripts) and the qrexec services below `guest/services`.
+the guest's root; `DEBIAN` holds the maintainer scripts) and the qrexec services below `guest/services`. A digest of all that says
+whether a template holds the agent of this very Cloison: it is a feature of the template, FEATURE.
 """
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 
 import cloison
 from cloison.templates.contain import Tools
 
 NAME = "cloison-agent"
+FEATURE = "cloison-agent"               # of a template: the digest of the agent that was built into it
+SOURCE = os.path.dirname(cloison.__file__)
 # What the guest's part imports (contract in pyproject.toml), as files or folders of the package `cloison`.
 SHIPPED = ("__init__.py", "errors.py", "values.py", "wire", "runtime", "qdb", "qrexec", "guest")
 _NOT_CODE = ("files", "services", "__pycache__", "host", "policyd")     # the last two: the other half of `qrexec`
@@ -52,7 +56,19 @@ Description: agent that makes this system a qube of Cloison
 """
 
 
-def build(tools: Tools, folder: str, source: str = os.path.dirname(cloison.__file__)) -> str:
+def digest(source: str = SOURCE) -> str:
+    """What tells one agent from another: of every file that ships, where it goes and what is in it. Raises OSError."""
+    result = hashlib.sha256(_control().encode())
+    for link in LINKS.items():
+        result.update(repr(link).encode())
+    for target, path in sorted(_shipped(source)):
+        with open(path, "rb") as file:
+            content = file.read()
+        result.update(f"{target!r} {len(content)}\n".encode() + content)
+    return result.hexdigest()[:32]
+
+
+def build(tools: Tools, folder: str, source: str = SOURCE) -> str:
     """The repository's folder, made inside `folder`. `source` is the folder of the package `cloison`. Raises HostError."""
     stage = os.path.join(folder, NAME)
     repository = os.path.join(folder, "repository")
@@ -74,13 +90,9 @@ def _control() -> str:
 
 def _stage(source: str, stage: str) -> None:
     """The package's tree, with the modes it is to have."""
-    guest = os.path.join(source, "guest")
-    shutil.copytree(os.path.join(guest, "files"), stage, copy_function=shutil.copyfile, symlinks=True)
-    services = os.path.join(guest, "services")
-    if os.path.isdir(services):
-        shutil.copytree(services, os.path.join(stage, "etc", "qubes-rpc"), copy_function=shutil.copyfile, symlinks=True,
-                        ignore=shutil.ignore_patterns("__pycache__", "__init__.py"), dirs_exist_ok=True)
-    _copy_code(source, os.path.join(stage, "usr", "lib", "cloison", "cloison"))
+    for target, path in _shipped(source):
+        os.makedirs(os.path.dirname(os.path.join(stage, target)), exist_ok=True)
+        shutil.copyfile(path, os.path.join(stage, target))
     with open(os.path.join(stage, "DEBIAN", "control"), "w", encoding="utf-8") as control:
         control.write(_control())
     for link, link_target in LINKS.items():
@@ -91,22 +103,28 @@ def _stage(source: str, stage: str) -> None:
         conffiles.write("".join(f"/{name}\n" for name in files if name.startswith("etc/")))
 
 
-def _copy_code(source: str, target: str) -> None:
-    os.makedirs(target)
+def _shipped(source: str) -> Iterator[tuple[str, str]]:
+    """Every file of the package: its place in the guest, and where it is here."""
+    guest = os.path.join(source, "guest")
+    yield from _files(os.path.join(guest, "files"), "")
+    yield from _files(os.path.join(guest, "services"), "etc/qubes-rpc", not_files=("__init__.py",))
     for name in SHIPPED:
-        path = os.path.join(source, name)
+        path, target = os.path.join(source, name), os.path.join("usr/lib/cloison/cloison", name)
         if os.path.isdir(path):
-            shutil.copytree(path, os.path.join(target, name), ignore=_only_code, copy_function=shutil.copyfile)
+            yield from _files(path, target, not_folders=_NOT_CODE, suffix=".py")
         else:
-            shutil.copyfile(path, os.path.join(target, name))
+            yield target, path
 
 
-def _only_code(folder: str, names: list[str]) -> list[str]:
-    """What of a folder does not ship: all but Python modules and sub-packages, and the host's."""
-    def ships(name: str) -> bool:
-        return name not in _NOT_CODE and (name.endswith(".py") or os.path.isdir(os.path.join(folder, name)))
-
-    return [name for name in names if not ships(name)]
+def _files(
+    folder: str, target: str, *, not_files: tuple[str, ...] = (), not_folders: tuple[str, ...] = ("__pycache__",), suffix: str = "",
+) -> Iterator[tuple[str, str]]:
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in not_folders]
+        for name in names:
+            if name not in not_files and name.endswith(suffix):
+                path = os.path.join(where, name)
+                yield os.path.join(target, os.path.relpath(path, folder)), path
 
 
 def _set_modes(stage: str) -> list[str]:

@@ -83,13 +83,14 @@ class BuildRequest:
 @dataclass(frozen=True)
 class Built:
     """`image`: a raw ext4 image in the work folder, the caller's to move away. `kernel`: a version in the pool. `offers`: what it
-    says of itself, as features a qube requests.
+    says of itself, as features a qube requests, and the agent's digest. `include`: packages that were asked for besides.
     """
 
     image: str
     kernel: str
     size: int
     offers: Mapping[str, str] = field(default_factory=lambda: dict(offers.ALWAYS))
+    include: tuple[str, ...] = ()
 
 
 def build(request: BuildRequest, paths: Paths, folder: str, tools: Tools, report: Report) -> Built:
@@ -99,7 +100,7 @@ def build(request: BuildRequest, paths: Paths, folder: str, tools: Tools, report
     """
     _check_space(paths)
     lines = sources.build_lines(request.suite, request.mirror)
-    progress = _Progress(report)
+    progress, agent = _Progress(report), agent_package.digest()
     with ThreadPoolExecutor(max_workers=2) as pool:
         try:
             kernel = pool.submit(
@@ -111,7 +112,8 @@ def build(request: BuildRequest, paths: Paths, folder: str, tools: Tools, report
         except BaseException:
             tools.stop()
             raise
-    return Built(image.result(), kernel.result(), request.size, _offers(folder))
+    said = {**_offers(folder), agent_package.FEATURE: agent}
+    return Built(image.result(), kernel.result(), request.size, said, request.include)
 
 
 def _join(tools: Tools, *jobs: Future[str]) -> None:

@@ -7,7 +7,7 @@ from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, QubeError, QubeNotRunning
 from cloison.model import requests
 from cloison.model.domains import Qube
-from cloison.model.features import check_quota
+from cloison.model.features import AGENT, check_quota
 
 MAX_DIGITS = 9
 
@@ -37,6 +37,8 @@ def template_features(call: Call) -> None:
     requested = requests.check({name.decode("ascii", "replace"): value for name, value in said.items()})
     with call.qubesd.transaction():
         requests.apply(call.dest, requested)
+        if AGENT in requested:          # the maker's word; a qube that says it of itself is not believed
+            call.dest.set_feature(AGENT, requested[AGENT])
 
 
 async def notify_tools(call: Call) -> None:
