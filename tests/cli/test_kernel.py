@@ -157,3 +157,11 @@ def test_a_busybox_with_libraries_is_refused(tmp_path: Path) -> None:
     (tmp_path / "busybox").write_bytes(b"\x7fELF.../lib64/ld-linux-x86-64.so.2\0")
     with pytest.raises(kernel_tree.BadKernelPackage, match="busybox-static"):
         kernel_tree.of_files("/bin/sh", str(tmp_path / "6.1"), str(tmp_path / "busybox"))
+
+
+def test_what_mmdebstrap_tells_itself_is_no_progress() -> None:
+    seen: list[str] = []
+    steps = kernel._Steps(lambda _, words: seen.append(words))
+    for line in ("I: running apt-get update...", "Get:1 http://x", "I: main() received signal PIPE: waiting for setup..."):
+        steps(line)
+    assert seen == ["running apt-get update"]

@@ -41,10 +41,10 @@ def test_failure_is_told_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.M
     paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path / "root")})
     paths.ensure()
     seen: list[int] = []
-    with pytest.raises(ToolFailed, match="mmdebstrap failed with status 25") as caught, work_folder(paths) as folder:
+    with pytest.raises(ToolFailed, match="status 25: E: unable to fetch") as caught, work_folder(paths) as folder:
         tools = Tools(os.path.join(paths.log, "d.log"))
         build(BuildRequest("d", "sid"), paths, folder, tools, lambda percent, _: seen.append(percent))
-    assert "E: unable to fetch" in caught.value.hint
+    assert caught.value.hint == f"All that it said: {paths.log}/d.log" and caught.value.lines == ("E: unable to fetch",)
     assert seen == sorted(seen)
     assert [name for name in os.listdir(paths.tmp) if not name.startswith(".")] == []
     assert not os.path.exists(paths.kernels) or os.listdir(paths.kernels) == []

@@ -20,6 +20,7 @@ from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
 from cloison.templates import kernel_tree, kernels, sources, suites
 from cloison.templates.build import BuildRequest
+from cloison.templates.complaints import MADE_BY_A_FAILURE
 from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
 
@@ -113,7 +114,7 @@ class _Steps:
         self._report, self._percent = report, 0
 
     def __call__(self, line: str) -> None:
-        if line.startswith("I: "):
+        if line.startswith("I: ") and not line.startswith(MADE_BY_A_FAILURE):
             self._percent = min(self._percent + 15, 90)
             self._report(self._percent, line.removeprefix("I: ").rstrip("."))
 

@@ -15,18 +15,20 @@ from typing import IO
 
 from cloison.errors import HostError
 from cloison.runtime.programs import find
+from cloison.templates import complaints
 
-LAST_LINES = 12
+LAST_LINES = 40
 MAX_LINE = 4096      # bytes of one line of a tool's output that are looked at
 
 
 class ToolFailed(HostError):
-    """A tool ended with an error. `lines` are the last it said."""
+    """A tool ended with an error. `lines` are the last it said; the sentence and the hint are made of them."""
 
     def __init__(self, tool: str, status: int, log: str, lines: Sequence[str]) -> None:
-        super().__init__(f"{tool} failed with status {status}")
+        why, last = complaints.cause(lines), complaints.last_words(lines)
+        super().__init__(why.sentence if why else f"{tool} failed with status {status}" + (f": {last}" if last else ""))
         self.lines = tuple(lines)
-        self.hint = "\n".join((*self.lines, f"All it said is in {log}"))
+        self.hint = f"{why.advice} All that {tool} said: {log}" if why else f"All that it said: {log}"
 
 
 def contained() -> list[str]:
