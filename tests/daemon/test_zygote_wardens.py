@@ -438,6 +438,37 @@ def test_a_slow_order_is_no_silence(wardens: ZygoteWardens, launch: Launch, path
 
 
 @pytest.mark.usefixtures("impatient")
+def test_an_order_that_its_machine_never_answers_has_a_limit_and_shows_when_it_is_carried_out_after_all(
+    wardens: ZygoteWardens, launch: Launch, paths: Paths, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with a QEMU that a guest owns, or one whose disk has stuck. Its warden is well: it is not silent, and kill works."""
+    monkeypatch.setattr("cloison.daemon.warden_link.ORDER_TIME", 0.6)
+
+    async def work(heard: Heard) -> None:
+        await wardens.start(launch)
+        link = wardens._links[UUID]
+        real = link._message
+        lost: list[dict[str, object]] = []
+
+        def lose_first(message: dict[str, object]) -> None:
+            if not lost and "event" not in message:
+                lost.append(message)
+            else:
+                real(message)
+
+        link._message = lose_first                                         # type: ignore[method-assign]
+        with pytest.raises(MachineError, match="its QEMU does not answer"):
+            await wardens.pause(UUID)
+        assert (UUID, "silent") not in heard.events
+        real(lost[0])
+        await heard.until(UUID, "answers")
+        assert wardens.found(UUID).state is PowerState.PAUSED
+        await wardens.kill(UUID)
+
+    run(wardens, work)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_silent_warden_is_killed_from_outside(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
     async def work(heard: Heard) -> None:
         await wardens.start(launch)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.patience import PATIENCE
 from cloison.errors import HostError, MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import Disk, DiskFile, MachineSpec, MachineState
-from cloison.hypervisor.qemu import warm
+from cloison.hypervisor.qemu import driver, warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 
 
@@ -194,3 +195,133 @@ def test_only_a_stop_of_its_own_is_one_and_each_once(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(QemuMachine, "_execute", execute)
     asyncio.run(asyncio.wait_for(run(), 30))
+
+
+# -- a QEMU that its guest owns ------------------------------------------------------------------------------------------------
+
+# Its monitor is the first descriptor that it was handed. It greets as QEMU does, and then does what `then` says.
+OWNED = """
+import json, os, socket, sys, time
+monitor = socket.socket(fileno=int(sys.argv[1]))
+def say(**message):
+    monitor.sendall(json.dumps(message).encode() + b"\\r\\n")
+def heard():
+    return json.loads(monitor.recv(65536))
+say(QMP={"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []})
+for _ in range(2):
+    say(**{"return": {}, **{key: value for key, value in heard().items() if key == "id"}})
+"""
+LIVES_ON = "\ntime.sleep(1000)"
+
+
+@pytest.fixture
+def owned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], QemuMachine]:
+    """A machine whose process is a Python program in QEMU's place."""
+    def make(then: str) -> QemuMachine:
+        def run(_argv: object, *, handed: Sequence[int], stderr: int, **_others: object) -> subprocess.Popen[bytes]:
+            return subprocess.Popen([sys.executable, "-c", OWNED + then, str(handed[0])], pass_fds=list(handed[:2]), stderr=stderr,
+                                    process_group=0)
+
+        monkeypatch.setattr(sandbox, "run", run)
+        return QemuMachine(tiny(tmp_path))
+
+    return make
+
+
+@pytest.mark.parametrize("then", ["monitor.close()", "monitor.shutdown(socket.SHUT_RD)", "monitor.shutdown(socket.SHUT_WR)"])
+def test_one_that_closes_its_monitor_and_lives_on_is_killed(
+    owned: Callable[[str], QemuMachine], monkeypatch: pytest.MonkeyPatch, then: str,
+) -> None:
+    monkeypatch.setattr(driver, "END_TIME", 0.0)
+    machine = owned(f"{then}\nos.write(2, b'x' * 10000){LIVES_ON}")
+
+    async def work(_stream: socket.socket) -> None:
+        with pytest.raises(MachineError):
+            while True:
+                await machine.pause()              # one that takes nothing more is noticed by who says something
+        assert await machine.wait() == -signal.SIGKILL
+        assert machine.error_text == "it closed its monitor and did not end: it was killed"
+
+    started(machine, work)
+
+
+def test_one_that_hangs_up_before_it_has_greeted_is_killed_too(
+    owned: Callable[[str], QemuMachine], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver, "END_TIME", 0.0)
+    monkeypatch.setattr(sys.modules[__name__], "OWNED", OWNED.split("say(QMP", maxsplit=1)[0] + "say(no='greeting')\n")
+    machine = owned(LIVES_ON)
+
+    async def work(_stream: socket.socket) -> None:
+        assert await machine.wait() == -signal.SIGKILL
+
+    started(machine, work)
+
+
+def test_one_that_ends_after_it_has_hung_up_is_not_killed(owned: Callable[[str], QemuMachine]) -> None:
+    """An honest one: its disks are written out by then, and it is about to end."""
+    machine = owned("monitor.close(); sys.exit(7)")
+
+    async def work(_stream: socket.socket) -> None:
+        assert await machine.wait() == 7 and machine.error_text == ""
+
+    started(machine, work)
+
+
+def test_one_that_floods_is_killed(owned: Callable[[str], QemuMachine]) -> None:
+    """With events that are all valid: it stops and goes on, without end."""
+    machine = owned("while True: say(event='STOP'); say(event='RESUME')")
+
+    async def work(_stream: socket.socket) -> None:
+        assert await machine.wait() == -signal.SIGKILL
+        assert machine.error_text == "its monitor sent more than anybody had asked for"
+
+    started(machine, work)
+
+
+def test_one_that_answers_nothing_and_keeps_its_monitor_elsewhere_ends_when_it_is_killed(
+    owned: Callable[[str], QemuMachine],
+) -> None:
+    """It sends its own end of the monitor to its host, through the agent's port, where nobody reads it: that end outlives it."""
+    machine = owned("for fd in [int(fd) for fd in os.listdir('/proc/self/fd') if int(fd) not in (0, 1, 2, monitor.fileno())]:\n"
+                    "    try: socket.send_fds(socket.socket(fileno=fd), [b'x'], [monitor.fileno()])\n"
+                    f"    except OSError: pass{LIVES_ON}")
+
+    async def work(stream: socket.socket) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, select.select, [stream], [], [], PATIENCE)
+        ordering = asyncio.create_task(machine._execute("stop", {"more than a socket holds": "x" * (4 << 20)}))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        machine.kill()
+        with pytest.raises(MachineError):
+            await ordering
+        assert await machine.wait() == -signal.SIGKILL
+
+    started(machine, work)
+
+
+def test_answers_that_make_no_sense_are_no_stop_of_its_own(owned: Callable[[str], QemuMachine]) -> None:
+    answers = ("[]", "7", "{}", "{'status': ['io-error']}", "{'status': 'io-error'}")
+    machine = owned("".join(f"say(event='STOP'); say(**{{'return': {answer}, 'id': heard()['id']}})\n" for answer in answers)
+                    + LIVES_ON)
+
+    async def work(_stream: socket.socket) -> None:
+        assert await machine.stopped_itself() == "io-error"
+        assert machine.state is MachineState.PAUSED
+
+    started(machine, work)
+
+
+def test_an_event_without_what_belongs_to_it_is_an_error_and_not_a_wait_without_end(owned: Callable[[str], QemuMachine]) -> None:
+    machine = owned(f"heard(); say(event='MIGRATION', data={{}}){LIVES_ON}")
+
+    async def work(_stream: socket.socket) -> None:
+        with machine._qmp.waiting_for("MIGRATION") as events:
+            asking = asyncio.create_task(machine.pause())
+            with pytest.raises(MachineError, match="no sense"):
+                await machine._unless_gone(driver._migrated(events))
+            machine.kill()
+            with pytest.raises(MachineError):
+                await asking
+
+    started(machine, work)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from qemu.qmp import QMPError
 
-from cloison.hypervisor.qemu.monitor import MAX_EVENTS, MAX_LINE, Monitor
+from cloison.hypervisor.qemu.monitor import BURST, MAX_EVENTS, MAX_LINE, RATE, Monitor
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
 
@@ -47,14 +47,23 @@ def event(name: str, **data: object) -> dict[str, object]:
     return {"timestamp": {"seconds": 1, "microseconds": 2}, "event": name, "data": data}
 
 
-def played(play: Callable[[Monitor, Qemu], Awaitable[None]]) -> int:
-    """How often the monitor has said that it is flooded."""
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def played(play: Callable[[Monitor, Qemu], Awaitable[None]], *, ends: list[int] | None = None, clock: Clock | None = None) -> int:
+    """How often the monitor has said that it is flooded; `ends` is added to when it says that the other end has hung up."""
     floods = []
+    ended = ends if ends is not None else []
 
     async def main() -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            qemu, monitor = Qemu(theirs), Monitor(on_flood=lambda: floods.append(1))
+            monitor = Monitor(on_flood=lambda: floods.append(1), on_end=lambda: ended.append(1), clock=clock or Clock())
+            qemu = Qemu(theirs)
             async with asyncio.timeout(30):
                 connecting = asyncio.create_task(monitor.connect(ours))
                 await qemu.say(GREETING)
@@ -70,6 +79,82 @@ def played(play: Callable[[Monitor, Qemu], Awaitable[None]]) -> int:
     return len(floods)
 
 
+async def asks(monitor: Monitor, qemu: Qemu) -> None:
+    """It is there, and what was sent before has been read."""
+    asking = asyncio.create_task(monitor.execute("query-status"))
+    await qemu.answers_one()
+    await asking
+
+
+@pytest.mark.parametrize("name", ["STOP", "ACPI_DEVICE_OST", "MIGRATION", "ANY_OTHER"])
+def test_events_come_as_fast_as_the_bound_says_and_faster_is_a_flood(name: str) -> None:
+    """Whether they are listened to, thrown away unread or parsed: each costs the reader's time."""
+    clock = Clock()
+    line = json.dumps(event(name)).encode() + b"\r\n"
+
+    async def play(monitor: Monitor, qemu: Qemu) -> None:
+        for _ in range(BURST // 500 - 1):
+            await qemu.send(line * 500)
+        await asks(monitor, qemu)
+        for _ in range(4):                         # as long as anybody likes
+            clock.now += 400 / RATE
+            await qemu.send(line * 399)
+            await asks(monitor, qemu)
+        asking = asyncio.create_task(monitor.execute("query-status"))
+        await qemu.heard()
+        with contextlib.suppress(OSError):
+            await qemu.send(line * 600)
+        with pytest.raises(QMPError):
+            await asking
+
+    ends: list[int] = []
+    assert played(play, clock=clock, ends=ends) == 1
+    assert ends == [], "a flood is told once, and as such"
+
+
+def test_long_lines_are_fewer() -> None:
+    """A tenth of the bound in lines, far beyond it in bytes."""
+    line = json.dumps(event("ANY_OTHER", text="x" * (MAX_LINE // 2))).encode() + b"\r\n"
+
+    async def play(monitor: Monitor, qemu: Qemu) -> None:
+        asking = asyncio.create_task(monitor.execute("query-status"))
+        await qemu.heard()
+        with contextlib.suppress(OSError):
+            for _ in range(BURST // 100):
+                await qemu.send(line)
+        with pytest.raises(QMPError):
+            await asking
+
+    assert played(play) == 1
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR], ids=["says nothing more", "takes nothing more either"])
+def test_one_that_hangs_up_is_told_of(how: int) -> None:
+    async def play(monitor: Monitor, qemu: Qemu) -> None:
+        asking = asyncio.create_task(monitor.execute("query-status"))
+        await qemu.heard()
+        qemu._stream.shutdown(how)
+        with pytest.raises(QMPError):
+            await asking
+
+    ends: list[int] = []
+    assert played(play, ends=ends) == 0
+    assert ends == [1]
+
+
+def test_to_let_go_waits_for_nobody() -> None:
+    """The other end neither reads nor hangs up."""
+    async def play(monitor: Monitor, qemu: Qemu) -> None:
+        asking = asyncio.create_task(monitor.execute("x" * MAX_LINE * 4))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        monitor.abort()
+        with pytest.raises(QMPError):
+            await asking
+
+    assert played(play) == 0
+
+
 @pytest.mark.parametrize("name", ["ACPI_DEVICE_OST", "RTC_CHANGE", "DEVICE_UNPLUG_GUEST_ERROR", "ANY_OTHER"])
 def test_events_that_nobody_waits_for_leave_nothing_behind(name: str) -> None:
     async def play(monitor: Monitor, qemu: Qemu) -> None:
@@ -77,7 +162,7 @@ def test_events_that_nobody_waits_for_leave_nothing_behind(name: str) -> None:
         tracemalloc.start()
         try:
             with monitor.waiting_for("MIGRATION"):
-                for _ in range(40):
+                for _ in range(19):
                     await qemu.send(line * 500)
                 asking = asyncio.create_task(monitor.execute("query-status"))
                 await qemu.answers_one()

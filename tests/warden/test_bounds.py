@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp.error import ProtocolError
 from tests.hypervisor import test_monitor
-from tests.hypervisor.test_monitor import Qemu
+from tests.hypervisor.test_monitor import Clock, Qemu
 
 from cloison.errors import MachineError, PeerError
 from cloison.hypervisor.base import MachineSpec
 from cloison.hypervisor.fake import FakeMachine
+from cloison.hypervisor.qemu import monitor
 from cloison.hypervisor.qemu.hotplug import PORTS, HotPlug
 from cloison.hypervisor.qemu.monitor import MAX_EVENTS, MAX_LINE, Monitor
 from cloison.qdb import server, tree
@@ -33,9 +35,11 @@ from cloison.qrexec.host.outgoing import Host, Outgoing
 from cloison.runtime.held import Held
 from cloison.runtime.port import READ, Channels, Handler
 from cloison.runtime.relay import Relay
+from cloison.runtime.say import Pace
 from cloison.warden import bounds
 from cloison.warden.console import KEPT, Console
 from cloison.warden.control import MAX_PEERS, MAX_UNREAD, ControlServer
+from cloison.warden.rejoin import Turns
 from cloison.wire import mux, qdb, qrexec
 from cloison.wire.mux import Address, Mux
 
@@ -441,6 +445,67 @@ def test_all_of_them_together_leave_a_warden_below_its_ceiling() -> None:
     assert bounds.IDLE + sum(row.bytes for row in bounds.ROWS) <= bounds.CEILING
     assert bounds.DATA + (8 << 20) <= bounds.CEILING, "and the kernel holds it there, with the files it has mapped"
     assert {row.what for row in bounds.ROWS} == set(DRIVERS) and len(bounds.ROWS) == len(DRIVERS)
+
+
+# -- rates: each driver tells how many are taken up at once, and how many more within so many seconds -------------------------
+
+
+def monitor_lines(later: float) -> tuple[int, int]:
+    """What more does to a monitor that reads: test_monitor.py."""
+    class Lines(Monitor):
+        async def _readline(self) -> bytes:
+            return b"{}"
+
+    async def read(end: Monitor, most: int) -> int:
+        count = 0
+        with contextlib.suppress(ProtocolError):
+            while count < most:
+                await end._next()
+                count += 1
+        return count
+
+    clock = Clock()
+    end = Lines(clock=clock)
+    at_once = asyncio.run(read(end, 2 * monitor.BURST))
+    clock.now += later
+    return at_once, asyncio.run(read(end, 2 * monitor.BURST))
+
+
+def agents(later: float) -> tuple[int, int]:
+    turns, at_once = Turns(), 0
+    while (wait := turns.next(0.0)) == 0:
+        at_once += 1
+    more = 0
+    while wait <= later:                     # each is heard when its turn has come
+        more += 1
+        wait += turns.next(wait)
+    return at_once, more
+
+
+def records(later: float) -> tuple[int, int]:
+    clock = Clock()
+    pace = Pace(bounds.LOG_BURST, bounds.LOG_RATE, clock)
+    at_once = sum(pace.allowed() is not None for _ in range(1000))
+    clock.now += later
+    return at_once, sum(pace.allowed() is not None for _ in range(1000))
+
+
+RATE_DRIVERS: dict[str, Callable[[float], tuple[int, int]]] = {
+    "lines of QEMU's monitor": monitor_lines,
+    "agents, one after the other": agents,
+    "records of the qube's log": records,
+}
+
+
+@pytest.mark.parametrize("rate", bounds.RATES, ids=lambda rate: rate.what)
+def test_so_many_at_once_and_so_many_a_second_and_no_more(rate: bounds.Rate) -> None:
+    later = rate.burst / rate.rate / 2       # half of the burst has come back by then
+    at_once, more = RATE_DRIVERS[rate.what](later)
+    assert abs(at_once - rate.burst) <= 1 and abs(more - later * rate.rate) <= 2
+
+
+def test_every_rate_has_a_driver() -> None:
+    assert {rate.what for rate in bounds.RATES} == set(RATE_DRIVERS)
 
 
 def test_every_bound_in_the_wardens_code_is_in_the_table_or_said_not_to_be_a_guests() -> None:

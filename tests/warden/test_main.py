@@ -497,6 +497,53 @@ def test_an_agent_that_ends_because_its_guest_halts_breaks_nothing(place: Place)
     place.run(talking(sides, "running"), work)
 
 
+def test_a_machine_that_closes_its_agents_port_and_lives_on_is_killed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(main, "say", logged.append)
+    monkeypatch.setattr(main, "END_TIME", 0.0)
+    sides: list[Side] = []
+    ports: list[socket.socket] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        talking(sides, "running")(machine, port)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        ports[0].shutdown(socket.SHUT_RDWR)
+        await qubesd.heard("channels-lost")
+        assert (await qubesd.heard("stopped"))["status"] != 0
+
+    place.run(boot, work)
+    assert [line for line in logged if "killed" in line] == [
+        "work: its QEMU closed the agent's port and did not end: it was killed"]
+
+
+def test_a_machine_that_ends_in_its_own_time_after_it_has_hung_up_is_not_killed(
+    place: Place, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It closes its files before it ends: the warden gives it the time."""
+    logged: list[str] = []
+    monkeypatch.setattr(main, "say", logged.append)
+    sides: list[Side] = []
+    ports: list[socket.socket] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        talking(sides, "running")(machine, port)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        ports[0].shutdown(socket.SHUT_RDWR)
+        await qubesd.heard("channels-lost")
+        assert (await qubesd.ask("status"))["state"] == "running", "unknown is not halted"
+        place.machines[0].end(0, "what QEMU said last")
+        assert (await qubesd.heard("stopped"))["status"] == 0
+
+    place.run(boot, work)
+    assert logged[-1] == "work: stopped, status 0 of its QEMU: what QEMU said last"
+
+
 def test_halting_is_told_once_and_of_a_running_qube_only(place: Place) -> None:
     sides: list[Side] = []
 

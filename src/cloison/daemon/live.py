@@ -19,7 +19,7 @@ from cloison.errors import CloisonError, MachineError
 from cloison.model import deferred, features, firewall
 from cloison.model.domains import Qube
 from cloison.model.journal import Event
-from cloison.qrexec.host.token_bucket import TokenBucket
+from cloison.runtime.token_bucket import TokenBucket
 from cloison.values import PowerState
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,8 @@
 What is known of the qube's processes moves by the table in plan/processes.py. An order may take its time; but when its answer does
 not come at once, the warden is asked whether it is there, which it answers whatever else it does. One that says nothing then is
 silent: orders fail at once, with that sentence, until it says anything again. Each order says until when somebody waits for it, so
-that a warden that goes on later does not do what has failed long ago.
+that a warden that goes on later does not do what has failed long ago. A warden that is there may wait for a QEMU that never
+answers: an order has its limit, too, and if it is carried out after that, the warden is asked how its qube is.
 """
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ ENDS = ("stopped", "failed")
 STATUS = ("state", "name", "uuid", "xid", "start", "memory", "pid", "commits", "blocks", "space", "note")
 ANSWER_TIME = 2.0           # s until a warden that has not answered an order is asked whether it is there
 PROBE_TIME = 2.0            # s that it may take to say so
+ORDER_TIME = 60.0           # s that an order may take in all: QEMU first finishes what its disks have under way
 KILL_TIME = 4.0             # s that what has been told to end may take until it is killed, or is said to be ending
 END_TIME = 15.0             # s that what was killed may take: memory is given back, and a busy host takes its time
 BUSY_AGAIN = 1.0            # s until a warden whose queue of connections is full is tried again: nothing tells when that changes
+UNANSWERED = "its QEMU does not answer; what was asked may yet be done; qvm-kill ends it"
 SILENT = "its warden does not answer; qvm-kill ends it"
 Tell = Callable[[str, str, dict[str, Any]], None]       # of an event: uuid, name, details
 
@@ -197,19 +200,24 @@ class Link:
     # -- orders ------------------------------------------------------------------------------------------------------------
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        """Raises MachineError with the warden's words, or because the qube ended meanwhile, or because its warden is silent."""
+        """Raises MachineError with the warden's words, or because the qube ended meanwhile, or because its warden is silent, or
+        waits for its QEMU too long.
+        """
         if self.known is Known.SILENT:
             raise MachineError(SILENT)
         await self._connected.wait()
         if do != "kill":
             fields["before"] = time.monotonic() + ANSWER_TIME + PROBE_TIME
-        answer = self._send(do, fields)
+        answer, limit = self._send(do, fields), time.monotonic() + ORDER_TIME
         while not answer.done():
             done, _ = await asyncio.wait({answer}, timeout=ANSWER_TIME)
             if not done and not await self._is_there():
                 self._see(Seen.QUIET)
                 answer.cancel()
                 raise MachineError(SILENT)
+            if not answer.done() and time.monotonic() > limit:
+                answer.cancel()
+                raise MachineError(UNANSWERED)
         reply = answer.result()
         if "error" in reply:
             raise MachineError(str(reply["error"]))

@@ -6,6 +6,9 @@ import enum
 import socket
 from dataclasses import dataclass
 
+# s that a machine which has hung up on its host may take until it is killed: an honest one has written out its disks by then,
+# and is about to end; one that its guest owns may hang up and live on, and no one could say what it does.
+END_TIME = 10.0
 FULL = "io-error"       # why a machine stopped: QEMU's word, which is said of a full disk only (argv.py: werror)
 
 
@@ -63,7 +66,8 @@ class MachineSpec:
 class Machine(abc.ABC):
     """Promises: `start` returns a stream to the guest's agent port; `wait` returns when the machine can change nothing any more
     (its last process may be a moment behind: who minds that waits for the lock on `life_fd`); `kill` always works and needs no
-    guest's consent; every method but `start` may be called at any time and twice.
+    guest's consent; every method but `start` may be called at any time and twice. A machine that hangs up on its host's orders, or
+floods it, is killed.
 
     Raises MachineError with a sentence, and the console's last lines where there are any.
     """

@@ -3,6 +3,9 @@
 `ROWS` is the table: how many there may be, what each costs this process in bytes at most, Python's own share included, and where
 it is enforced. `tests/warden/test_bounds.py` fills each to its bound and beyond and measures; a row without such a driver fails
 there. Together they leave a warden below CEILING, which README promises; DATA is held by the kernel if a row was forgotten.
+
+`RATES` is the same for what costs time instead: how many at once, and how many a second for ever. What a qube pays for itself, its
+own calls, waits in its turn (qrexec/host/budget.py).
 """
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from cloison.hypervisor.qemu.hotplug import PORTS
 from cloison.qdb import server, tree
 from cloison.qrexec.host import daemon, local_socket, outgoing
 from cloison.runtime import port
-from cloison.warden import console, control
+from cloison.warden import console, control, rejoin
 from cloison.wire import mux
 
 CEILING: Final = 64 * 10**6              # bytes of a warden's memory, whatever its guest does
@@ -55,4 +58,18 @@ ROWS: Final = (
     Row("bytes of the console that wait", console.KEPT, 3.7, "warden/console.py: KEPT"),
     Row("bytes of events that qubesd has not read", control.MAX_PEERS * control.MAX_UNREAD, 1.4, "warden/control.py: MAX_UNREAD"),
     Row("attached disks", len(PORTS), 400_000, "hypervisor/qemu/hotplug.py: PORTS; a thread and two buffers each"),
+)
+
+
+class Rate(NamedTuple):
+    what: str
+    burst: int
+    rate: float                          # a second
+    where: str
+
+
+RATES: Final = (
+    Rate("lines of QEMU's monitor", monitor.BURST, monitor.RATE, "hypervisor/qemu/monitor.py: more ends the qube"),
+    Rate("agents, one after the other", rejoin.FREE, 1 / rejoin.EVERY, "warden/rejoin.py: Turns; the next one waits"),
+    Rate("records of the qube's log", LOG_BURST, LOG_RATE, "runtime/say.py: Pace; more are counted, not written"),
 )

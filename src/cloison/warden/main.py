@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cloison.errors import CloisonError, MachineError, PeerError
-from cloison.hypervisor.base import Machine, MachineSpec, MachineState
+from cloison.hypervisor.base import END_TIME, Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import warm
 from cloison.hypervisor.qemu.argv import ceiling
 from cloison.hypervisor.qemu.driver import QemuMachine
@@ -94,7 +94,8 @@ class Warden:
             faults.point("warden:running")
             status = await self._up().wait()
             self._control.event({"event": "stopped", "status": status})
-            say(f"{self._launch.name}: stopped, status {status} of its QEMU")
+            why = self._up().error_text[-200:]
+            say(f"{self._launch.name}: stopped, status {status} of its QEMU" + (f": {why}" if why else ""))
         except (CloisonError, OSError) as error:
             reason = f"{self._launch.name} did not start: {error.strerror or error}" if isinstance(error, OSError) else str(error)
             self._control.event({"event": "failed", "reason": reason})
@@ -187,8 +188,11 @@ class Warden:
         await asyncio.sleep(self._turns.next(self._loop.time()))
         try:
             await rejoin.agent_back(stream)
-        except PeerError:
-            return                       # the machine is about to end
+        except PeerError:                # the machine is about to end, or its guest's
+            await asyncio.sleep(END_TIME)
+            machine.kill()
+            say(f"{self._launch.name}: its QEMU closed the agent's port and did not end: it was killed")
+            return
         if self._outgoing is not None:
             await self._outgoing.close()
         if self._dialer is not None:

@@ -5,7 +5,7 @@ import asyncio
 import socket
 
 from cloison.errors import PeerError
-from cloison.qrexec.host.token_bucket import TokenBucket
+from cloison.runtime.token_bucket import TokenBucket
 from cloison.wire import rejoin
 
 READ = 1 << 16

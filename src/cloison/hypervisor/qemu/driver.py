@@ -22,7 +22,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPError
 
 from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
-from cloison.hypervisor.base import FULL, Machine, MachineSpec, MachineState
+from cloison.hypervisor.base import END_TIME, FULL, Machine, MachineSpec, MachineState
 from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.handing import Handed, hand_over
 from cloison.hypervisor.qemu.hotplug import HotPlug
@@ -49,7 +49,7 @@ class QemuMachine(Machine):
         self._spec = spec
         self._process: subprocess.Popen[bytes] | None = None
         self._gone: asyncio.Future[int] | None = None
-        self._qmp = Monitor(on_flood=self._flooded)
+        self._qmp = Monitor(on_flood=self._flooded, on_end=self._hung_up)
         self._plugged = HotPlug(self._qmp, self._execute)
         self._stops = asyncio.Event()            # it has stopped, for whatever reason
         self._qmp.register_listener(EventListener("STOP", self._stopped))
@@ -58,6 +58,8 @@ class QemuMachine(Machine):
         self._closing: asyncio.Task[None] | None = None
         self._state = MachineState.MADE
         self._errors = b""
+        self._why = ""                           # it was killed for this
+        self._grace: asyncio.TimerHandle | None = None
 
     @property
     def state(self) -> MachineState:
@@ -71,7 +73,7 @@ class QemuMachine(Machine):
         with contextlib.ExitStack() as ours:
             monitor, channel = self._spawn(ours)
             self._connecting = asyncio.create_task(self._connect(monitor))
-            self._connecting.add_done_callback(_retrieved)
+            self._connecting.add_done_callback(self._greeted)
             if self._spec.state_fd is not None:
                 await self._load(self._spec.state_fd)
             ours.pop_all()
@@ -160,7 +162,8 @@ class QemuMachine(Machine):
         with self._qmp.waiting_for("VSERPORT_CHANGE") as events:
             await self._connected()
             async for event in events:
-                if not cast("dict[str, object]", event["data"])["open"]:
+                data = event.get("data")
+                if not isinstance(data, dict) or not data.get("open"):
                     return
 
     def _stopped(self, _event: object) -> bool:
@@ -172,10 +175,11 @@ class QemuMachine(Machine):
         while True:
             await self._stops.wait()
             self._stops.clear()
-            found = cast("dict[str, object]", await self._execute("query-status"))
-            if found.get("status") in BROKEN:
+            found = await self._execute("query-status")
+            status = str(found.get("status")) if isinstance(found, dict) else ""
+            if status in BROKEN:
                 self._state = MachineState.PAUSED
-                return str(found["status"])
+                return status
 
     async def wait(self) -> int:
         if self._gone is None:
@@ -193,7 +197,9 @@ class QemuMachine(Machine):
 
     @property
     def error_text(self) -> str:
-        """What QEMU wrote on its standard error, bounded: for logs, control characters replaced."""
+        """Why it was killed, or what it wrote on its standard error, bounded: for logs, control characters replaced."""
+        if self._why:
+            return self._why
         lines = [line for line in self._errors.decode(errors="replace").splitlines() if EXPECTED_WARNING not in line]
         return " ".join("".join(c if c.isprintable() else " " for c in line) for line in lines).strip()
 
@@ -214,7 +220,20 @@ class QemuMachine(Machine):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _flooded(self) -> None:
-        self._errors = b"its monitor sent more than anybody had asked for"
+        self._end("its monitor sent more than anybody had asked for")
+
+    def _greeted(self, connecting: asyncio.Task[None]) -> None:
+        if not connecting.cancelled() and connecting.exception() is not None:
+            self._hung_up()
+
+    def _hung_up(self) -> None:
+        """No order reaches it any more: it is about to end, or is its guest's."""
+        if self._grace is None and self._state is not MachineState.GONE:
+            why = "it closed its monitor and did not end: it was killed"
+            self._grace = asyncio.get_running_loop().call_later(END_TIME, self._end, why)
+
+    def _end(self, why: str) -> None:
+        self._why = self._why or why
         self.kill()
 
     def _argv(self, program: str, handed: Handed, monitor: int, channel: int) -> list[str]:
@@ -250,6 +269,8 @@ class QemuMachine(Machine):
             os.close(pidfd)
             os.close(errors)
             self._state = MachineState.GONE
+            if self._grace is not None:
+                self._grace.cancel()
             gone.set_result(process.wait())
             self._closing = loop.create_task(self._hang_up())
 
@@ -257,11 +278,16 @@ class QemuMachine(Machine):
         loop.add_reader(pidfd, ended)
 
     async def _hang_up(self) -> None:
-        """Let go of the monitor; what it still has to say is that QEMU is gone."""
+        """Let go of the monitor; what it still has to say is that QEMU is gone.
+
+        Its other end may live on all the same: under way in a socket that nobody reads. So nothing waits for it.
+        """
         if self._loaded is not None:
             self._loaded.cancel()
+        self._qmp.abort()
         if self._connecting is not None:
-            await asyncio.wait([self._connecting])
+            await asyncio.wait([self._connecting], timeout=1.0)
+            self._connecting.cancel()
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._qmp.disconnect()
 
@@ -293,6 +319,8 @@ class QemuMachine(Machine):
             return task.result()
         except (ExecuteError, QMPError, OSError) as error:
             raise MachineError(f"QEMU: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:       # of fields that are missing, or of another type
+            raise MachineError("QEMU says what makes no sense") from error
 
 
 def _confine(memory: int) -> None:

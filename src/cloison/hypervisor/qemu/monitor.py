@@ -4,14 +4,17 @@ A guest causes events at will: a write to an I/O port of the CPU hot-plug device
 own memory what is not read from it. So such lines are read fast, without being parsed. `qemu.qmp` itself would queue every event
 for a listener that it always has, and keep all that a listener ever got.
 
-A guest that owns its QEMU may send anything: a line is at most MAX_LINE bytes, a listener holds at most MAX_EVENTS, and more than
-that is a flood, which ends the connection. `on_flood` hears of it first.
+A guest that owns its QEMU may send anything: a line is at most MAX_LINE bytes, a listener holds at most MAX_EVENTS, and lines come
+no faster than BURST and RATE let them: each takes this process's time, read or thrown away. More than that is a flood, which ends
+the connection; `on_flood` hears of it first. It may also hang up, or never answer: `on_end` hears of the one, and who waits for an
+answer has a limit for the other.
 """
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -19,8 +22,14 @@ from qemu.qmp import EventListener, QMPClient
 from qemu.qmp.error import ProtocolError
 from qemu.qmp.message import Message
 
+from cloison.runtime.token_bucket import TokenBucket
+
 MAX_LINE: Final = 256 << 10              # bytes of one answer: a console's last words are 88 kB; the reader holds twice that
 MAX_EVENTS: Final = 64                   # that wait for one listener
+# Lines at once, then a second; a long one counts for each KiB of it. A disk without space makes one of each request under way, of
+# which it has 256, each time that it is tried again; nothing else that is honest comes near. At RATE they take 2 % of a processor.
+BURST: Final = 10_000
+RATE: Final = 200.0
 NOISE: Final = (b'"event": "ACPI_DEVICE_OST"', b'"event": "DEVICE_UNPLUG_GUEST_ERROR"', b'"event": "RTC_CHANGE"')
 
 # What goes wrong is raised where it is waited for. A line of the log for each wrong line of a QEMU's would be a guest's to write.
@@ -40,12 +49,20 @@ class Listener(EventListener):
         await asyncio.sleep(0)           # who waits for it comes first: a reader with a full buffer lets nobody else run
 
 
-class Monitor(QMPClient):
-    """A QMP client. `on_flood` is called, before the connection ends, when more comes than anybody can have asked for."""
+def _nothing() -> None:
+    """Nobody listens."""
 
-    def __init__(self, on_flood: Callable[[], None] = lambda: None) -> None:
+
+class Monitor(QMPClient):
+    """A QMP client. `on_flood` is called, before the connection ends, when more comes than anybody can have asked for; `on_end`
+    when the other end has hung up.
+    """
+
+    def __init__(self, on_flood: Callable[[], None] = _nothing, on_end: Callable[[], None] = _nothing, *,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__("qube", MAX_LINE)
-        self._on_flood = on_flood
+        self._on_flood, self._on_end, self._clock = on_flood, on_end, clock
+        self._allowed = TokenBucket(BURST, RATE)
         self._listeners.clear()          # the one for everything, which nobody reads
 
     @contextlib.contextmanager
@@ -58,13 +75,30 @@ class Monitor(QMPClient):
     async def _do_recv(self) -> Message:
         """The next message that is not noise."""
         try:
-            line = await self._readline()
+            line = await self._next()
             while any(noise in line for noise in NOISE):
-                line = await self._readline()
+                line = await self._next()
             return Message(line, eager=True)
         except (ValueError, RecursionError, ProtocolError) as error:     # ValueError: a line over the limit
             self._on_flood()
             raise ProtocolError(f"QEMU's monitor sends what is none of it: {error}") from error
+        except (EOFError, OSError):
+            self._on_end()
+            raise
+
+    async def _next(self) -> bytes:
+        """A line, if it may come now. Raises ProtocolError, and what `_readline` raises."""
+        line = await self._readline()
+        now = self._clock()
+        if self._allowed.wait(now) > 0:
+            raise ProtocolError("too many lines")
+        self._allowed.spend(now, 1 + (len(line) >> 10))
+        return line
+
+    def abort(self) -> None:
+        """Nothing more is sent or read; whoever waits for something hears so. Unlike `disconnect` it waits for nobody."""
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     async def _event_dispatch(self, msg: Message) -> None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from cloison.qrexec.host.programs import Programs
-from cloison.qrexec.host.token_bucket import TokenBucket
+from cloison.runtime.token_bucket import TokenBucket
 
 BURST: Final = 400
 RATE: Final = 500.0                      # requests a second; a service of the host that is a program takes 2 ms or more to start

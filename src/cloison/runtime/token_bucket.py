@@ -21,9 +21,9 @@ class TokenBucket:
         """Seconds until there is a token, 0 if there is one."""
         return max(0.0, self.full_in(now) + self._interval - self._depth)
 
-    def spend(self, now: float) -> None:
-        """Take a token, or owe one."""
-        self._full_at = now + self.full_in(now) + self._interval
+    def spend(self, now: float, count: int = 1) -> None:
+        """Take so many tokens, or owe them."""
+        self._full_at = now + self.full_in(now) + count * self._interval
 
     def take(self, now: float) -> bool:
         """Take a token; False, and nothing owed, if there is none."""

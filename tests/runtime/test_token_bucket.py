@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloison.qrexec.host.token_bucket import TokenBucket
+from cloison.runtime.token_bucket import TokenBucket
 
 
 def test_so_many_at_once_then_one_an_interval() -> None:
