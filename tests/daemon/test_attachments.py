@@ -10,9 +10,11 @@ from unittest import mock
 import pytest
 
 from cloison.daemon.app import App
+from cloison.daemon.attachments import Attachments
 from cloison.daemon.fake import FakeHost, ask, fake_app, fake_parts
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
+from cloison.devicetext import Device
 from cloison.errors import MachineError
 from cloison.model.qubes import new_system
 from cloison.wire.blocks import Block
@@ -284,6 +286,19 @@ def test_a_device_that_goes_while_it_is_attached_is_not(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def test_a_qube_that_stops_while_it_is_given_a_device_has_lost_none(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        async def stop(_block: Block) -> None:
+            scene.app.attachments.stopped(scene.app.system.qube("work"))
+
+        scene.wardens.attaching = stop
+        assert await scene.call("Attach", "work", "usb+sda") == "QubesException"
+        assert [name for _, name, _ in scene.devices()] == ["device-pre-attach:block"]
+        assert "attachment" not in await scene.call("Available", "usb")
+
+    play(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("who", ["usb", "work"])
 def test_when_either_qube_stops_the_device_is_detached(tmp_path: Path, who: str) -> None:
     async def scenario(scene: Scene) -> None:
@@ -324,6 +339,24 @@ def test_lesson_38_the_next_daemon_asks_the_wardens(tmp_path: Path) -> None:
         again.parts.store.close()
 
     asyncio.run(run())
+
+
+def test_what_is_lost_while_wardens_are_asked_is_not_taken_over(tmp_path: Path) -> None:
+    """One tells of a loss after it has said what it has; once all is taken over, names are given again."""
+    async def scenario(scene: Scene) -> None:
+        app, work = scene.app, scene.app.system.qube("work")
+        said = [Block("xvdi", scene.uuid("usb"), "sda", read_only=False), Block("xvdj", scene.uuid("usb"), "sdb", read_only=False)]
+        fresh = Attachments(app, app.parts.wardens, app.devices, app.parts.paths)
+        fresh.reported(work, "block-lost", {"name": "xvdi"})
+        fresh.adopt(work, said)
+        assert fresh.user_of(Device("block", "usb", "sda")) is None
+        assert fresh.user_of(Device("block", "usb", "sdb")) is work
+        await fresh.ready()
+        fresh.reported(work, "block-lost", {"name": "xvdj"})
+        fresh.adopt(work, said[1:])
+        assert fresh.user_of(Device("block", "usb", "sdb")) is work
+
+    play(tmp_path, scenario)
 
 
 # -- by rule ---------------------------------------------------------------------------------------------------------------
@@ -410,6 +443,34 @@ def test_the_person_is_asked_when_two_could_have_it(tmp_path: Path, answer: byte
             assert (asked["source"], asked["argument"], set(asked["icons"])) == ("usb", "sdb", {"usb", "work", "other"})
             server.close()
             await server.wait_closed()
+
+    play(tmp_path, scenario)
+
+
+def test_nobody_is_asked_for_what_somebody_has_already(tmp_path: Path) -> None:
+    """Its own qube takes it off the list and puts it there again; it is in the other one's hands all the time."""
+    questions: list[bytes] = []
+
+    async def agent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        questions.append(await reader.read())
+        writer.close()
+        await writer.wait_closed()
+
+    async def scenario(scene: Scene) -> None:
+        async def again() -> None:
+            await scene.plug(dict.fromkeys(SDA))
+            await scene.plug(SDA)
+
+        await scene.call("Assign", "work", "usb+_+_", "mode='ask-to-attach'")
+        server = await asyncio.start_unix_server(agent, f"{scene.app.parts.paths.qubes}/device-agent.GUI")
+        await scene.call("Attach", "other", "usb+sda")
+        await again()
+        assert questions == []
+        await scene.call("Detach", "other", "usb+sda")
+        await again()
+        assert len(questions) == 1
+        server.close()
+        await server.wait_closed()
 
     play(tmp_path, scenario)
 

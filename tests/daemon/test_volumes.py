@@ -600,6 +600,26 @@ def test_snapshots_follow_their_sources_through_the_chain(tmp_path: Path) -> Non
     run(tmp_path, scenario)
 
 
+def test_a_qube_and_its_disposables_start_from_the_template_that_it_has_now(tmp_path: Path) -> None:
+    async def scenario(disks: Disks) -> None:
+        await disks.ok("admin.vm.Create.TemplateVM", payload="name=new label=black")
+        await disks.ok("admin.vm.property.Set", "work", "template_for_dispvms", "True")
+        await disks.ok("admin.vm.Create.DispVM", argument="work", payload="name=named label=red")
+        await disks.ok("admin.vm.volume.Set.revisions_to_keep", "work", "private", "3")
+        before = await disks.info()
+        await disks.ok("admin.vm.property.Set", "work", "template", "new")
+        for qube in ("work", "named"):
+            assert (await disks.info(qube, "root"))["source"] == "vm-templates/new/root"
+            await disks.ok("admin.vm.Start", qube)
+            root = next(disk for disk in disks.wardens.launches[-1].disks if disk.role == "root")
+            assert {Path(layer.path).parent.name for layer in root.layers} == {"new"}
+            await disks.ok("admin.vm.Kill", qube)
+        assert await disks.info() == before              # what is its own is as it was
+        assert (await disks.info("named"))["source"] == "appvms/work/private"
+
+    run(tmp_path, scenario)
+
+
 def test_what_a_running_snapshot_was_taken_of_is_known_to_the_next_daemon_too(tmp_path: Path) -> None:
     async def start(disks: Disks) -> None:
         await disks.ok("admin.vm.Start", "work")

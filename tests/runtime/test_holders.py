@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,15 @@ def test_what_can_not_be_told_counts_as_open(image: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(holders, "lease", lambda _fd: False)
     monkeypatch.setattr(os, "open", no_new)
     assert holders.is_open(image)
+
+
+def test_what_another_file_system_gives_to_nobody_says_nothing_of_this_one(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file can lie on another one than its folder: a mount of a single file."""
+    monkeypatch.setattr(holders, "lease", lambda _fd: False)
+    with open(image, "rb") as file, tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        assert os.stat(elsewhere).st_dev != os.fstat(file.fileno()).st_dev
+        assert holders._without_leases(file.fileno(), image)
+        assert not holders._without_leases(file.fileno(), f"{elsewhere}/{os.path.basename(image)}")
 
 
 def test_only_who_has_it_open_is_ended(image: str, tmp_path: Path) -> None:

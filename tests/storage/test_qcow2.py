@@ -16,6 +16,7 @@ import pytest
 from tests.contracts.pool import DATA, MIB, PRIVATE, ROOT, TEMPLATE, PoolContract, exported, raw_file, session, shows, write
 
 from cloison.errors import StorageError
+from cloison.storage import qcow2
 from cloison.storage.base import PoolError
 from cloison.storage.qcow2 import DEEPEST, SHALLOW, Qcow2Pool
 
@@ -119,6 +120,28 @@ def test_merging_leaves_a_running_overlay_valid(pool: Qcow2Pool) -> None:
     pool._merge(pool._files(DATA.vid), limit=1)
     assert len(pool.start(DATA).layers) == 1
     assert shows(pool.start(DATA), 9, offset=65536) and shows(pool.start(DATA), SHALLOW + 2)
+
+
+def test_a_merge_leaves_alone_what_took_the_volumes_place_meanwhile(pool: Qcow2Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It works without the lock: a volume of that name, with commits of those numbers, may be another one by then."""
+    def grow(value: int) -> None:
+        pool.create(DATA)
+        for number in range(SHALLOW - 1):
+            session(pool, DATA, value + number)
+
+    def replaced(step: str) -> None:
+        if step == "storage:merge:flat":
+            pool.remove(DATA)
+            grow(100)
+
+    grow(1)
+    monkeypatch.setattr(qcow2, "point", replaced)
+    before = pool._files(DATA.vid).existing()
+    pool._merge(pool._files(DATA.vid), limit=1)
+    found = pool._files(DATA.vid).existing()
+    assert found.serial != before.serial and found.current == before.current
+    assert exported(pool, DATA)[:1] == bytes([100 + SHALLOW - 2])
+    assert not [name for name in files(pool) if "tmp" in name]
 
 
 def test_a_failing_merge_does_not_fail_the_stop(

@@ -119,8 +119,8 @@ class Place:
 class Caller:
     """A program in a scripted qube that asks for calls."""
 
-    def __init__(self, qube: Qube, control: Recorder) -> None:
-        self.qube, self.control = qube, control
+    def __init__(self, qube: Qube, control: Recorder, calls: Outgoing) -> None:
+        self.qube, self.control, self.calls = qube, control, calls
         self._decoder = qrexec.Decoder(qrexec.FROM_DAEMON)
         self._seen = 0
         self.answers: list[qrexec.Message] = []
@@ -223,7 +223,7 @@ def with_caller(
                 stack.push_async_callback(calls.close)
                 if policy:
                     await stack.enter_async_context(place.server)
-                await work(Caller(qube, control))
+                await work(Caller(qube, control, calls))
         place.host.log.close()
 
     asyncio.run(run())
@@ -743,10 +743,10 @@ def test_a_target_is_asked_as_the_user_that_policy_says(place: Place) -> None:
         with_caller(place, work)
 
 
-async def ended_calls(caller: Caller, count: int) -> None:
+async def ended_calls(caller: Caller, count: int, service: str = "test.Cat") -> None:
     """So many calls that the caller's qube has begun and ended, as far as it is concerned."""
     for number in range(count):
-        caller.ask("test.Cat", ident=f"SOCKET{number}")
+        caller.ask(service, ident=f"SOCKET{number}")
         answer = await caller.answer()
         assert isinstance(answer, qrexec.ServiceConnect)
         data = caller.expect(answer.domain, answer.port)
@@ -785,6 +785,26 @@ def test_calls_of_which_only_the_targets_word_is_missing_are_no_open_calls(place
 
     with_caller(place, work, grace=PATIENCE, behind=behind.append)
     assert behind == []
+
+
+def test_a_call_whose_target_was_given_up_leaves_its_place_to_the_next_one_that_waits(
+    place: Place, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outgoing, "MAX_ENDED", 2)
+    place.policy = allow("other")
+
+    async def work(caller: Caller) -> None:
+        async with silent_target(place) as other:
+            other.daemon._grace = PATIENCE
+            await ended_calls(caller, 3)
+            await until_logged(place, 3)                 # given up, one after the other
+            caller.calls._grace = PATIENCE
+            await ended_calls(caller, 2, "test.Cat+waits")
+            await ended_calls(caller, 1, "test.Cat+third")
+            await until_logged(place, 4)
+            assert [entry["service"] for entry in place.entries()[3:]] == ["test.Cat+third"]
+
+    with_caller(place, work, grace=0.0)
 
 
 async def until_logged(place: Place, count: int) -> None:
@@ -1030,7 +1050,7 @@ def test_an_agent_that_comes_back_is_not_answered_for_what_the_former_asked(plac
         control.send(qrexec.hello(4))
         await control.heard(12)
         assert os.path.lexists(socket_path)
-        again = Caller(caller.qube, control)
+        again = Caller(caller.qube, control, caller.calls)
         place.server._answer = place._judge
         assert await again.call("test.Cat", ident="SOCKET10") is None
 
