@@ -73,7 +73,8 @@ def test_what_a_package_manager_installed_stays_with_it(tmp_path: Path) -> None:
 
 def test_what_nothing_points_to_any_more_goes(tmp_path: Path) -> None:
     async def run() -> None:
-        app = await _system(tmp_path, ("admin.vm.property.Set", "work", "netvm", "spare"), ("admin.vm.property.Set", "work", "netvm", ""))
+        app = await _system(tmp_path, ("admin.vm.property.Set", "work", "netvm", "spare"),
+                            ("admin.vm.property.Set", "work", "netvm", ""))
         assert not (await ask(app, "admin.vm.Remove", "spare")).failure
         assert "spare" not in app.system.qubes
         await close_app(app)

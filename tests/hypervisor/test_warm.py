@@ -193,13 +193,16 @@ def test_sweep_keeps_what_is_true_and_what_is_asked_for(launch: Launch, tmp_path
 
 
 @pytest.mark.parametrize("damage", [
-    "", "{}", "[]", "null", '{"format": 1}', '{"format": 1, "root": 5, "boot": []}', "\xff", "kernel",
+    "", "{}", "[]", "null", '{"format": 1}', '{"format": 1, "root": 5, "boot": []}', "\xff", "kernel", "version",
 ])
 def test_sweep_drops_images_whose_origin_is_gone_or_unknown(launch: Launch, tmp_path: Path, damage: str) -> None:
     base = tmp_path / "warm"
     image = finish(base, launch)
     if damage == "kernel":
         Path(launch.kernel.vmlinuz).write_text("another kernel")
+    elif damage == "version":                            # made by another version of ours, whole and true
+        manifest = image / warm.MANIFEST
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": warm.FORMAT + 1}))
     else:
         (image / warm.MANIFEST).write_bytes(damage.encode("latin-1"))
         assert warm.commit(str(base), image.name) == ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -439,6 +441,24 @@ def test_qube_that_lives_already(place: Place) -> None:
         assert os.listdir(place.paths.qubes) == [f"life.{UUID}"], "the living one's file stays"
     finally:
         os.close(fd)
+
+
+def test_what_is_left_of_the_box_ends_with_the_machine(place: Place, tmp_path: Path) -> None:
+    """A sandbox that was killed while it was set up leaves a child that holds the qube's lock, and that nobody else knows of."""
+    guest = Guest(tmp_path)
+    left: list[subprocess.Popen[bytes]] = []
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        lock = os.path.realpath(os.path.join(place.paths.qubes, f"life.{UUID}"))
+        fd = next(int(entry.name) for entry in Path("/proc/self/fd").iterdir() if os.path.realpath(entry) == lock)
+        left.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[fd]))
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(guest.boot, work)
+    with left[0] as process:
+        assert process.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_callers_are_hung_up_on_when_the_agent_ends(place: Place) -> None:
