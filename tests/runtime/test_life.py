@@ -24,6 +24,20 @@ def test_taken_once(tmp_path: Path) -> None:
     os.close(life.take(str(tmp_path), UUID))
 
 
+def test_asking_whether_it_lives_leaves_nothing_behind(tmp_path: Path) -> None:
+    """An open file of who asked would be a lock: the qube could never start again."""
+    fd = life.take(str(tmp_path), UUID)
+    before = len(os.listdir("/proc/self/fd"))
+    assert life.any_lives(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(fd)
+    assert not life.any_lives(str(tmp_path))
+    life.end(str(tmp_path), UUID)
+    life.wait_gone(str(tmp_path), UUID)
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    os.close(life.take(str(tmp_path), UUID))
+
+
 def test_unknown_qube_is_gone_already(tmp_path: Path) -> None:
     life.wait_gone(str(tmp_path), UUID)
     life.drop(str(tmp_path), UUID)

@@ -196,7 +196,6 @@ class Starts:
         with self._qubesd.transaction():
             set_halted(qube)
             qube.journal.emit(qube.name, "domain-start-failed", reason=error)
-        self._qubesd.cache.clear()
         await self.clean_up(qube)
 
     async def clean_up(self, qube: Qube) -> None:
