@@ -6,7 +6,8 @@ any other of ours and loads nothing itself, so that Ctrl-C during the imports is
 - A standard descriptor that is closed gets a stand-in before anything else is opened. Otherwise the next socket would take its
   number, and what is printed would go into it. Reading or writing a stand-in fails, as it would with the closed one.
 - Nobody may be there to read an error: writing to standard error never fails.
-- Output that can't be written is an error of the command, told in one sentence, also when Python finds it only at the end.
+- Output that can't be written is an error of the command, told in one sentence, also when Python finds it only at the end, and when
+  Python is told not to buffer.
 """
 from __future__ import annotations
 
@@ -50,6 +51,7 @@ def begin(name: str) -> int:
     try:
         if name not in _WITHOUT_STAND_IN:
             stand_in()
+        buffer_output()
         sys.stderr = _Complaints(sys.stderr)
         module: Any = __import__(ELSEWHERE.get(name, "cloison.cli." + name), fromlist=["main"])
         status = module.main()
@@ -121,6 +123,12 @@ def stand_in() -> None:
             closed.add(fd)
             name = ("stdin", "stdout", "stderr")[fd]
             setattr(sys, name, open(fd, mode, encoding="utf-8", errors="backslashreplace", closefd=False))
+
+
+def buffer_output() -> None:
+    """Keep what could not be written until `flushed`, in spite of PYTHONUNBUFFERED: argparse swallows the failure of a --help."""
+    if getattr(sys.stdout, "write_through", False):
+        sys.stdout = open(1, "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
 
 
 class _Complaints:

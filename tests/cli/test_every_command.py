@@ -7,8 +7,10 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +118,11 @@ WAYS = {
     "home missing, run folder not writable": Way("", {
         "CLOISON_ROOT": None, "HOME": "/proc/nowhere", "XDG_RUNTIME_DIR": "/proc/self"}),
     "configuration not readable": Way("", {"CLOISON_ROOT": "{broken}"}),
+    "stdout full, unbuffered": Way(">/dev/full", {"PYTHONUNBUFFERED": "1"}),
+    "the root is a file": Way("", {"CLOISON_ROOT": "{file}"}),
+    "nobody listens any more": Way("", {"CLOISON_ROOT": "{dead}"}),
+    "qubesd hangs up": Way("", {"CLOISON_ROOT": "{hung}"}),
+    "no programs": Way("", {"PATH": "{empty}"}),
     "Ctrl-C at once": Way("", {"INTERRUPT_AT": "cloison.errors"}),
 }
 EDITORS = {"that fails": "/bin/false", "that is missing": "/no/such", "that is no command": "'"}
@@ -124,7 +131,7 @@ _NO_IMPORTS = ("qrexec-client ", "qrexec-client-vm ")
 
 
 @pytest.fixture
-def places(qubesd: FakeQubesd, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def places(qubesd: FakeQubesd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Folders that ways speak of."""
     qubesd.answers |= {
         "internal.cloison.Status": lambda _, __: admin.ok(b'{"accelerator": "kvm", "warm_images": []}'),
@@ -139,7 +146,39 @@ def places(qubesd: FakeQubesd, tmp_path_factory: pytest.TempPathFactory) -> dict
     (broken / "run").symlink_to(qubesd.run)
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(INTERRUPT)
-    return {"{empty}": str(tmp_path_factory.mktemp("empty")), "{broken}": str(broken), "{site}": str(site)}
+    (broken / "file").write_text("no folder")
+    dead, hung = tmp_path_factory.mktemp("dead"), tmp_path_factory.mktemp("hung")
+    (dead / "run" / "qubes").mkdir(parents=True)
+    for name in ("qubesd.sock", "qubesd.internal.sock", "policy.sock", "policy-agent.sock", "qubes/qrexec.work"):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(dead / "run" / name))
+    (hung / "run").mkdir()
+    with contextlib.ExitStack() as listeners:
+        for name in ("qubesd.sock", "qubesd.internal.sock"):
+            listeners.enter_context(hanging_up(str(hung / "run" / name)))
+        yield {"{empty}": str(tmp_path_factory.mktemp("empty")), "{broken}": str(broken), "{site}": str(site),
+               "{file}": str(broken / "file"), "{dead}": str(dead), "{hung}": str(hung)}
+
+
+@contextlib.contextmanager
+def hanging_up(path: str) -> Iterator[None]:
+    """A daemon that takes each connection and closes it without a word."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):          # shut down
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 class Done(NamedTuple):
@@ -147,8 +186,10 @@ class Done(NamedTuple):
     said: str
 
 
-def met(line: str, way: Way, places: dict[str, str]) -> Done:
-    """Run the command as its script would; what it says on its terminal and the streams that are left to it."""
+def met(line: str, way: Way, places: dict[str, str], given: list[bytes] | None = None) -> Done:
+    """Run the command as its script would, with the words of the line or those given; what it says on its terminal and the streams
+    that are left to it.
+    """
     name, *words = shlex.split(line)
     module, _, function = SCRIPTS[name].partition(":")
     code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
@@ -160,7 +201,7 @@ def met(line: str, way: Way, places: dict[str, str]) -> Done:
             environment[key] = places.get(value, value)
     if "INTERRUPT_AT" in way.environment:
         environment["PYTHONPATH"] = os.pathsep.join([places["{site}"], os.environ.get("PYTHONPATH", "")])
-    argv = [sys.executable, "-c", code, *words]
+    argv: list[str | bytes] = [sys.executable, "-c", code, *(words if given is None else given)]
     if way.streams and way.streams != BROKEN:
         argv = ["/bin/sh", "-c", f'exec "$@" {way.streams}', "sh", *argv]
     with closed_pipe() as broken, subprocess.Popen(
@@ -240,6 +281,38 @@ def test_output_that_is_lost_is_told_and_is_no_success(places: dict[str, str]) -
     assert met("qvm-check -q work", Way(">&-"), places) == (0, "")          # it had nothing to say
     assert met("qvm-ls", Way(BROKEN), places) == (141, "")
     assert met("qvm-ls", Way("2>&-"), places).status == 0
+
+
+@pytest.mark.parametrize("unbuffered", [None, "1"])
+def test_help_that_is_lost_is_told_by_every_command(places: dict[str, str], unbuffered: str | None) -> None:
+    """argparse swallows the failure."""
+    lines = [f"{name} {option}" for name in SCRIPTS if not name.startswith("qrexec-") for option in ("--help", "--version")]
+    lines += ["qrexec-policy-exec --help", "qrexec-daemon --help", "qrexec-agent --help", "cloison completion zsh",
+              "cloison template build --help"]
+    lines = [line for line in lines if line != "qubesd-query --version"]
+
+    way = Way(">/dev/full", {"PYTHONUNBUFFERED": unbuffered})
+    with ThreadPoolExecutor(4) as pool:
+        ends = dict(zip(lines, pool.map(lambda line: met(line, way, places), lines), strict=True))
+    wanted = {line: Done(1, f"{line.split()[0]}: error: the output can't be written: No space left on device\n") for line in lines}
+    assert ends == wanted
+
+
+WORDS = {"that are no text": b"\xff\xfe\x1b[31m\nb", "that are long": b"x" * 100_000, "that are empty": b""}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_words(places: dict[str, str], words: str) -> None:
+    """Where a qube's name, a setting or a file is expected."""
+    def one(line: str) -> Done:
+        argv = [os.fsencode(word) for word in shlex.split(line)]
+        return met(line, Way("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}), places, [*argv[1:], WORDS[words]])
+
+    lines = [line for line in LINES if "--help" not in line and not line.startswith(("cloison dom0", "cloison completion"))]
+    with ThreadPoolExecutor(4) as pool:
+        ends = dict(zip(lines, pool.map(one, lines), strict=True))
+    assert ugly(ends) == {}
+    assert {line for line, end in ends.items() if "\x1b" in end.said or "fault of Cloison's own" in end.said} == set()
 
 
 def test_nothing_is_printed_into_a_socket_that_took_a_closed_stream_s_place(places: dict[str, str], qubesd: FakeQubesd) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloison.cli import log
-from cloison.cli.main import parser
+from cloison.cli.main import main, parser
 from cloison.cli.main import run as run_verb
 from cloison.client.connection import Connection
 from cloison.runtime.log_file import LogFile
@@ -101,3 +101,9 @@ def test_followed_through_a_rotation_until_it_is_removed(paths: Paths, capsys: p
     os.unlink(f"{path}.1")
     assert log.news(path, *state)[1] < 0
     log.follow(path, state)              # ends
+
+
+def test_before_the_first_start_there_is_no_log_and_that_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["log"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith(f"cloison: there is no log yet in {root}/data/log: ") and "cloison up" in told.err

@@ -18,6 +18,9 @@ from cloison.wire import admin
 def test_down_without_qubesd_is_no_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["down"]) == 0
     assert "does not run" in capsys.readouterr().out
+    assert main.main(["status"]) == 3
+    told = capsys.readouterr()
+    assert told.out == "qubesd does not run\n" and told.err == "cloison: hint: Start it with: cloison up\n"
     assert main.main(["status", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == {"running": False}
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tests.plan.test_lifecycle import system
 
-from cloison.errors import BadValue, CloisonError, QubeNotHalted, QubeNotRunning, StorageError
+from cloison.errors import BadValue, CloisonError, QubeError, QubeNotRunning, StorageError
 from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
 from cloison.plan.volumes import Growth, check_ephemeral, check_halted, check_revisions, check_saved, plan_resize
@@ -29,16 +29,25 @@ def qube() -> Qube:
     (PowerState.HALTED, replace(PRIVATE, rw=False), StorageError), (PowerState.HALTED, replace(PRIVATE, size=1002), StorageError),
     (PowerState.RUNNING, PRIVATE, Growth.FILE_SYSTEM), (PowerState.RUNNING, ROOT, Growth.FILE_SYSTEM),
     (PowerState.RUNNING, VOLATILE, Growth.DISK), (PowerState.PAUSED, PRIVATE, QubeNotRunning),
-    (PowerState.TRANSIENT, PRIVATE, QubeNotHalted), (PowerState.HALTING, PRIVATE, QubeNotHalted),
-    (PowerState.DYING, PRIVATE, QubeNotHalted),
+    (PowerState.TRANSIENT, PRIVATE, QubeError), (PowerState.HALTING, PRIVATE, QubeError),
+    (PowerState.DYING, PRIVATE, QubeError),
 ])
 def test_resize(qube: Qube, power: PowerState, volume: Volume, answer: Growth | type[CloisonError]) -> None:
     qube.power = power
     if isinstance(answer, Growth):
         assert plan_resize(qube, volume, 1001) is answer
     else:
-        with pytest.raises(answer, match=r"\w+"):
+        with pytest.raises(answer, match=r"\w+") as raised:
             plan_resize(qube, volume, 1001)
+        assert type(raised.value) is answer, "its hint is about what helps here"
+
+
+def test_a_qube_of_which_nothing_is_known_is_not_asked_to_grow(qube: Qube) -> None:
+    qube.power, qube.problem = PowerState.TRANSIENT, "its warden does not answer; qvm-kill work ends it"
+    for check in (lambda: plan_resize(qube, PRIVATE, 1001), lambda: check_halted(qube)):
+        with pytest.raises(QubeError, match="qvm-kill work ends it") as raised:
+            check()
+        assert not raised.value.hint
 
 
 def test_checks(qube: Qube) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloison.runtime.paths import NoFolder, Paths, UnsafeRunDirectory, leave_folder
+from cloison.runtime.paths import NoFolder, Paths, UnsafeRunDirectory, larger_disk, leave_folder
 
 
 @pytest.mark.parametrize(("environ", "run", "data", "config"), [
@@ -82,3 +82,10 @@ def test_a_daemon_leaves_the_folder_it_was_started_in(tmp_path: Path, monkeypatc
     monkeypatch.delenv("CLOISON_ROOT")
     leave_folder()
     assert "CLOISON_ROOT" not in os.environ
+
+
+def test_what_helps_on_a_full_disk_names_the_variable_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOISON_ROOT", "/somewhere")
+    assert larger_disk() == "Free some space, or set CLOISON_ROOT to a folder on a larger disk."
+    monkeypatch.setenv("CLOISON_ROOT", "")
+    assert larger_disk() == "Free some space, or set XDG_DATA_HOME to a folder on a larger disk."

@@ -25,7 +25,7 @@ from cloison.errors import CloisonError
 from cloison.hypervisor import probe, sandbox
 from cloison.policy.parse import PolicySyntaxError, Root
 from cloison.qrexec.policyd.policy_files import folders, load
-from cloison.runtime.paths import Paths
+from cloison.runtime.paths import Paths, larger_disk
 from cloison.runtime.programs import ProgramMissing, find
 from cloison.templates import sources, suites
 from cloison.templates.contain import contained
@@ -322,7 +322,7 @@ def _questions() -> Check:
 def _disk(free: int) -> Check:
     said = f"{free / GIB:.1f} GiB free for qubes."
     status: Status = "ok" if free >= 10 * GIB else "warn" if free >= 4 * GIB else "fail"
-    advice = "" if status == "ok" else "Free some space, or set XDG_DATA_HOME to a folder on a larger disk."
+    advice = "" if status == "ok" else larger_disk()
     return Check("disk", status, said, advice)
 
 

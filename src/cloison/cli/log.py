@@ -45,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
     if args.log is None:
         if args.follow:
             tool.quit_usage("cloison log", "--follow needs the name of a log")
-        for line in listed(paths):
+        lines = listed(paths)
+        for line in lines:
             tool.say(line)
+        if not lines:
+            print(f"cloison: there is no log yet in {paths.log}: the first `cloison up` begins them", file=sys.stderr)
         return 0
     path = found(paths, args.log)
     follow(path, show(path, max(args.lines, 0))) if args.follow else show(path, max(args.lines, 0))

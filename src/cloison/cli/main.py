@@ -162,6 +162,8 @@ def _status(args: argparse.Namespace, connection: Connection) -> int:
             print(json.dumps({"running": False}))
         else:
             tool.say("qubesd does not run")
+            if tool.verbosity(args) > 0:
+                print(f"{PROG}: hint: {NoDaemon.hint}", file=sys.stderr)
         return 3
     except ValueError as error:
         raise CloisonError("qubesd's status could not be read") from error

@@ -87,6 +87,10 @@ class Parser(argparse.ArgumentParser):
             self.error("name the qubes, or use --all")
         return parsed
 
+    def error(self, message: str) -> NoReturn:
+        """argparse repeats words as they were given."""
+        super().error(printable(message))
+
     def format_help(self) -> str:
         """With the sub-commands' own usage lines."""
         text = super().format_help()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 
-from cloison.errors import BadValue, QubeNotHalted, QubeNotRunning, StorageError
+from cloison.errors import BadValue, QubeError, QubeNotHalted, QubeNotRunning, StorageError
 from cloison.model.domains import Qube
 from cloison.model.volumes import Pool, Volume
 from cloison.plan import lifecycle
@@ -75,8 +75,9 @@ def plan_resize(qube: Qube, volume: Volume, size: int) -> Growth:
         if volume.snap_on_start:
             raise StorageError(f"{place} is made anew of {volume.source} at each start: resize that one, or this one while it runs")
         return Growth.OFFLINE
+    lifecycle.check_known(qube)
     if qube.power is PowerState.PAUSED:
         raise QubeNotRunning(f"{qube.name} is paused: its file system can't follow the disk")
     if qube.power is not PowerState.RUNNING:
-        raise QubeNotHalted(f"{qube.name} is {qube.power}: wait until that is over")
+        raise QubeError(f"{qube.name} is {qube.power}: wait until that is over")
     return Growth.FILE_SYSTEM if volume.name in WITH_FILE_SYSTEM else Growth.DISK

@@ -24,6 +24,12 @@ class NoFolder(HostError):
     hint = "CLOISON_ROOT says where all of it goes; else XDG_RUNTIME_DIR, XDG_DATA_HOME and XDG_CONFIG_HOME: folders of yours."
 
 
+def larger_disk() -> str:
+    """What helps on a full disk, by the variable that counts here."""
+    name = "CLOISON_ROOT" if os.environ.get("CLOISON_ROOT") else "XDG_DATA_HOME"
+    return f"Free some space, or set {name} to a folder on a larger disk."
+
+
 class Paths:
     """`run` (sockets), `data` (store, images), `config` (policy). Nothing is created here but by `ensure`."""
 

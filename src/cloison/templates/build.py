@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from cloison.errors import HostError
-from cloison.runtime.paths import Paths
+from cloison.runtime.paths import Paths, larger_disk
 from cloison.templates import agent_package, kernels, offers, sources
 from cloison.templates.contain import Tools
 from cloison.values import InvalidValue, QubeName
@@ -49,7 +49,9 @@ Report = Callable[[int, str], None]
 class NoSpace(HostError):
     """The disk has no room for a build."""
 
-    hint = "Free some space, or set XDG_DATA_HOME to a folder on a larger disk."
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.hint = larger_disk()
 
 
 @dataclass(frozen=True)
