@@ -370,6 +370,25 @@ class PoolContract:
         pool.destroy()
         assert not os.path.exists(pool.folder)
 
+    def test_destroy_leaves_a_folder_that_somebody_else_made(self, pool: Pool) -> None:
+        pool.destroy()
+        os.mkdir(pool.folder)
+        pool.setup()
+        pool.create(PRIVATE)
+        pool.remove(PRIVATE)
+        pool.destroy()
+        assert os.listdir(pool.folder) == []
+
+    def test_destroy_takes_no_file_that_is_not_the_pools(self, pool: Pool) -> None:
+        other = os.path.join(pool.folder, "other")
+        os.close(os.open(other, os.O_CREAT | os.O_WRONLY, 0o600))
+        pool.destroy()
+        assert os.path.exists(other)
+        pool.setup()
+        os.unlink(other)
+        pool.destroy()
+        assert not os.path.exists(pool.folder), "it is still known whose folder it is"
+
     def test_a_revert_brings_back_the_size_as_well(self, pool: Pool, tmp_path: Path) -> None:
         keep = replace(DATA, revisions_to_keep=3)
         pool.create(keep)

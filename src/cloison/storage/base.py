@@ -139,7 +139,8 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def destroy(self) -> None:
-        """Take back what `setup` made; a folder that still holds something stays. The pool is not used any more."""
+        """Take back what `setup` made: a folder that was there before, or that still holds something, stays. The pool is not used
+        any more."""
 
     # A volume's life
 

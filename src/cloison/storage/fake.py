@@ -47,17 +47,20 @@ class FakePool(Pool):
         self.folder = os.path.abspath(folder)
         self._numbers = itertools.count(1)      # of all volumes: a commit's id is never reused
         self._states: dict[str, _State] = {}
+        self._made = False
         self.fail: set[str] = set()             # names of methods that answer as if the disk were full
 
     def setup(self) -> None:
         with explained(f"can't set up pool {self.name}"):
+            self._made = self._made or not os.path.isdir(self.folder)
             os.makedirs(self.folder, exist_ok=True)
             for state in self._states.values():
                 self._drop_import(state)
 
     def destroy(self) -> None:
-        if os.path.isdir(self.folder) and not os.listdir(self.folder):
+        if self._made and os.path.isdir(self.folder) and not os.listdir(self.folder):
             os.rmdir(self.folder)
+            self._made = False
 
     def _may(self, method: str) -> None:
         if method in self.fail:

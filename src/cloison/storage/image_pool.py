@@ -4,6 +4,7 @@
     DIR/appvms/mail/private.4.raw       an image: a commit, or the dirty one
     DIR/appvms/mail/private.import.raw  an import that runs
     DIR/.blank/                         empty file systems, hard-linked as first commits of private volumes (blanks.py)
+    DIR/.made/                          DIR was made by `setup`, so `destroy` may take it away; somebody's own folder stays
 
 Every change is: new files, durable; then the manifest, replaced atomically; then files without an owner are unlinked.
 A crash in between leaves the old manifest or the new one, and files that `setup` sweeps.
@@ -35,6 +36,7 @@ from cloison.storage.volume import VolumeFiles
 from cloison.wire.warden import DiskSource, Layer
 
 _FOLDERS = ("appvms", "vm-templates")
+_MADE = ".made"
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class ImagePool(RecordPool):
 
     def setup(self) -> None:
         with explained(f"can't set up pool {self.name}"):
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            self._make_folder()
             for part in _FOLDERS:
                 above = os.path.join(self.folder, part)
                 images.make_folder(above)
@@ -61,9 +63,22 @@ class ImagePool(RecordPool):
     def destroy(self) -> None:
         with explained(f"can't take down pool {self.name}"):
             self._blanks.destroy()
-            for folder in (*(os.path.join(self.folder, part) for part in _FOLDERS), self.folder):
+            for part in _FOLDERS:
                 with suppress(OSError):
-                    os.rmdir(folder)
+                    os.rmdir(os.path.join(self.folder, part))
+            if os.path.isdir(self.folder) and os.listdir(self.folder) == [_MADE]:
+                os.rmdir(os.path.join(self.folder, _MADE))
+                os.rmdir(self.folder)
+
+    def _make_folder(self) -> None:
+        """Marked as ours if it was not there. A crash between the two leaves it without a mark: it then stays for good, empty."""
+        try:
+            os.makedirs(self.folder, mode=0o700)
+        except FileExistsError:
+            if not os.path.isdir(self.folder):
+                raise
+        else:
+            os.mkdir(os.path.join(self.folder, _MADE), 0o700)
 
     # A volume's life
 
