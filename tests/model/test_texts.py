@@ -98,3 +98,21 @@ def test_an_expiry_beyond_the_calendar_is_not_kept_and_one_kept_before_is_shown_
     assert firewall.to_text(late) == "action=drop expire=253402300799\n"
     rules = firewall.parse_rules(b"action=drop expire=253402300799\naction=accept")
     assert firewall.check_new(rules) == rules
+
+
+@pytest.mark.parametrize("host", [
+    ".", ".anything", "anything..", "any..any", "-x", "x-.org", "a.-b.c", "x" * 64 + ".org", f"{'a.' * 126}ab"])
+def test_a_name_that_no_host_can_have_is_not_kept_and_one_kept_before_can_be_taken_away_alone(host: str) -> None:
+    bad, other, new = firewall.parse_rules(f"action=accept dsthost={host}\naction=accept dsthost=..\naction=drop".encode())
+    with pytest.raises(BadValue, match="can't be the name of a host"):
+        firewall.check_new([bad])
+    with pytest.raises(BadValue):
+        firewall.check_new([bad, other, new], [other])
+    assert firewall.check_new([other, new], [bad, other]) == [other, new]
+
+
+@pytest.mark.parametrize("host", [
+    "example.org", "example.org.", "localhost", "_srv._tcp.x-1.org", "a" * 63 + ".b", f"{'a.' * 126}a", "1a", "xn--e1aybc"])
+def test_names_of_hosts(host: str) -> None:
+    rules = firewall.parse_rules(f"action=accept dsthost={host}".encode())
+    assert firewall.check_new(rules) == rules

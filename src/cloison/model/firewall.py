@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from cloison.errors import BadRequest, BadValue
 
 DEFAULT = "action=accept"
 MAX_RULES = 4096
+MAX_HOST = 253
 LAST_SECOND = 253402300799               # of the year 9999: the last that a calendar of Python, so a tool of Qubes OS, can show
 _HOST = re.compile(r"[a-z0-9._-]{1,255}")
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")    # of a host's name, between the dots
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _PREFIX = re.compile(r"[0-9]{1,3}")
@@ -156,12 +158,26 @@ def _network(text: str) -> str | None:
     return f"dst{address.version}={host}/{length}"
 
 
-def check_new(rules: list[Rule]) -> list[Rule]:
-    """Rules that are to be kept. Raises BadValue for what could be kept, but not be shown by every tool."""
+def check_new(rules: list[Rule], kept: Collection[Rule] = ()) -> list[Rule]:
+    """Rules that are to be kept; of those kept already nothing is asked, so that each of them can be taken away alone.
+
+    Raises BadValue for what could be kept, but not be shown by every tool, or not be looked up by who enforces it.
+    """
     for rule in rules:
+        if rule in kept:
+            continue
         if rule.expire is not None and rule.expire > LAST_SECOND:
             raise BadValue(f"firewall rule: expire must be a number up to {LAST_SECOND}, the end of the year 9999")
+        kind, _, host = (rule.destination or "").partition("=")
+        if kind == "dsthost" and not _is_host_name(host):
+            raise BadValue(f"firewall rule: {host[:60]!r} can't be the name of a host: write names like www.example.org")
     return rules
+
+
+def _is_host_name(text: str) -> bool:
+    """Parts of 1 to 63 letters, digits, '_' and inner '-'; a dot may end the whole."""
+    name = text.removesuffix(".")
+    return len(name) <= MAX_HOST and all(_LABEL.fullmatch(label) for label in name.split("."))
 
 
 def unexpired(rules: list[Rule], now: float) -> list[Rule]:

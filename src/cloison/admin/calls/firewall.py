@@ -20,8 +20,8 @@ def get(call: Call) -> str:
 
 def set_(call: Call) -> None:
     """The whole new list; an empty one drops everything. What it says is looked at first, then whose it is to be."""
-    text = firewall.to_text(firewall.check_new(firewall.parse_rules(call.payload)))
-    rules_of(call.dest)
+    rules = firewall.parse_rules(call.payload)
+    text = firewall.to_text(firewall.check_new(rules, rules_of(call.dest)))
     with call.qubesd.transaction():
         call.dest.put_text("firewall", text)
         call.system.journal.emit(call.dest.name, "firewall-changed")
