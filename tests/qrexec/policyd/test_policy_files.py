@@ -75,6 +75,25 @@ def test_what_can_not_be_read_makes_the_policy_invalid(place: Place) -> None:
     load(place.paths)
 
 
+def test_a_dangling_link_is_named_and_a_shipped_file_does_not_stand_in_for_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policy_files, "RETRY", -1.0)
+    target, shipped = tmp_path / "elsewhere.policy", "90-default.policy"
+    (place.user / shipped).symlink_to(target)
+    live = LivePolicy(folders(place.paths))
+    try:
+        with pytest.raises(PolicySyntaxError, match=f"{shipped} can't be read: .*link to {target}, which does not exist"):
+            live.rules()
+        target.write_text("test.S * a b deny")
+        assert first(live.rules()) == "test.S * a b deny"
+        target.unlink()
+        with pytest.raises(PolicySyntaxError):
+            live.rules()
+    finally:
+        live.close()
+
+
 def test_too_many_names(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_files, "MAX_NAMES", 3)
     for number in range(4):

@@ -81,6 +81,8 @@ class FolderReader:
                 return file, self._open(file)
             except FileNotFoundError as error:
                 self._watch(os.path.dirname(file))
+                if os.path.islink(file):             # it was meant to be policy: no shipped file stands in for it
+                    raise FileNotFoundError(error.errno, f"it is a link to {os.readlink(file)}, which does not exist") from error
                 missing = error
         raise missing
 
