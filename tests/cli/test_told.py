@@ -190,6 +190,27 @@ def test_with_pass_io_a_failed_service_is_told(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("status", "told"), [
+    (127, "there is no program nonesuch in it, or it ended with status 127"), (126, ""), (3, ""), (0, ""),
+    (125, "nonesuch could not be started, or ended with status 125")])
+@pytest.mark.parametrize("vmexec", ["1", ""])
+def test_a_program_without_a_shell_that_can_not_be_started_is_told(
+    qubesd: FakeQubesd, warden: FakeWarden, capfd: pytest.CaptureFixture[str], status: int, told: str, vmexec: str,
+) -> None:
+    from cloison.wire import qrexec as wire
+
+    qubesd.qubes["work"]["state"] = "Running"
+    qubesd.features["work"] = {"vmexec": vmexec}
+    warden.script = lambda channel: channel.sendall(
+        wire.hello(wire.VERSION) + wire.end_of_stream(wire.STDOUT) + wire.end_of_stream(wire.STDERR) + wire.exit_code(status))
+    for line in ("qvm-run -p --no-shell work nonesuch", "qvm-run -p work nonesuch --its-option"):
+        assert run(line) == status
+        assert told in (err := capfd.readouterr().err) and bool(err) == bool(told)
+    assert run("qvm-run -q -p --no-shell work nonesuch") == status
+    assert run("qvm-run -p work nonesuch") == status
+    assert capfd.readouterr().err == "", "a shell says it itself"
+
+
 @pytest.mark.parametrize("line", ["qvm-run -p work true", "qvm-run work true", "qvm-run -p --service work test.Add"])
 def test_a_call_that_is_lost_is_told(
     qubesd: FakeQubesd, warden: FakeWarden, capfd: pytest.CaptureFixture[str], line: str,

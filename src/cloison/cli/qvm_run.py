@@ -37,6 +37,10 @@ _SERVICE_FAILED = {
     126: "the call of {} was refused; cloison policy log tells of refusals",
     127: "there is no service {} in it",
 }
+_PROGRAM_FAILED = {
+    125: "{} could not be started, or ended with status 125; the qube's journal has more",
+    127: "there is no program {} in it, or it ended with status 127",
+}
 _COLOUR = re.compile(r"[0-9]{1,3}(;[0-9]{1,3})*")
 
 
@@ -245,7 +249,10 @@ def _failure(job: Job, call: qrexec.Call) -> str:
     """Why a call failed, where that is not the command's own to say. Nothing for a command that ended by itself."""
     if call.lost:
         return "the call was lost: the qube has stopped, or its agent has ended"
-    return _SERVICE_FAILED.get(call.status or 0, "").format(job.words[0]) if job.service else ""
+    if not job.service and not job.direct:
+        return ""                            # the shell has said it
+    sentences = _SERVICE_FAILED if job.service else _PROGRAM_FAILED
+    return sentences.get(call.status or 0, "").format(tool.printable(job.words[0]))
 
 
 def _has_windows(connection: Connection, name: str) -> bool:
