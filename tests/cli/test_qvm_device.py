@@ -135,6 +135,26 @@ def test_classes(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_device.main([]) == 2
 
 
+def test_what_is_assigned_to_a_port_can_be_unassigned_when_it_is_unplugged(
+    real: Connection, capsys: pytest.CaptureFixture[str],
+) -> None:
+    for identity in ("1:2:3", "4:5:6"):
+        assert qvm_block.main(["assign", "work", f"net:sda:{identity}"]) == 0
+    assert qvm_block.main(["assign", "work", "net:sdb:7:8:9"]) == 0
+    assert qvm_block.main(["unassign", "work", "net:sda"]) == 1
+    told = capsys.readouterr().err
+    assert "several" in told and "net:sda:1:2:3" in told and "net:sda:4:5:6" in told and len(rules(real)) == 3
+    assert qvm_block.main(["unassign", "work", "net:sda:0:0:0"]) == 1, "another was named"
+    assert qvm_block.main(["unassign", "--device", "work", "net:sda"]) == 1
+    assert qvm_block.main(["unassign", "work", "net:sda:1:2:3"]) == 0
+    assert len(rules(real)) == 2
+    assert qvm_block.main(["unassign", "work", "net:sda"]) == 0
+    assert [line.split(" ")[0] for line in rules(real)] == ["net+sdb:7:8:9"]
+    capsys.readouterr()
+    assert qvm_block.main(["unassign", "work", "net:sda"]) == 1
+    assert "net:sda is not assigned to work" in capsys.readouterr().err
+
+
 def test_assign_change_list_unassign(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     assert qvm_block.main(["assign", "--port", "--ro", "work", "net:sda"]) == 0
     assert rules(real) == ["net+sda:* device_id='*' port_id='sda' devclass='block' backend_domain='net' mode='auto-attach' "

@@ -13,7 +13,15 @@ from cloison.client.connection import Connection, NoDaemon
 from cloison.client.devices import Line
 from cloison.client.domains import DOM0, get_property, lines, list_qubes
 from cloison.devicetext import ANY, UNKNOWN_IDENTITY, Device, interface_matches, interfaces
-from cloison.errors import BadRequest, CloisonError, DeviceAlreadyAssigned, NoSuchProperty, NotPermitted, QubeNotFound
+from cloison.errors import (
+    BadRequest,
+    CloisonError,
+    DeviceAlreadyAssigned,
+    DeviceNotAssigned,
+    NoSuchProperty,
+    NotPermitted,
+    QubeNotFound,
+)
 from cloison.values import InvalidValue, QubeName
 
 PROG = "qvm-device"
@@ -325,11 +333,31 @@ def _unassign(args: argparse.Namespace, access: Access) -> None:
         patterns = [_narrowed(args, access.chosen(args.device)[0])]
     else:
         patterns = [line.device for line in access.used("Assigned", dest)]
-    for pattern in patterns:
-        access.send("Unassign", dest, pattern)
+    # Who typed no more than a port means what is assigned there: it may be unplugged, or another device be there now.
+    only_place = args.device and not (args.only_port or args.only_device) and devices.parse_device(args.device)[2] is None
+    for wanted in patterns:
+        pattern = wanted
+        try:
+            access.send("Unassign", dest, wanted)
+        except DeviceNotAssigned:
+            if not only_place:
+                raise
+            pattern = _assigned_at(access, dest, wanted)
+            access.send("Unassign", dest, pattern)
         line = None if args.quiet or pattern.backend == ANY else access.available(pattern.backend).get(pattern.port)
         if line is not None:
             _hint(access, dest, line.device, "Unassigned", "detach", attached=True)
+
+
+def _assigned_at(access: Access, dest: str, device: Device) -> Device:
+    """The one device that is assigned at that port. Raises CloisonError when that is none, or several."""
+    there = [line.device for line in access.used("Assigned", dest) if line.device[1:3] == device[1:3]]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        choices = ", ".join(str(each) for each in there)
+        raise CloisonError(f"several devices of {device.place} are assigned to {dest}: name one of {choices}")
+    raise CloisonError(f"{device.place} is not assigned to {dest}")
 
 
 # -- info ----------------------------------------------------------------------------------------------------------------
