@@ -22,6 +22,8 @@ from cloison.hypervisor.qemu import warm
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
 from cloison.values import PowerState
+from cloison.warden import bounds
+from cloison.warden.zygote import OOM_SCORE
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
 
 UUID = "00000000-0000-4000-8000-000000000001"
@@ -95,6 +97,27 @@ def zygote(paths: Paths) -> int:
     found = [int(pid) for pid in children if ZYGOTE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
              and f"CLOISON_ROOT={os.path.dirname(paths.run)}".encode() in Path(f"/proc/{pid}/environ").read_bytes()]
     return found[-1]
+
+
+def test_a_warden_is_bounded_and_keeps_to_itself(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    """No memory of its guest in a core file, no file for others, no signal of a terminal; it goes before qubesd does."""
+    async def work(_heard: Heard) -> None:
+        await wardens.start(launch)
+        warden, = holders(paths, UUID)
+        process = Path(f"/proc/{warden}")
+        limits = {line[:26].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()}
+        status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
+        assert (limits["Max core file size"], limits["Max data size"]) == ("0", str(bounds.DATA))
+        assert (status["Umask"], status["Name"]) == ("0077", "warden work")
+        assert int(status["SigIgn"], 16) & 1 << signal.SIGINT - 1
+        assert os.getsid(warden) == warden
+        assert (process / "oom_score_adj").read_text() == f"{OOM_SCORE}\n"
+        log = paths.qube_log("work")
+        assert {os.path.realpath(process / "fd" / str(fd)) for fd in (1, 2)} == {os.path.realpath(log)}
+        assert "work: running" in Path(log).read_text() and os.stat(log).st_mode & 0o777 == 0o600
+        await wardens.kill(UUID)
+
+    run(wardens, work)
 
 
 # -- warm images -------------------------------------------------------------------------------------------------------------

@@ -149,8 +149,8 @@ def test_a_broken_list_is_told(tmp_path: Path, line: str) -> None:
 # -- updates -----------------------------------------------------------------------------------------------------------------
 
 
-def stream(*names: bytes, kind: int = wire.REGULAR) -> bytes:
-    return b"".join(wire.Entry(name, kind | 0o644, 4).encode() + b"good" for name in names) + wire.END
+def stream(*names: bytes, kind: int = wire.REGULAR, mode: int = 0o644) -> bytes:
+    return b"".join(wire.Entry(name, kind | mode, 4).encode() + b"good" for name in names) + wire.END
 
 
 @pytest.fixture
@@ -177,11 +177,12 @@ def take(folder: Path, verifier: str, data: bytes) -> tuple[int, wire.Result]:
     return status, result
 
 
-def test_signed_packages_are_kept(tmp_path: Path, verifier: str) -> None:
+@pytest.mark.parametrize("mode", [0o644, 0o777, 0o600])
+def test_signed_packages_are_kept_with_a_mode_of_ours(tmp_path: Path, verifier: str, mode: int) -> None:
     folder = tmp_path / "updates"
     folder.mkdir()
-    assert take(folder, verifier, stream(b"one-1.0.rpm", b"two~2.rpm"))[0] == 0
-    assert sorted(os.listdir(folder)) == ["one-1.0.rpm", "two~2.rpm"]
+    assert take(folder, verifier, stream(b"one-1.0.rpm", b"two~2.rpm", mode=mode))[0] == 0
+    assert {path.name: path.stat().st_mode & 0o7777 for path in folder.iterdir()} == {"one-1.0.rpm": 0o600, "two~2.rpm": 0o600}
 
 
 @pytest.mark.parametrize("data", [
