@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -99,6 +100,16 @@ def zygote(paths: Paths) -> int:
     return found[-1]
 
 
+@pytest.fixture
+def core_files() -> Iterator[None]:
+    """As large as this process may have them."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+@pytest.mark.usefixtures("core_files")
 def test_a_warden_is_bounded_and_keeps_to_itself(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
     """No memory of its guest in a core file, no file for others, no signal of a terminal; it goes before qubesd does."""
     async def work(_heard: Heard) -> None:

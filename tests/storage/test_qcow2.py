@@ -9,6 +9,7 @@ import stat
 import struct
 import subprocess
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from tests.contracts.pool import DATA, MIB, PRIVATE, ROOT, TEMPLATE, PoolContract, exported, raw_file, session, shows, write
 
 from cloison.errors import StorageError
-from cloison.storage import qcow2
+from cloison.storage import images, qcow2
 from cloison.storage.base import PoolError
 from cloison.storage.qcow2 import DEEPEST, SHALLOW, Qcow2Pool
 
@@ -142,6 +143,24 @@ def test_a_merge_leaves_alone_what_took_the_volumes_place_meanwhile(pool: Qcow2P
     assert found.serial != before.serial and found.current == before.current
     assert exported(pool, DATA)[:1] == bytes([100 + SHALLOW - 2])
     assert not [name for name in files(pool) if "tmp" in name]
+
+
+def test_clones_that_cross_take_their_locks_in_one_order(pool: Qcow2Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each could wait for the other one for ever."""
+    taken: list[str] = []
+    locked = images.locked
+
+    def recorded(folder: str) -> AbstractContextManager[None]:
+        taken.append(os.path.basename(folder))
+        return locked(folder)
+
+    other = replace(DATA, vid="appvms/zebra/data")
+    pool.create(DATA)
+    pool.create(other)
+    monkeypatch.setattr(images, "locked", recorded)
+    pool.clone(other, DATA)
+    pool.clone(DATA, other)
+    assert taken == ["mail", "zebra"] * 2
 
 
 def test_a_failing_merge_does_not_fail_the_stop(

@@ -39,11 +39,15 @@ class Guest(System, News):
         self.machine = machine
         machine.on_end = _Agent(port.fileno(), self, self._ended).stop
 
-    async def agent_is_replaced(self, port: socket.socket) -> None:
-        """It is killed in the middle of something, and another one takes the guest up, as `main` of the real one does."""
+    async def agent_is_replaced(self, port: socket.socket, *, told: bool = True) -> None:
+        """It is killed in the middle of something, and another one takes the guest up, as `main` of the real one does.
+
+        `told`: QEMU has seen that the former one closed its port; what a guest's kernel says of that is the guest's to choose.
+        """
         assert self.machine is not None
         self.machine.on_end()
-        self.machine.left.set()
+        if told:
+            self.machine.left.set()
         loop, side, last = asyncio.get_running_loop(), rejoin.AgentSide(os.urandom(rejoin.NONCE)), b""
         await loop.sock_sendall(port, b"half a frame")
         while not last:                      # the host may take an announcement for bytes of the former agent's

@@ -651,6 +651,30 @@ def test_a_new_agent_takes_the_qube_up_as_the_qube_that_it_is(place: Place, tmp_
     place.run(boot, work)
 
 
+def test_agents_that_come_again_and_again_leave_nothing_under_way(place: Place, tmp_path: Path) -> None:
+    """The former one was never seen to end: nobody goes on looking out for that."""
+    guest = Guest(tmp_path)
+    ports: list[socket.socket] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        guest.boot(machine, port)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        watching = []
+        for _ in range(3):
+            qubesd.events.clear()
+            await guest.agent_is_replaced(ports[0], told=False)
+            await qubesd.heard("channels-back")
+            watching.append(sum("_watch_agent" in repr(task) for task in asyncio.all_tasks()))
+        assert watching == [1, 1, 1]
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(boot, work)
+
+
 def test_a_new_agent_keeps_no_file_of_the_former_ones(place: Place, tmp_path: Path) -> None:
     guest = Guest(tmp_path)
     ports: list[socket.socket] = []
