@@ -114,6 +114,26 @@ def below(pid: int | None) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
+def test_its_files_are_as_long_as_its_disks_need_and_grow_with_them(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    machine = QemuMachine(spec)
+
+    def limit() -> int:
+        """The one that holds; whoever may read it."""
+        lines = Path(f"/proc/{below(below(machine.pid))}/limits").read_text().splitlines()
+        return next(int(line.split()[3]) for line in lines if line.startswith("Max file size"))
+
+    async def work(_stream: socket.socket) -> None:
+        await machine.pause()
+        assert limit() < 200 << 20
+        await machine.announce_size("root", 2 << 20)
+        assert limit() < 200 << 20, "there was room for that"
+        await machine.announce_size("root", 1 << 30)
+        assert 1 << 30 < limit() < 1200 << 20
+
+    started(machine, work)
+
+
 def test_settings_that_qemu_refuses(tmp_path: Path) -> None:
     spec = tiny(tmp_path)
     machine = QemuMachine(MachineSpec("not a uuid, but text", spec.memory, 1, "tcg", spec.disks))

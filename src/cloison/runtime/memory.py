@@ -1,4 +1,4 @@
-"""What a process may take of the host's memory, held by the host: for those that a guest may drive (docs/decisions/0044).
+"""What a process may take of the host, most of all memory, held by the host: for those that a guest may drive (decision 0044).
 
 Bounds on queues are good behaviour; a limit holds when one was forgotten. Linux counts for RLIMIT_DATA what is private and
 writable, which is nearly all that grows in a Python program. QEMU reserves far more than it uses (a stack of 1 MiB for each
@@ -68,18 +68,42 @@ def limit_tasks(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
+def limit_length(most: int) -> None:
+    """Bytes of a file that is written, likewise; `let_write` raises it again, from outside."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def let_write(pid: int, most: int) -> None:
+    """This process and its descendants may write files of that length. Raises OSError."""
+    for each in family(pid):
+        with contextlib.suppress(ProcessLookupError):
+            soft, hard = resource.prlimit(each, resource.RLIMIT_FSIZE)
+            if soft not in (resource.RLIM_INFINITY, hard) and soft < most:
+                resource.prlimit(each, resource.RLIMIT_FSIZE, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
 def used_by(pid: int) -> int:
     """Bytes that this process and its descendants, in whatever namespace, have in memory; 0 for one that is gone."""
-    total, waiting = 0, [pid]
+    return sum(len(tasks) * (_THREAD if len(tasks) <= MAX_THREADS else 1 << 20) + _resident(each, tasks)
+               for each, tasks in _with_threads(pid))
+
+
+def family(pid: int) -> list[int]:
+    """It and its descendants, in whatever namespace."""
+    return [each for each, _ in _with_threads(pid)]
+
+
+def _with_threads(pid: int) -> Iterator[tuple[int, list[str]]]:
+    waiting = [pid]
     while waiting:
         each = waiting.pop()
         with contextlib.suppress(OSError):
             tasks = os.listdir(f"/proc/{each}/task")
-            total += len(tasks) * (_THREAD if len(tasks) <= MAX_THREADS else 1 << 20) + _resident(each, tasks)
             for task in tasks:
                 with contextlib.suppress(OSError, ValueError), open(f"/proc/{each}/task/{task}/children", encoding="ascii") as file:
                     waiting += map(int, file.read().split())
-    return total
+            yield each, tasks
 
 
 def _resident(pid: int, tasks: list[str]) -> int:

@@ -10,6 +10,7 @@ denies what a device model never needs and what would lead out of the box or rea
 - no memory that its process does not show: what is in no page table of its own (a memfd, System V's, what was mapped shared and is
   no more, pages and descriptors under way in pipes and sockets) is missing where its warden looks (warden/watch.py);
 - no lock on a file: others may have it, and want one;
+- no limit of its own is changed (hypervisor/qemu/limits.py), and no file has space but where its length is counted;
 - no socket but those it was handed: an empty network namespace does not shut out AF_VSOCK, and each holds the kernel's memory;
 - keys, io_uring, BPF, performance events, other processes' memory: doors into the kernel that a qube has no business at.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _ARCH = 0xC000003E                  # AUDIT_ARCH_X86_64
 _X32 = 0x40000000                   # system calls from there on are those of the x32 ABI
@@ -60,6 +61,8 @@ DENIED: dict[str, tuple[int, ...]] = {
     # kexec_load, kexec_file_load, init_module, finit_module, delete_module, acct, swapon, swapoff, reboot, quotactl, quotactl_fd,
     # syslog
     "running the machine": (246, 320, 175, 313, 176, 163, 167, 168, 169, 179, 443, 103),
+    # setrlimit
+    "limits": (160,),
     # sethostname, setdomainname, settimeofday, clock_settime, adjtimex, clock_adjtime
     "names and clocks": (170, 171, 164, 227, 159, 305),
     # modify_ldt, iopl, ioperm, uselib, ustat, sysfs, personality, _sysctl, nfsservctl, lookup_dcookie, vhangup
@@ -75,6 +78,9 @@ _OPEN, _OPENAT, _O_PATH = 2, 257, 0o10000000
 _FCNTL, _FCNTL_DENIED = 72, (1024, 1026, 1031, 6, 7, 37, 38)
 # Memory that is shared and no file's: it stays whole while one page of it is mapped.
 _MMAP, _MAP_KIND, _MAP_SHARED_ANONYMOUS = 9, 0x2F, 0x21
+# Modes of fallocate that a disk needs: space within the file, no space in a part of it, zeros. Others have space beyond its end.
+_FALLOCATE, _FALLOCATE_MODES = 285, (0, 0x3, 0x10)
+_PRLIMIT, _NEW_LIMIT = 302, 2
 _PRCTL = 157
 # PR_SET_PDEATHSIG, PR_SET_MM, PR_SET_CHILD_SUBREAPER, PR_SET_PTRACER: to outlive its parent, to look like another, to be traced
 _PRCTL_DENIED = (1, 35, 36, 0x59616D61)
@@ -90,6 +96,7 @@ def program() -> bytes:
         *(_refuse(number, errno.EAFNOSUPPORT) for number in SOCKETS),
         _if_bits(_CLONE, 0, _NEW_NAMESPACES), _if_bits(_OPEN, 1, _O_PATH), _if_bits(_OPENAT, 2, _O_PATH),
         _for(_MMAP, 3, [_instruction(_AND, _MAP_KIND), *_equal(_MAP_SHARED_ANONYMOUS)]),
+        _for(_FALLOCATE, 1, _only(_FALLOCATE_MODES, errno.EOPNOTSUPP)), _if_pointer(_PRLIMIT, _NEW_LIMIT),
         _if_argument(_FCNTL, 1, _FCNTL_DENIED), _if_argument(_PRCTL, 0, _PRCTL_DENIED), _instruction(_RETURN, _ALLOW),
     ))
 
@@ -120,6 +127,18 @@ def _for(number: int, argument: int, body: Iterable[bytes]) -> bytes:
 def _equal(value: int) -> list[bytes]:
     """Refuse it when what is loaded is that."""
     return [_instruction(_EQUAL, value, 0, 1), _instruction(_RETURN, _ERRNO | errno.EPERM)]
+
+
+def _only(values: Sequence[int], error: int) -> list[bytes]:
+    """Refuse it when what is loaded is none of those."""
+    return [*(_instruction(_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)),
+            _instruction(_RETURN, _ERRNO | error)]
+
+
+def _if_pointer(number: int, argument: int) -> bytes:
+    """Refuse it when the argument is not null, in either half."""
+    body = [*_only((0,), errno.EPERM), _instruction(_LOAD, _ARGUMENTS + 8 * argument + 4), *_only((0,), errno.EPERM)]
+    return _for(number, argument, body)
 
 
 def _if_argument(number: int, argument: int, values: Iterable[int]) -> bytes:

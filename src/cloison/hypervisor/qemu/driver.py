@@ -23,20 +23,16 @@ from qemu.qmp import EventListener, ExecuteError, QMPError
 from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import END_TIME, FULL, Machine, MachineSpec, MachineState
-from cloison.hypervisor.qemu import argv
+from cloison.hypervisor.qemu import argv, limits
 from cloison.hypervisor.qemu.handing import Handed, hand_over
 from cloison.hypervisor.qemu.hotplug import HotPlug
 from cloison.hypervisor.qemu.monitor import Monitor
-from cloison.runtime.memory import ends_first, lift, limit_addresses, limit_files, limit_tasks
 from cloison.runtime.programs import find
 
 QEMU = "qemu-system-x86_64"
 # Shared RAM stays in its file; and say how saving and loading go.
 CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 PORT_BUFFER = 1 << 20
-OPEN_FILES = 1024           # some sixty are open; each disk, queue and processor more takes a few
-TASKS = 1024                # a thread for each processor, 64 for disks, a few more
-OOM_SCORE = 700             # a QEMU goes before its warden, and both before qubesd
 EXPECTED_WARNING = "is not connected to host network"     # a qube's network card has no wire yet: true, and no failure's cause
 BROKEN = (FULL, "internal-error", "guest-panicked")      # how QEMU stands after it has stopped by itself
 T = TypeVar("T")
@@ -58,6 +54,7 @@ class QemuMachine(Machine):
         self._closing: asyncio.Task[None] | None = None
         self._state = MachineState.MADE
         self._errors = b""
+        self._length = 0                         # bytes that a file of its may have
         self._why = ""                           # it was killed for this
         self._grace: asyncio.TimerHandle | None = None
 
@@ -85,6 +82,7 @@ class QemuMachine(Machine):
             for fd in _files(self._spec):
                 theirs.callback(os.close, fd)
             try:
+                self._length = limits.longest(self._spec)
                 handed = hand_over(self._spec, theirs)
             except OSError as error:
                 raise MachineError(f"can't start QEMU: its files can't be handed over: {error.strerror}") from error
@@ -100,7 +98,7 @@ class QemuMachine(Machine):
                 self._process = sandbox.run(
                     self._argv(program, handed, *ends), files={program: program, **handed.files}, handed=[*ends, *handed.fds],
                     devices=["/dev/kvm"] if self._spec.accelerator == "kvm" else [], life_fd=self._spec.life_fd, stderr=qemu_errors,
-                    confine=partial(_confine, self._spec.memory))
+                    confine=partial(limits.confine, self._spec.memory, self._length))
             except BaseException as error:
                 os.close(errors)
                 if isinstance(error, OSError):
@@ -133,6 +131,9 @@ class QemuMachine(Machine):
 
     async def announce_size(self, role: str, size: int) -> None:
         await self._settled()
+        if self.pid is not None and (length := limits.length_for(size)) > self._length:
+            limits.let_grow(self.pid, length)
+            self._length = length
         await self._execute("block_resize", {"node-name": role, "size": size})
 
     async def console(self) -> bytes:
@@ -321,16 +322,6 @@ class QemuMachine(Machine):
             raise MachineError(f"QEMU: {error}") from error
         except (LookupError, TypeError, ValueError, AttributeError) as error:       # of fields that are missing, or of another type
             raise MachineError("QEMU says what makes no sense") from error
-
-
-def _confine(memory: int) -> None:
-    """Between fork and exec: what holds for the sandbox and QEMU."""
-    lift()
-    limit_addresses(argv.addresses(memory) << 20)
-    limit_files(OPEN_FILES)
-    if os.getuid() >= sandbox.FIRST_USER:
-        limit_tasks(TASKS)                     # of a user of its own; another's watch.py counts
-    ends_first(OOM_SCORE)
 
 
 def _files(spec: MachineSpec) -> list[int]:
