@@ -155,6 +155,56 @@ def test_an_image_is_made_once_and_started_from(wardens: ZygoteWardens, launch: 
     assert os.listdir(paths.qubes) == []
 
 
+def shape(launch: Launch, memory: int) -> Launch:
+    return dataclasses.replace(launch, memory=memory)
+
+
+def of_age(paths: Paths, *launches: Launch) -> None:
+    """They were last used so long ago, the first one longest."""
+    for age, launch in enumerate(reversed(launches), 1):
+        os.utime(Path(paths.warm, warm.key(launch)), (1e9 - age, 1e9 - age))
+
+
+def test_of_images_beyond_a_few_those_go_that_were_not_used_for_longest(
+    wardens: ZygoteWardens, launch: Launch, paths: Paths, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloison.daemon.warm_images.MOST", 2)
+    one, two, three, four = (shape(launch, memory) for memory in (16, 17, 18, 19))
+
+    async def work(_heard: Heard) -> None:
+        for each in (one, two):
+            await warmed(wardens, each)
+        of_age(paths, one, two)
+        await warmed(wardens, one)                       # used again: now `two` is the oldest
+        await warmed(wardens, three)
+        assert wardens.warm_images() == sorted(map(warm.key, (one, three)))
+        assert await wardens.start(await warmed(wardens, one)) == "warm"
+        of_age(paths, one, three)
+        await warmed(wardens, four)                      # `one` is older, and a qube runs from it
+        assert wardens.warm_images() == sorted(map(warm.key, (one, four)))
+        await wardens.kill(UUID)
+        of_age(paths, one, four)
+        await warmed(wardens, three)
+        assert wardens.warm_images() == sorted(map(warm.key, (four, three)))
+
+    run(wardens, work)
+    assert sorted(os.listdir(paths.warm)) == sorted(map(warm.key, (four, three)))
+
+
+def test_an_image_that_was_wanted_just_now_stays_for_the_start_that_is_to_follow(
+    wardens: ZygoteWardens, launch: Launch, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloison.daemon.warm_images.MOST", 1)
+
+    async def work(_heard: Heard) -> None:
+        wanted = await warmed(wardens, launch)
+        await warmed(wardens, shape(launch, 17))
+        assert await wardens.start(wanted) == "warm"
+        await wardens.kill(UUID)
+
+    run(wardens, work)
+
+
 def truncate(path: Path) -> None:
     path.chmod(0o600)
     os.truncate(path, path.stat().st_size // 2)
@@ -529,6 +579,29 @@ def test_a_start_whose_warden_is_silent_can_be_given_up(wardens: ZygoteWardens, 
 
     run(wardens, work)
     assert os.listdir(paths.qubes) == []
+
+
+def test_what_can_not_be_ended_is_tried_again_and_not_without_end(
+    wardens: ZygoteWardens, paths: Paths, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its end is waited for meanwhile."""
+    tries: list[int] = []
+
+    async def fails(link: Link) -> None:
+        tries.append(1)
+        asyncio.get_running_loop().call_soon(link.gone.set)
+        if len(tries) > 20:
+            link.gone.set()
+        raise MachineError("no")
+
+    async def work(_heard: Heard) -> None:
+        link = wardens._new_link(UUID)                   # nobody knows it any more, and it is not gone
+        link._connected.set()
+        monkeypatch.setattr(Link, "end_from_outside", fails)
+        await wardens._end_start(link)
+        assert len(tries) == 1
+
+    run(wardens, work)
 
 
 @pytest.mark.usefixtures("impatient")

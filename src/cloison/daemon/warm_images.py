@@ -1,4 +1,8 @@
-"""Warm images of this installation: each made once, by a maker that the zygote forks; dropped with what they were made of."""
+"""Warm images of this installation: each made once, by a maker that the zygote forks; dropped with what they were made of.
+
+There is one for each machine's shape, and a shape is whatever memory and processors somebody gives a qube. So there are at most
+MOST of them: when another one is made, those go that were not started from for longest. Which have qubes that run stay.
+"""
 from __future__ import annotations
 
 import asyncio
@@ -8,6 +12,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Collection
 
 from cloison.daemon.wardens import Progress
@@ -22,6 +27,8 @@ from cloison.wire.warden import Launch, Lines, launch_to_json
 log = logging.getLogger(__name__)
 
 
+MOST = 10                   # images: each is 200 MB on disk, and once it was started from about as much in memory
+SPARED = 60.0               # s since it was wanted last: it may be about to be started from
 END_TIME = 3.0              # s that a maker may take to end by itself when it is told to
 
 
@@ -63,6 +70,8 @@ class WarmImages:
             log.warning("no warm image for %s: %s", launch.name, error)
             return None
         folder = warm.folder(self._paths.warm, key)
+        if folder is not None:
+            warm.mark_used(folder)
         if folder is not None or key in self._unmakable:
             return folder
         while (under_way := self._making.get(key)) is not None and under_way.given_up:
@@ -106,7 +115,22 @@ class WarmImages:
             log.error("no warm image for %s: %s", launch.name, error)
             self._unmakable.add(key)
             await self._clear_making(warm.making(launch))
+        else:
+            with contextlib.suppress(OSError):           # the next one looks again
+                self._drop_beyond(MOST)
         return made
+
+    def _drop_beyond(self, most: int) -> None:
+        """At most so many are left, if the others are not in use. Raises OSError."""
+        images = warm.by_use(self._paths.warm)
+        surplus = len(images) - most
+        for used, name in images:
+            if surplus <= 0 or time.time() - used < SPARED:
+                return
+            if not warm.in_use(self._paths.warm, name):
+                log.info("the warm image %s is dropped: there are %d others that were used since", name, most)
+                self.drop(name)
+                surplus -= 1
 
     async def _stop(self, ours: socket.socket, launch: Launch) -> None:
         """End a maker. It hangs up when nothing of it is left, and is killed if it takes too long."""

@@ -31,6 +31,7 @@ STATES = {
     "starting": PowerState.TRANSIENT, "running": PowerState.RUNNING, "paused": PowerState.PAUSED, "halting": PowerState.HALTING,
 }
 ADOPT_TIME = 6.0        # s that all wardens together may take to answer the next qubesd
+KILL_AGAIN = 5.0        # s until what does not end is killed again
 _TERMINAL = re.compile(r"/dev/pts/[0-9]{1,9}")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -157,8 +158,12 @@ class ZygoteWardens(Wardens):
     async def _end_start(self, link: Link) -> None:
         """Until nothing of it is left, and nothing can come any more: the zygote may not have forked it yet."""
         while not link.gone.is_set():
-            with contextlib.suppress(MachineError):
-                await self.kill(link.uuid)
+            try:
+                await self._kill(link)
+            except MachineError as error:                # it may be stuck for a while: again, and not at once
+                log.warning("a start of %s that was given up does not end: %s", link.uuid, error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(link.gone.wait(), KILL_AGAIN)
         if link.ready.done() and not link.ready.cancelled():
             link.ready.exception()                       # nobody wants to hear of it
 
@@ -179,13 +184,15 @@ class ZygoteWardens(Wardens):
 
     async def kill(self, uuid: str) -> None:
         """It ends itself; one that does not, or says nothing, is ended from outside."""
-        link = self._link(uuid)
+        await self._kill(self._link(uuid))
+
+    async def _kill(self, link: Link) -> None:
         with contextlib.suppress(MachineError, TimeoutError):        # it may end before it has answered
             async with asyncio.timeout(KILL_TIME):
                 await link.ask("kill")
                 await link.gone.wait()
         if not link.gone.is_set():
-            log.warning("the warden of %s does not end: it is killed", uuid)
+            log.warning("the warden of %s does not end: it is killed", link.uuid)
             await link.end_from_outside()
 
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:

@@ -6,6 +6,11 @@ QEMU could also have written the metadata, so qemu-img runs without network, wit
 (read-only) and the output, with no privilege and under QEMU's filter of system calls (runtime/seccomp.py). Formats and
 backing are given explicitly; nothing is probed. The
 output is raw: whatever the metadata was, it does not get further.
+
+Run by root, it is root's own user on the host, unlike each QEMU, though without any capability. Another user could not open the
+images: they and the folders above them are root's alone, commits are shared and never change owner, and qemu-img takes no open
+descriptor in a file's place. So what holds is the box: of all that is root's, its mounts show these images (read-only), the output
+and /usr (read-only), and it has no process but its own to send a signal to.
 """
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ state is handed to it the same way, for the same reason.
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -29,7 +30,7 @@ from cloison.errors import MachineError
 from cloison.hypervisor import readonly
 from cloison.hypervisor.qemu import argv
 from cloison.hypervisor.qemu.driver import QEMU
-from cloison.runtime import faults, files
+from cloison.runtime import faults, files, holders
 from cloison.runtime.programs import find
 from cloison.wire.warden import Launch, Layer
 
@@ -160,6 +161,22 @@ def _still_true(path: str) -> bool:
         return sizes and data["format"] == FORMAT and all(_identity(entry[0]) == entry for entry in data["root"] + data["boot"])
     except (OSError, ValueError, TypeError, LookupError, MachineError):
         return False
+
+
+def mark_used(path: str) -> None:
+    """Somebody is about to start from it. Only for `by_use`: if it can't be noted, nothing else fails."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def by_use(base: str) -> list[tuple[float, str]]:
+    """When each image was last started from, or made, and its name; the oldest first."""
+    return sorted((os.stat(os.path.join(base, name)).st_mtime, name) for name in names(base))
+
+
+def in_use(base: str, name: str) -> bool:
+    """Whether any process has its disk open, as all qubes have that were started from it. Raises OSError."""
+    return holders.is_open(os.path.join(base, name, DISK))
 
 
 def commit(base: str, name: str) -> str:
