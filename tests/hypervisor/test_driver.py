@@ -19,7 +19,7 @@ from tests.patience import PATIENCE
 from cloison.errors import HostError, MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import Disk, DiskFile, MachineSpec, MachineState
-from cloison.hypervisor.qemu import driver, warm
+from cloison.hypervisor.qemu import driver, limits, warm
 from cloison.hypervisor.qemu.driver import QemuMachine
 
 
@@ -114,22 +114,39 @@ def below(pid: int | None) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
+def limit(machine: QemuMachine, name: str) -> list[str]:
+    """A limit of its QEMU's, soft and hard; whoever may read it."""
+    lines = Path(f"/proc/{below(below(machine.pid))}/limits").read_text().splitlines()
+    return next(line.removeprefix(name).split()[:2] for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("kind", ["as we are", "an ordinary user's"])
+def test_its_threads_are_counted_whoever_it_belongs_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    if kind != "as we are":
+        monkeypatch.setattr(sandbox, "host_user", lambda: None)
+    machine = QemuMachine(tiny(tmp_path))
+
+    async def work(_stream: socket.socket) -> None:
+        await machine.pause()
+        assert limit(machine, "Max processes") == [str(limits.TASKS)] * 2
+
+    started(machine, work)
+
+
 def test_its_files_are_as_long_as_its_disks_need_and_grow_with_them(tmp_path: Path) -> None:
     spec = tiny(tmp_path)
     machine = QemuMachine(spec)
 
-    def limit() -> int:
-        """The one that holds; whoever may read it."""
-        lines = Path(f"/proc/{below(below(machine.pid))}/limits").read_text().splitlines()
-        return next(int(line.split()[3]) for line in lines if line.startswith("Max file size"))
+    def length() -> int:
+        return int(limit(machine, "Max file size")[0])
 
     async def work(_stream: socket.socket) -> None:
         await machine.pause()
-        assert limit() < 200 << 20
+        assert length() < 200 << 20
         await machine.announce_size("root", 2 << 20)
-        assert limit() < 200 << 20, "there was room for that"
+        assert length() < 200 << 20, "there was room for that"
         await machine.announce_size("root", 1 << 30)
-        assert 1 << 30 < limit() < 1200 << 20
+        assert 1 << 30 < length() < 1200 << 20
 
     started(machine, work)
 

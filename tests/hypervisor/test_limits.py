@@ -16,6 +16,7 @@ from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import Disk, DiskFile, MachineSpec
 from cloison.hypervisor.qemu import limits
+from cloison.runtime import memory
 from cloison.runtime.programs import find
 from cloison.storage.base import MAX_SIZE
 
@@ -139,3 +140,62 @@ def test_one_that_has_ended_has_no_limit_to_change() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     limits.let_grow(process.pid, 2 * GIB)
+
+
+@pytest.mark.parametrize(("release", "by_namespace"), [
+    ("6.1.0-18-amd64", True), ("5.14.0", True), ("5.13.19-2-pve", False), ("4.19.0", False), ("10.2", True), ("?", False),
+    ("", False),
+])
+def test_threads_are_counted_for_a_box_alone_by_newer_kernels_only(
+    monkeypatch: pytest.MonkeyPatch, release: str, by_namespace: bool,
+) -> None:
+    """An older one counts all that the user runs: QEMU could make no thread at all."""
+    held: list[tuple[int, int]] = []
+    monkeypatch.setattr(limits, "hold_tasks_of", lambda pid, most: held.append((pid, most)))
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "host", release, "", "")))
+    limits.hold_tasks(7)
+    assert held == ([(7, limits.TASKS)] if by_namespace else [])
+
+
+def test_a_machine_that_has_ended_is_held_to_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_pid: int, _most: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(limits, "hold_tasks_of", gone)
+    limits.hold_tasks(7)
+
+
+BOXED = """
+import os, sys, threading
+print("up", flush=True)
+sys.stdin.readline()
+wait, made = threading.Event(), 0
+try:
+    for made in range(100):
+        threading.Thread(target=wait.wait, daemon=True).start()
+except RuntimeError:
+    pass
+print(made, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not limits.counted_by_namespace(os.uname().release), reason="the kernel counts all that the user runs")
+@pytest.mark.skipif(os.getuid() != 0, reason="to be a user who runs more than that already")
+def test_what_an_ordinary_user_runs_besides_is_not_counted() -> None:
+    """Forty processes outside, twenty allowed inside, which the box has to itself."""
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+    box = ["bwrap", "--unshare-all", "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib",
+           "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "/usr/bin/python3", "-c", BOXED]
+    others = [subprocess.Popen([find("cat")], stdin=subprocess.PIPE, **nobody) for _ in range(40)]      # type: ignore[call-overload]
+    try:
+        with subprocess.Popen(box, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **nobody) as process:  # type: ignore[call-overload]
+            assert process.stdout.readline() == "up\n"
+            for pid in memory.family(process.pid):
+                subprocess.run(["prlimit", "--pid", str(pid), "--nproc=20:20"], check=True, **nobody)   # type: ignore[call-overload]
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert 15 < int(process.stdout.readline()) < 20
+    finally:
+        for each in others:
+            each.communicate()

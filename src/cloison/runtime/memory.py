@@ -68,6 +68,14 @@ def limit_tasks(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
+def hold_tasks_of(pid: int, most: int) -> None:
+    """Processes and threads, for good, of each of this process and its descendants, as their namespace counts. Raises OSError."""
+    for each in family(pid):
+        _, hard = resource.prlimit(each, resource.RLIMIT_NPROC)
+        held = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(each, resource.RLIMIT_NPROC, (held, held))
+
+
 def limit_length(most: int) -> None:
     """Bytes of a file that is written, likewise; `let_write` raises it again, from outside."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -206,6 +206,8 @@ class QemuMachine(Machine):
 
     async def _connect(self, monitor: socket.socket) -> None:
         await self._qmp.connect(monitor)
+        if self.pid is not None:
+            limits.hold_tasks(self.pid)
         await self._qmp.execute("migrate-set-capabilities", {"capabilities": CAPABILITIES})
 
     async def _load(self, state_fd: int) -> None:

@@ -8,8 +8,10 @@ with the disk (`let_grow`). The signal that comes with the error is ignored, so 
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -18,7 +20,17 @@ from cloison.errors import MachineError
 from cloison.hypervisor import sandbox
 from cloison.hypervisor.base import Disk, MachineSpec
 from cloison.hypervisor.qemu import argv
-from cloison.runtime.memory import ends_first, family, let_write, lift, limit_addresses, limit_files, limit_length, limit_tasks
+from cloison.runtime.memory import (
+    ends_first,
+    family,
+    hold_tasks_of,
+    let_write,
+    lift,
+    limit_addresses,
+    limit_files,
+    limit_length,
+    limit_tasks,
+)
 from cloison.runtime.programs import find
 
 OPEN_FILES = 1024           # some sixty are open; each disk, queue and processor more takes a few
@@ -34,10 +46,27 @@ def confine(memory: int, length: int) -> None:
     limit_addresses(argv.addresses(memory) << 20)
     limit_files(OPEN_FILES)
     if os.getuid() >= sandbox.FIRST_USER:
-        limit_tasks(TASKS)                     # of a user of its own; another's watch.py counts
+        limit_tasks(TASKS)                     # of a user of its own; another's: hold_tasks
     limit_length(length)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     ends_first(OOM_SCORE)
+
+
+def hold_tasks(pid: int) -> None:
+    """No more threads than TASKS, of a machine that is up and belongs to the user who runs Cloison.
+
+    The kernel counts a user's processes for each user namespace since 5.14: set from outside, when the box is there, the limit
+    holds what is in the box and counts nothing else. Before that it would count all that the user runs: warden/watch.py is left.
+    """
+    if sandbox.host_user() is None and counted_by_namespace(os.uname().release):
+        with contextlib.suppress(OSError):     # it has ended
+            hold_tasks_of(pid, TASKS)
+
+
+def counted_by_namespace(release: str) -> bool:
+    """By the kernel's version; False for one that can't be read."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return found is not None and (int(found[1]), int(found[2])) >= (5, 14)
 
 
 def length_for(size: int) -> int:
