@@ -51,6 +51,35 @@ def test_a_tree_arrives_with_modes_times_and_links(place: Path) -> None:
     (place / "d").chmod(0o700)
 
 
+def test_zeros_take_no_space_and_change_nothing(place: Path) -> None:
+    zeros, text = bytes(8 << 20), b"\0text\0"
+    contents = [zeros, zeros + text, text + zeros, zeros + text + zeros, b"\0", text + bytes(1), bytes(4097) + b"x"]
+    data = b"".join(file(str(number).encode(), content) for number, content in enumerate(contents)) + wire.END
+    result, done = receive(data, place)
+    assert (result.code, done.status) == (0, 0)
+    for number, content in enumerate(contents):
+        assert (place / str(number)).read_bytes() == content, number
+        assert (place / str(number)).stat().st_blocks * 512 < 3 << 20, number
+
+
+@pytest.mark.parametrize("length", [1, 3, 4096, 5000])
+def test_pieces_of_any_length_make_the_file(tmp_path: Path, length: int) -> None:
+    """Whichever of them is all zeros, the last one too."""
+    content = bytes(4096) + b"a" + bytes(9000) + b"\0b\0" + bytes(5000)
+    root = os.open(tmp_path, os.O_RDONLY)
+    descriptors = unpack.open_descriptors()
+    try:
+        made = unpack.Unpacker(root, descriptors, unpack.Options())
+        made.entry(wire.Entry(b"secret", wire.REGULAR | 0o600, len(content)))
+        for start in range(0, len(content), length):
+            made.content(memoryview(content[start:start + length]))
+    finally:
+        os.close(descriptors)
+        os.close(root)
+    assert (tmp_path / "secret").read_bytes() == content
+    (tmp_path / "secret").write_text("untouched")
+
+
 def test_the_answer_has_the_checksum_of_all_that_came(place: Path) -> None:
     from zlib import crc32
 

@@ -135,8 +135,13 @@ class Unpacker:
             self._options.pause(SPACE_PAUSE)
 
     def content(self, untrusted: memoryview) -> None:
-        """The next piece of the file; its last one gives the file its name."""
+        """The next piece of the file; its last one gives the file its name. A piece of nothing but zeros becomes a hole."""
         self._left -= len(untrusted)
+        if _is_zero(untrusted):
+            end = os.lseek(self._fd, len(untrusted), os.SEEK_CUR)
+            if self._left == 0:
+                os.ftruncate(self._fd, end)          # a hole at the end makes no file longer
+            untrusted = untrusted[:0]
         while untrusted:
             untrusted = untrusted[os.write(self._fd, untrusted):]
         if self._left == 0:
@@ -151,6 +156,11 @@ class Unpacker:
         os.close(self._fd)
         os.close(self._parent)
         self._fd = self._parent = -1
+
+
+def _is_zero(piece: memoryview) -> bool:
+    """Of most pieces one byte is looked at."""
+    return len(piece) > 0 and not piece[0] and not piece[-1] and piece.tobytes().count(0) == len(piece)
 
 
 def _dress(fd: int, entry: wire.Entry) -> None:
