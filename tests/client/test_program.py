@@ -446,3 +446,12 @@ def test_what_a_qube_said_is_short_and_harmless() -> None:
 def test_every_failure_is_one_of_ours() -> None:
     for kind in (BadCommand, CallLost, CallTimeout, CommandFailed, QrexecError, TooMuchOutput, Unfinished):
         assert issubclass(kind, CloisonError)
+
+
+def test_a_handle_s_timeout_does_not_say_that_the_program_was_ended(warden: FakeWarden) -> None:
+    with Program(Connection(), "work", "sleep 1000") as under_way:
+        with pytest.raises(CallTimeout, match=r"^the program in work took longer than 0\.1 seconds$") as error:
+            under_way.wait(timeout=0.1)
+        assert "goes on" in error.value.hint and not warden.signals
+        under_way.kill()
+        assert under_way.wait(timeout=30) == 128 + signal.SIGKILL

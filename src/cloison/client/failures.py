@@ -35,14 +35,16 @@ class CallLost(Unfinished, QubeError):
 
 
 class CallTimeout(Unfinished):
-    """It took longer than `seconds`, and was ended in the qube."""
+    """It took longer than `seconds`. What `run` waited for has been ended in the qube; a handle's timeout ends nothing."""
+
+    hint = "A run is ended in the qube; the program of a handle goes on until it is killed, or its block is left."
 
     def __init__(self, qube: str, seconds: float, untrusted_stdout: bytes = b"", untrusted_stderr: bytes = b"") -> None:
         super().__init__(qube, untrusted_stdout, untrusted_stderr)
         self.seconds = seconds
 
     def __str__(self) -> str:
-        return f"the program in {self.qube} was ended: it took longer than {self.seconds:g} seconds"
+        return f"the program in {self.qube} took longer than {self.seconds:g} seconds"
 
 
 class TooMuchOutput(CloisonError):
