@@ -14,6 +14,16 @@ class CloisonError(Exception):
     exit_status = 1
 
 
+def advice(error: BaseException) -> str:
+    """What the person can do about a failure: its own hint, else that of the failure that it tells of (its `__cause__`)."""
+    told: BaseException | None = error
+    while told is not None:
+        if hint := getattr(told, "hint", ""):
+            return str(hint)
+        told = told.__cause__
+    return ""
+
+
 class PeerError(CloisonError):
     """The other side left the protocol: its connection is dropped. Never shown to a guest.
 

@@ -44,6 +44,18 @@ def test_an_exception_becomes_the_class_of_its_name(qubesd: FakeQubesd, name: st
     assert str(caught.value) == "100% of %s is lost"
 
 
+@pytest.mark.parametrize("name", [name for name, _ in FAILURES])
+def test_the_hint_of_an_exception_is_the_failure_s(qubesd: FakeQubesd, name: str) -> None:
+    qubesd.answers["admin.vm.Start"] = lambda _, __: admin.exception(name, "lost", "Do this: 100% of it.")
+    with pytest.raises(CloisonError) as caught:
+        Connection().call("work", "admin.vm.Start")
+    assert str(caught.value) == "lost" and caught.value.hint == "Do this: 100% of it."
+    with Connection().stream("work", "admin.vm.Start") as stream, pytest.raises(CloisonError) as streamed:
+        list(stream)
+    assert streamed.value.hint == caught.value.hint
+    assert not CloisonError.hint and errors.ShutdownTimeout("x").hint == "qvm-kill ends it at once."
+
+
 def test_without_qubesd_the_error_says_how_to_start_it(root: Path) -> None:
     with pytest.raises(NoDaemon) as caught:
         Connection().call("dom0", "admin.vm.List")

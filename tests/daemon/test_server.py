@@ -4,15 +4,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.daemon.sockets import request, served
 
+from cloison.admin.methods import ADMIN
 from cloison.daemon import connection as connection_module
 from cloison.daemon import server as server_module
 from cloison.daemon.app import App
 from cloison.daemon.fake import ask
+from cloison.errors import CloisonError, StorageError
 from cloison.wire.admin import EventDecoder
 
 FRAMING = b"2\0ProtocolError\0\0"
@@ -51,9 +54,39 @@ def test_framing(tmp_path: Path, data: bytes, reply: bytes) -> None:
 def test_refusals(tmp_path: Path, call: bytes, failure: bytes) -> None:
     async def scenario(_: App, path: str) -> None:
         reply = await request(path, call)
-        assert reply.startswith(b"2\0" + failure + b"\0\0")
-        assert reply.endswith(b"\0")
+        kind, told, sentence, rest = reply.removeprefix(b"2\0").split(b"\0")
+        assert kind == failure and sentence and not rest
+        assert told == (b"hint: qvm-ls lists the qubes." if failure == b"QubesVMNotFoundError" and b" dom0 name" in call else b"")
         assert b"%" not in reply.replace(b"%%", b"")
+
+    served(tmp_path, scenario)
+
+
+class Failing(CloisonError):
+    hint = "Do this: 100% of it."
+
+
+async def _fail(cause: Exception | None) -> str:
+    raise (StorageError("it is so") if cause else Failing("it is so")) from cause
+
+
+@pytest.mark.parametrize("cause", [None, Failing("below"), Failing()])
+@pytest.mark.parametrize("method", ["admin.vm.Start", "admin.vm.Stats", "admin.vm.feature.List"])
+def test_a_hint_reaches_the_host_s_tools_and_no_qube(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, cause: Exception | None,
+) -> None:
+    """Whether the call waits, streams or is answered at once, and whether the failure or its cause says what helps. In the place
+    that Qubes OS's clients don't look at: what they see of a failure is as it was.
+    """
+    monkeypatch.setitem(ADMIN, method, replace(ADMIN[method], handler=lambda call: _fail(cause)))
+    sentence = b"it is so\0"
+    kind = b"2\0StoragePoolException\0" if cause else b"2\0QubesException\0"
+
+    async def scenario(app: App, path: str) -> None:
+        assert not (await ask(app, "admin.vm.Create.TemplateVM", payload="name=tpl label=black")).failure
+        call = method.encode() + b"+ %s name tpl\0"
+        assert await request(path, call % b"dom0") == kind + b"hint: Do this: 100% of it.\0" + sentence
+        assert await request(path, call % b"tpl") == kind + b"\0" + sentence
 
     served(tmp_path, scenario)
 

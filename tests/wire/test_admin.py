@@ -114,6 +114,13 @@ def test_exceptions(name: str, message: str, data: bytes) -> None:
     assert admin.parse_reply(data) == Failure(name, message)
 
 
+@pytest.mark.parametrize(("hint", "sent"), [("", b""), ("Do 100% \0 é", "hint: Do 100% \\x00 é".encode())])
+def test_a_hint_is_sent_where_clients_do_not_look(hint: str, sent: bytes) -> None:
+    data = admin.exception("A", "it is so", hint)
+    assert data == b"2\0A\0" + sent + b"\0it is so\0"
+    assert admin.parse_reply(data) == Failure("A", "it is so", hint.replace("\0", "\\x00"))
+
+
 def test_every_percent_is_doubled_for_clients_that_format() -> None:
     message = "50% of 'a%(x)s' at %n"
     sent = admin.exception("A", message).split(b"\0")[3].decode()

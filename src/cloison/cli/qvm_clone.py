@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
 
 
 def _complain(error: CloisonError) -> None:
-    tool.fail(PROG, str(error))
+    tool.report(PROG, error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from cloison.cli import progress, tool
 from cloison.client import qrexec
 from cloison.client.connection import Connection
 from cloison.client.domains import DOM0, list_qubes
-from cloison.errors import CloisonError
+from cloison.errors import CloisonError, advice
 from cloison.qrexec.filecopy.agent import send
 from cloison.qrexec.filecopy.pack import CopyFailed, Survey, quote
 from cloison.qrexec.filecopy.progress import Console, Silent
@@ -95,7 +95,7 @@ def _survey(prog: str, files: Sequence[bytes], *, ignore_links: bool) -> Survey:
         for file in files:
             survey.look(file, ignore_links=ignore_links)
     except CopyFailed as error:
-        raise NotCopied(str(error), error.hint) from error
+        raise NotCopied(str(error), advice(error)) from error
     for path in survey.skipped[:Survey.SHOWN]:
         print(f"{prog}: {tool.printable(quote(path))} is no file, folder or link: left out", file=sys.stderr)
     return survey

@@ -10,7 +10,7 @@ from cloison.client.connection import Connection
 from cloison.client.create import Creation, copy, create, making
 from cloison.client.domains import DOM0, lines
 from cloison.client.importing import import_volume
-from cloison.errors import BadRequest, CloisonError, LabelNotFound, QubeNotFound
+from cloison.errors import BadRequest, CloisonError, LabelNotFound, QubeNotFound, advice
 
 PROG = "qvm-create"
 PROPERTY_FAILED = 2                      # not made, since a property could not be set
@@ -23,7 +23,7 @@ class NotMade(CloisonError):
     def __init__(self, name: str, what: str, error: Exception, status: int) -> None:
         super().__init__(name, what)
         self.name, self.what, self.error, self.exit_status = name, what, error, status
-        self.hint = getattr(error, "hint", "")
+        self.hint = advice(error)
 
     def __str__(self) -> str:
         return f"{self.what}: {self.error}; {self.name} is not made"

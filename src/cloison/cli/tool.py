@@ -16,7 +16,7 @@ from cloison import __version__
 from cloison.begin import FAILED, INTERRUPTED, PIPE_CLOSED, flushed
 from cloison.client.connection import Connection
 from cloison.client.domains import DOM0, Qube, list_qubes
-from cloison.errors import CloisonError, QubeNotFound
+from cloison.errors import CloisonError, QubeNotFound, advice
 from cloison.values import InvalidValue, QubeName
 
 USAGE = 2
@@ -145,7 +145,7 @@ def next_step(error: CloisonError) -> str:
                 return NO_TEMPLATE
         except (CloisonError, OSError):
             pass                         # the failure itself is what is told
-    return error.hint
+    return advice(error)
 
 
 def tell_without_template(prog: str, qubes: Mapping[str, Qube]) -> None:

@@ -206,7 +206,14 @@ def parsed(reply: bytes) -> bytes:
 
 
 def server_error(failure: Failure) -> CloisonError:
-    """The exception to raise for what qubesd answered."""
+    """The exception to raise for what qubesd answered, with the hint that came with it."""
+    error = _of_class(failure)
+    if failure.hint:
+        error.hint = failure.hint
+    return error
+
+
+def _of_class(failure: Failure) -> CloisonError:
     if failure.class_name == CloisonError.wire:
         return CloisonError(failure.message)
     classes = (value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, CloisonError))

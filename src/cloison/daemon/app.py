@@ -126,7 +126,9 @@ class App(Qubesd):
                 raise
             self._owed.update(dict.fromkeys((qubes[row.owner], row.key) for row in rows if row.table == "volumes"))
             later = "what is not in it yet is written with the next change, or found out when qubesd starts"
-            return StoreError(f"{done}, but {error}; {later}")
+            failure = StoreError(f"{done}, but {error}; {later}")
+            failure.hint = error.hint
+            return failure
         self._owed.clear()
         return None
 

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from cloison.admin.dispatch import route
 from cloison.admin.methods import Method
 from cloison.admin.qubesd import Call, Qubesd
-from cloison.errors import BadRequest, CloisonError, PeerError
+from cloison.errors import BadRequest, CloisonError, PeerError, advice
+from cloison.model.domains import DOM0
 from cloison.runtime.hangups import Hangups
 from cloison.wire import admin as wire
 
@@ -157,7 +158,7 @@ class Connection(asyncio.Protocol):
                 await reply
             self._finish(b"")
         except Exception as error:
-            self._finish(_failure(wire.Request(method.name, call.argument, "", "name", call.dest.name), error))
+            self._finish(_failure(wire.Request(method.name, call.argument, call.source.name, "name", call.dest.name), error))
         finally:
             self._server.hangups.end(peer.fileno())
             peer.close()
@@ -197,8 +198,10 @@ def _success(content: str | None) -> bytes:
 
 
 def _failure(request: wire.Request, error: Exception) -> bytes:
-    """What the caller is told: a sentence of ours, never a traceback."""
+    """What the caller is told: a sentence of ours, never a traceback. A hint names commands and files of the host, so it is for
+    the host's own tools.
+    """
     if isinstance(error, CloisonError):
-        return wire.exception(error.wire, str(error))
+        return wire.exception(error.wire, str(error), advice(error) if request.source == DOM0 else "")
     log.error("call %.60s to %.60s failed", request.method, request.dest, exc_info=error)
     return wire.exception(CloisonError.wire, "the daemon failed on this call; its log says why")

@@ -14,7 +14,7 @@ from cloison.daemon.machines import Machines
 from cloison.daemon.parts import Parts
 from cloison.daemon.preload import Preloads
 from cloison.daemon.volumes import Volumes
-from cloison.errors import CloisonError, StorageError, StoreError
+from cloison.errors import CloisonError, StorageError, StoreError, advice
 from cloison.model import creation
 from cloison.model.creation import Birth
 from cloison.model.domains import CREATING, READY, REMOVING, Qube
@@ -75,8 +75,10 @@ class Making:
                 except CloisonError as left:
                     log.error("what there is of %s could not be removed: %s", qube.name, left)
                     _not_so(error)
-                    raise StoreError(f"{qube.name} could not be made: {error}. What there is of it never starts, and goes with "
-                                     f"qvm-remove or when qubesd starts again") from error
+                    failure = StoreError(f"{qube.name} could not be made: {error}. What there is of it never starts, and goes "
+                                         f"with qvm-remove or when qubesd starts again")
+                    failure.hint = advice(error)
+                    raise failure from error
                 raise
 
     def _finish(self, qube: Qube, tags: tuple[str, ...]) -> None:
@@ -125,8 +127,10 @@ class Making:
                 raise
             _not_so(error)
             kind = StoreError if isinstance(error, StoreError) else StorageError
-            raise kind(f"{qube.name} is removed but for this: {error}. It never starts again; the rest goes with the next "
-                       f"qvm-remove, or when qubesd starts again") from error
+            failure = kind(f"{qube.name} is removed but for this: {error}. It never starts again; the rest goes with the next "
+                           f"qvm-remove, or when qubesd starts again")
+            failure.hint = advice(error)
+            raise failure from error
 
     async def discard(self, qube: Qube) -> None:
         """Drop a qube that does not run: files first, so that what the store does not know is nowhere. Raises StorageError,

@@ -1,11 +1,12 @@
 """The Admin API on the wire: one request, then one reply or a stream of events.
 
     request    METHOD[+ARGUMENT] SOURCE name|keyword DEST NUL payload, then half-close
-    reply      "0" NUL content  |  "2" NUL class NUL traceback NUL message NUL
+    reply      "0" NUL content  |  "2" NUL class NUL traceback NUL message NUL, or NUL "hint: " hint NUL in the traceback's place
     event      "1" NUL subject NUL event NUL (key NUL value NUL)* NUL
 
 A message of an exception is a printf format for the client, so every `%` is doubled here and nowhere else. No encoder lets
-a NUL through: it would end the field early. Facts: reference/admin-api.md 1.
+a NUL through: it would end the field early. A hint stands where no client of Qubes OS looks (decision 67). Facts:
+reference/admin-api.md 1.
 """
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ MAX_EVENT: Final = 1 << 20               # bytes of one event, or of the excepti
 _OK: Final = b"0\0"
 _EVENT: Final = b"1"
 _EXCEPTION: Final = b"2"
+_HINT: Final = "hint: "                  # begins the field of a traceback that is none
 _LONG: Final = b"admin.vm.notes.Set"
 
 
@@ -36,10 +38,11 @@ class Request(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An exception reply. `message` is for a person, its `%` undone."""
+    """An exception reply. `message` is for a person, its `%` undone; `hint` what helps, if that was said."""
 
     class_name: str
     message: str
+    hint: str = ""
 
 
 class Event(NamedTuple):
@@ -92,9 +95,10 @@ def ok(content: bytes = b"") -> bytes:
     return _OK + content
 
 
-def exception(class_name: str, message: str) -> bytes:
-    """`message` is the final text for a person. No traceback is ever sent."""
-    return b"2\0%b\0\0%b\0" % (_field(class_name), _field(message.replace("%", "%%")))
+def exception(class_name: str, message: str, hint: str = "") -> bytes:
+    """`message` is the final text for a person, `hint` what helps. No traceback is ever sent."""
+    told = _field(_HINT + hint) if hint else b""
+    return b"2\0%b\0%b\0%b\0" % (_field(class_name), told, _field(message.replace("%", "%%")))
 
 
 def event(subject: str, name: str, pairs: Iterable[tuple[str, str]] = ()) -> bytes:
@@ -128,8 +132,8 @@ def _failure(fields: list[bytes]) -> Failure:
     """Class, traceback, message, arguments..., and the empty rest after the last NUL."""
     if len(fields) < 4 or fields[-1]:
         raise PeerError("an exception reply was cut short")
-    class_name, _, message, *arguments = (field.decode("utf-8", "replace") for field in fields[:-1])
-    return Failure(class_name, _fill_in(message, arguments))
+    class_name, told, message, *arguments = (field.decode("utf-8", "replace") for field in fields[:-1])
+    return Failure(class_name, _fill_in(message, arguments), told.removeprefix(_HINT) if told.startswith(_HINT) else "")
 
 
 def _fill_in(message: str, arguments: list[str]) -> str:
