@@ -17,7 +17,7 @@ from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
 from cloison.daemon.wiring import DRIVERS
 from cloison.errors import StorageError
-from cloison.storage.base import VolumeConfig
+from cloison.storage.base import PoolError, VolumeConfig
 from cloison.storage.qcow2 import Qcow2Pool
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -723,5 +723,44 @@ def test_what_the_pool_says_of_sizes_is_taken_over_at_a_stop_and_by_snapshots(tm
         assert work.volumes["private"].size == 20 * GIB == work.volumes["root"].size
         await disks.app.volumes.follow_pool(tpl)
         assert tpl.volumes["root"].size == 20 * GIB
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("do", "damaged"), [
+    ("revert", True), *((do, damaged) for do in ("import", "clear", "clone") for damaged in (True, False)),
+])
+def test_what_a_stop_could_not_commit_is_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: str, damaged: bool,
+) -> None:
+    """A session that is whole becomes a revision first; one that is damaged is given up. Neither is called in use."""
+    async def scenario(disks: Disks) -> None:
+        await disks.ok("admin.vm.Start", "work")
+        top = Path((await disks.info())["path"])
+        if damaged:
+            top.write_bytes(b"junk")
+        else:
+            image = bytearray(top.read_bytes())
+            image[3 << 16:(3 << 16) + 8] = (4 << 16).to_bytes(8, "big")     # as a guest's write would: a cluster in the table
+            top.write_bytes(image)
+            monkeypatch.setattr(Qcow2Pool, "stop", lambda *_: (_ for _ in ()).throw(PoolError("can't commit", "no space")))
+        await disks.ok("admin.vm.Kill", "work")
+        monkeypatch.undo()
+        assert disks.app.system.qube("work").is_halted
+        before = await disks.revisions()
+        if do == "import":
+            await disks.import_(b"new" * MIB)
+        elif do == "clone":
+            token = await disks.ok("admin.vm.volume.CloneFrom", "copy", "private")
+            await disks.ok("admin.vm.volume.CloneTo", "work", "private", token)
+        elif do == "clear":
+            await disks.ok("admin.vm.volume.Clear", "work", "private")
+        else:
+            assert before == ["1"]
+            await disks.ok("admin.vm.volume.Revert", "work", "private", "1")
+        pool = disks.app.pool("varlibqubes")
+        config = disks.app.volume_config(disks.app.system.qube("work"), disks.app.system.qube("work").volumes["private"])
+        assert not pool.is_dirty(config) and top.exists() is not damaged
+        await disks.ok("admin.vm.Start", "work")
 
     run(tmp_path, scenario)

@@ -18,7 +18,7 @@ from tests.contracts.pool import DATA, MIB, PRIVATE, ROOT, TEMPLATE, PoolContrac
 
 from cloison.errors import StorageError
 from cloison.storage import images, qcow2
-from cloison.storage.base import PoolError
+from cloison.storage.base import DamagedImage, PoolError
 from cloison.storage.qcow2 import DEEPEST, SHALLOW, Qcow2Pool
 
 
@@ -212,10 +212,9 @@ def test_an_image_that_names_another_file_is_refused(pool: Qcow2Pool, tmp_path: 
     for options in (["-b", str(secret), "-F", "raw"], ["-o", f"data_file={secret}"]):
         os.unlink(top.path)
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, top.path, "1M"], check=True)
-        with pytest.raises(StorageError, match="damaged disk image"):
-            pool.stop(DATA)
-        with pytest.raises(StorageError, match="damaged disk image"):
-            pool.start(DATA)
+        for use in (pool.stop, pool.start):
+            with pytest.raises(DamagedImage, match="refers to what Cloison never puts there"):
+                use(DATA)
     with pytest.raises(StorageError, match="damaged disk image"):
         pool.import_file(replace(DATA, vid="appvms/x/data"), top.path, format="qcow2")
     assert exported(pool, DATA) == bytes(DATA.size)
@@ -258,7 +257,7 @@ def test_a_damaged_overlay_is_neither_used_nor_committed(pool: Qcow2Pool, damage
     assert top is not None
     Path(top.path).write_bytes(damage)
     for use in (pool.stop, pool.start):
-        with pytest.raises(StorageError, match="damaged disk image"):
+        with pytest.raises(DamagedImage, match=f"volume {DATA.vid} is damaged: image data.3.qcow2: it "):
             use(DATA)
     assert Path(top.path).read_bytes() == damage and pool.commit_id(DATA) == before and pool.is_dirty(DATA)
 
@@ -268,8 +267,8 @@ def test_a_missing_commit_refuses_the_start(pool: Qcow2Pool) -> None:
     pool.create(TEMPLATE)
     Path(pool.start(ROOT).layers[0].path).unlink()
     image(pool, "data.1.qcow2").unlink()
-    for volume in (DATA, ROOT):
-        with pytest.raises(StorageError, match=f"can't start volume {volume.vid}: no such file"):
+    for volume, shown in ((DATA, DATA), (ROOT, TEMPLATE)):
+        with pytest.raises(DamagedImage, match=f"volume {shown.vid} is damaged: image {shown.name}.1.qcow2: it is missing"):
             pool.start(volume)
     assert not pool.is_dirty(DATA)
 

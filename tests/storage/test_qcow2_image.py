@@ -106,5 +106,5 @@ def test_a_header_that_is_not_one_of_ours_is_refused(tmp_path: Path, offset: int
     create_overlay(str(path), MIB)
     with open(path, "r+b") as file:
         os.pwrite(file.fileno(), value, offset)
-        with pytest.raises(PoolError, match=r"damaged disk image: .*; qvm-clone makes"):
+        with pytest.raises(PoolError, match="damaged disk image: "):
             checked_header(file.fileno())

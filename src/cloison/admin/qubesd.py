@@ -203,6 +203,10 @@ class Qubesd(abc.ABC):
         """The same for a change that takes next to no space: on a full disk it may use what was kept back."""
 
     @abc.abstractmethod
+    async def save_left(self, volume: Volume) -> None:
+        """Commit what the last stop of its halted qube could not. Raises StorageError; a damaged image is left."""
+
+    @abc.abstractmethod
     async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None: ...
 
     @abc.abstractmethod

@@ -300,6 +300,9 @@ class App(Qubesd):
     async def change_volume(self, do: Callable[[Pool, VolumeConfig], T], pool: Pool, config: VolumeConfig) -> T:
         return await self.volumes.sparing(pool, do, pool, config)
 
+    async def save_left(self, volume: Volume) -> None:
+        await self.volumes.save_left(volume)
+
     async def open_pool(self, name: str, driver: str, config: Mapping[str, str]) -> None:
         await self.volumes.open_pool(name, driver, config)
 

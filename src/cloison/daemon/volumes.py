@@ -18,7 +18,7 @@ from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
 from cloison.plan.volumes import WITH_FILE_SYSTEM, leaves_nothing
 from cloison.runtime import holders
-from cloison.storage.base import Kind, Pool, VolumeConfig, explained
+from cloison.storage.base import DamagedImage, Kind, Pool, VolumeConfig, explained
 from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
 
@@ -210,6 +210,13 @@ class Volumes:
     def _stop(self, volume: Volume) -> None:
         pool, config = self.pool(volume.pool), self.config(volume)
         self._parts.store.reserves.helps(pool.folder, partial(pool.stop, config), StorageError)
+
+    async def save_left(self, volume: Volume) -> None:
+        """Commit what a halted qube's last stop could not, before it is replaced: it becomes a revision. An image that is damaged
+        can't, and is left to whoever replaces it. Raises StorageError.
+        """
+        with suppress(DamagedImage):
+            await self.in_thread(self._stop, volume)
 
     async def spare_revisions(self, qube: Qube) -> None:
         """The session under way is worth no revision of the private volume. Raises StorageError."""

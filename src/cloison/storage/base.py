@@ -80,6 +80,14 @@ class PoolError(StorageError):
         return f"{self.what}: {self.why}"
 
 
+class DamagedImage(PoolError):
+    """An image of the volume is not what it was; `hint` names what is still whole."""
+
+
+def advice_for(error: OSError) -> str:
+    return _ADVICE.get(error.errno or 0, "")
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn what the operating system says inside the block into a `PoolError` about `what`."""
@@ -87,7 +95,7 @@ def explained(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         why = (error.strerror or "unknown fault").lower()
-        raise PoolError(what, why, _ADVICE.get(error.errno or 0, "")) from error
+        raise PoolError(what, why, advice_for(error)) from error
 
 
 def refuse_held(vid: str, path: str) -> None:

@@ -130,12 +130,14 @@ class ImagePool(RecordPool):
             if found.dirty is None:
                 return
             files.refuse_held(found)
+            files.check_dirty(found)
             if self._is_untouched(files, found):
                 files.write(found.unchanged(keep=volume.revisions_to_keep))
                 return
             images.seal(files.path(found.dirty_suffix), found.dirty_format)
             point("storage:stop:sealed")
-            files.write(found.committed(time=_now(), keep=volume.revisions_to_keep))
+            length = os.stat(files.path(found.dirty_suffix)).st_size
+            files.write(found.committed(time=_now(), keep=volume.revisions_to_keep, length=length))
         self._after_stop(files)
 
     def discard(self, volume: VolumeConfig) -> None:
@@ -199,6 +201,7 @@ class ImagePool(RecordPool):
             for each in sorted({other.folder: other, files.folder: files}.values(), key=lambda each: each.folder):
                 locks.enter_context(each.changing("clone"))
             wanted = other.existing()
+            other.layers(wanted)
             mine = _unborn(wanted.size) if files.read() is None else files.idle()
             files.write(mine.with_commits(_link_chain(files, other, wanted, mine.last), keep=volume.revisions_to_keep))
 
@@ -207,12 +210,16 @@ class ImagePool(RecordPool):
         files = self._origin(volume, "revert")
         number = parse_revision(revision) if revision is not None else None
         with files.changing("revert"):
+            there = files.revisions(files.existing())
             found = files.idle()
-            if not found.revisions:
+            if not there:
                 raise PoolError(what, "no revision is kept", "Set revisions_to_keep to keep old states from now on.")
-            number = found.revisions[-1] if number is None else number
-            if number not in found.revisions:
+            number = there[-1] if number is None else number
+            if number not in there:
                 raise PoolError(what, f"there is no revision {number}", "List the revisions there are.")
+            files.layers(found, number)
+            if number == found.current:         # only the damaged session upon it goes
+                return files.write(found)
             old = found.commit(number)
             again = replace(old, id=found.last + 1, time=_now())
             images.link(files.image(old), files.image(again))
@@ -255,7 +262,7 @@ class ImagePool(RecordPool):
             self._make_empty(path, size)
             images.seal(path, self.format)
         point("storage:empty:made")
-        return commit
+        return replace(commit, length=os.stat(path).st_size)
 
     def _open_dirty(self, files: VolumeFiles, found: Manifest, layers: tuple[Layer, ...]) -> str:
         """Make the present commit's dirty image; its path."""
@@ -270,6 +277,7 @@ class ImagePool(RecordPool):
     def _reopen_dirty(self, files: VolumeFiles, found: Manifest) -> str:
         """Path of the dirty image that a power loss or a crash left."""
         files.refuse_held(found)
+        files.check_dirty(found)
         path = files.path(found.dirty_suffix)
         with images.opened(path) as fd:
             os.fchmod(fd, 0o600)        # it was sealed already if the crash came just before its commit
@@ -279,10 +287,9 @@ class ImagePool(RecordPool):
 
     def _adopt(self, files: VolumeFiles, path: str, format: str, keep: int) -> None:
         """Make a finished file the present commit. The lock is held."""
-        found = files.read() or _unborn(1)
-        files.refuse_dirty(found)
+        found = files.unused(files.read() or _unborn(1))
         size = checked_size(self._seal_import(path, format))
-        commit = Commit(found.last + 1, format, None, size, _now())
+        commit = Commit(found.last + 1, format, None, size, _now(), os.stat(path).st_size)
         images.link(path, files.image(commit))
         point("storage:import:linked")
         files.write(found.with_commits((commit,), keep=keep))

@@ -17,7 +17,6 @@ import re
 from dataclasses import asdict, dataclass, replace
 
 from cloison.storage.base import MAX_REVISIONS, MAX_SIZE, PoolError
-from cloison.wire.warden import Layer
 
 MAX_BYTES = 1 << 20
 MAX_COMMITS = 1000
@@ -27,13 +26,16 @@ _HINT = "Restore the file from a backup; the images beside it were not touched."
 
 @dataclass(frozen=True)
 class Commit:
-    """One immutable image. `format` is `raw` or `qcow2`; `base` the id of the one below; `time` in Unix seconds."""
+    """One immutable image. `format` is `raw` or `qcow2`; `base` the id of the one below; `time` in Unix seconds; `length` of the
+    file in bytes, 0 if an earlier version has not noted it.
+    """
 
     id: int
     format: str
     base: int | None
     size: int
     time: int
+    length: int = 0
 
     def filename(self, volume: str) -> str:
         return f"{volume}.{self.id}.{self.format}"
@@ -68,10 +70,6 @@ class Manifest:
             chain.append(self.commit(base))
         return tuple(reversed(chain))
 
-    def layers(self, folder: str, volume: str) -> tuple[Layer, ...]:
-        """The present commit as the hypervisor opens it."""
-        return tuple(Layer(f"{folder}/{commit.filename(volume)}", commit.format) for commit in self.chain(self.current))
-
     def filenames(self, volume: str) -> set[str]:
         """Every image file that belongs to the volume."""
         names = {commit.filename(volume) for commit in self.commits}
@@ -91,11 +89,11 @@ class Manifest:
         commits = tuple(replace(commit, size=size) if commit.id == self.current else commit for commit in self.commits)
         return replace(self, size=size, commits=commits)
 
-    def committed(self, *, time: int, keep: int) -> Manifest:
+    def committed(self, *, time: int, keep: int, length: int = 0) -> Manifest:
         """The dirty image has become the present commit."""
         assert self.dirty is not None
         base = self.current if self.dirty_format == "qcow2" else None
-        commit = Commit(self.dirty, self.dirty_format, base, self.size, time)
+        commit = Commit(self.dirty, self.dirty_format, base, self.size, time, length)
         if self.replaces:
             return replace(self.dropped(), commits=(*self.commits, commit), current=commit.id).pruned()
         return self.dropped().with_commits((commit,), keep=keep)
@@ -169,7 +167,7 @@ def _check_commits(manifest: Manifest) -> None:
     for commit in sorted(manifest.commits, key=lambda commit: commit.id):
         if not _number(commit.id, 1) or commit.id > manifest.last or commit.id in ids or commit.id == manifest.dirty:
             raise ValueError("bad commit id")
-        if not _number(commit.size, 1) or commit.size > MAX_SIZE or not _number(commit.time, 0):
+        if not _number(commit.size, 1) or commit.size > MAX_SIZE or not _number(commit.time, 0) or not _number(commit.length, 0):
             raise ValueError("number out of range")
         if commit.format not in ("raw", "qcow2") or (commit.base is not None and commit.base not in ids):
             raise ValueError("bad commit")

@@ -75,8 +75,10 @@ class Qcow2Pool(ImagePool):
         """
         with explained(f"can't merge the images of volume {files.vid}"):
             found = files.existing()
-            layers = found.layers(files.folder, files.name)
-            if len(layers) <= limit or not _worth_merging(layers):
+            if len(found.chain(found.current)) <= limit:
+                return
+            layers = files.layers(found)
+            if not _worth_merging(layers):
                 return
             temporary = files.path(f".{secrets.token_hex(8)}.tmp")
             try:
@@ -99,7 +101,7 @@ def _exchange(files: VolumeFiles, old: Manifest, flat: str) -> None:
     found = files.read()
     if found is None or found.serial != old.serial or old.current not in {commit.id for commit in found.commits}:
         return
-    merged = replace(found.commit(old.current), format="raw", base=None)
+    merged = replace(found.commit(old.current), format="raw", base=None, length=os.stat(flat).st_size)
     commits = tuple(merged if commit.id == merged.id else commit for commit in found.commits)
     rename(flat, files.image(merged))
     point("storage:merge:renamed")

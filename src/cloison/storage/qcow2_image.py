@@ -30,7 +30,6 @@ _PLAIN, _LUKS = 0, 2                # how the clusters are encrypted
 _LUKS_AT = 4 * CLUSTER
 _EXTENSION = struct.Struct(">II QQ")    # after the header: kind, bytes of what follows, place and length of the LUKS header
 _LUKS_EXTENSION = 0x0537BE77
-HELP = "qvm-clone makes a qube of what its last whole stop has kept"         # in the text: a hint of ours stays in qubesd
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def checked_header(fd: int) -> int:
     if len(data) < _HEADER.size or data[:4] != MAGIC:
         raise _damaged("it has no qcow2 header")
     size: int
-    (_, version, backing, backing_length, cluster_bits, size, crypt, _, _, _, _, snapshots, _,
+    (_, version, backing, backing_length, cluster_bits, size, crypt, entries, table, _, _, snapshots, _,
      incompatible, _, _, _, _) = _HEADER.unpack(data)
     if version != 3 or cluster_bits != 16:
         raise _damaged("it is a qcow2 of another kind than Cloison makes")
@@ -109,11 +108,13 @@ def checked_header(fd: int) -> int:
         raise _damaged("its qcow2 header refers to what Cloison never puts there, or QEMU marked it corrupt")
     if not 1 <= size <= MAX_SIZE:
         raise _damaged(f"its header claims {size} bytes")
+    if table + 8 * entries > os.fstat(fd).st_size:
+        raise _damaged("it ends before its own table of clusters does")
     return size
 
 
 def _damaged(why: str) -> PoolError:
-    return PoolError("damaged disk image", f"{why}; {HELP}")
+    return PoolError("damaged disk image", why)
 
 
 def is_empty(fd: int) -> bool:

@@ -47,7 +47,8 @@ class RecordPool(Pool):
     def revisions(self, volume: VolumeConfig) -> list[str]:
         if volume.kind is not Kind.ORIGIN:
             return []
-        return [str(number) for number in self._files(volume.vid).existing().revisions]
+        files = self._files(volume.vid)
+        return [str(number) for number in files.revisions(files.existing())]
 
     def commit_id(self, volume: VolumeConfig) -> str:
         return self._committed(volume).existing().commit_id
@@ -71,8 +72,7 @@ class RecordPool(Pool):
             return 0
         files = self._files(volume.vid)
         with explained(f"can't measure volume {volume.vid}"):
-            names = files.existing().filenames(files.name)
-            return sum(os.stat(os.path.join(files.folder, name)).st_blocks * 512 for name in names)
+            return sum(map(_used, (os.path.join(files.folder, name) for name in files.existing().filenames(files.name))))
 
     def space(self) -> tuple[int, int]:
         with explained(f"can't measure pool {self.name}"):
@@ -107,3 +107,11 @@ class RecordPool(Pool):
     @abc.abstractmethod
     def _flat_copy(self, layers: tuple[Layer, ...], path: str, size: int) -> None:
         """A raw file of `size` bytes with what the layers show."""
+
+
+def _used(path: str) -> int:
+    """Bytes of the disk; none if it is missing, which whoever uses the volume is told of."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0

@@ -10,7 +10,7 @@ from cloison.runtime.faults import point
 from cloison.runtime.files import fsync_dir, write_atomic
 from cloison.storage import images
 from cloison.storage import manifest as records
-from cloison.storage.base import ABANDONED, PoolError, explained, parse_vid, refuse_held
+from cloison.storage.base import ABANDONED, DamagedImage, PoolError, advice_for, explained, parse_vid, refuse_held
 from cloison.storage.manifest import Commit, Manifest
 from cloison.storage.qcow2_image import checked_header
 from cloison.wire.warden import Layer
@@ -51,9 +51,7 @@ class VolumeFiles:
     def idle(self) -> Manifest:
         """The record of a volume that exists and that nobody uses. Raises PoolError."""
         self.refuse_import()
-        found = self.existing()
-        self.refuse_dirty(found)
-        return found
+        return self.unused(self.existing())
 
     def refuse_import(self) -> None:
         """Also ends an import that was left behind. The lock is held."""
@@ -61,9 +59,16 @@ class VolumeFiles:
             raise PoolError(f"can't use volume {self.vid}", "an import into it is running",
                             "Wait until it has ended; if its writer is gone, that is a minute later.")
 
-    def refuse_dirty(self, found: Manifest) -> None:
-        if found.dirty is not None:
+    def unused(self, found: Manifest) -> Manifest:
+        """The record for whoever replaces the content: a dirty image that is damaged, and that no process has open, is given up by
+        that. Raises PoolError, OSError.
+        """
+        if found.dirty is None:
+            return found
+        if not self._spoilt(found):
             raise PoolError(f"can't change volume {self.vid}", "it is in use", "Shut the qube down first.")
+        self.refuse_held(found)
+        return found.dropped()
 
     def refuse_held(self, found: Manifest) -> None:
         """For a machine may live on unseen and write. Raises PoolError, OSError."""
@@ -95,11 +100,68 @@ class VolumeFiles:
         with suppress(OSError):     # what stays now goes with the next change, or at setup
             images.sweep(self.folder, self.name, new.filenames(self.name))
 
-    def layers(self, found: Manifest) -> tuple[Layer, ...]:
-        """The committed state, bottom first, each image seen to be there and readable. Raises PoolError, OSError."""
-        layers = found.layers(self.folder, self.name)
-        for layer in layers:
-            with images.opened(layer.path) as fd:
-                if layer.format == "qcow2":
+    # -- whole or damaged ----------------------------------------------------------------------------------------------------
+
+    def layers(self, found: Manifest, number: int | None = None) -> tuple[Layer, ...]:
+        """A commit, the present one if None: bottom first, each image seen to be there, readable and whole. Raises DamagedImage."""
+        chain = found.chain(found.current if number is None else number)
+        for commit in chain:
+            if why := self._fault(_suffix(commit), commit.format, commit.length):
+                raise self._damaged(found, _suffix(commit), why)
+        return tuple(Layer(self.image(commit), commit.format) for commit in chain)
+
+    def check_dirty(self, found: Manifest) -> None:
+        """Raises DamagedImage for a dirty image that can't be used."""
+        if why := self._spoilt(found):
+            raise self._damaged(found, found.dirty_suffix, why)
+
+    def revisions(self, found: Manifest) -> tuple[int, ...]:
+        """What can be gone back to, oldest first. The present commit is among that when the session upon it is damaged."""
+        return (*found.revisions, found.current) if self._spoilt(found) else found.revisions
+
+    def _spoilt(self, found: Manifest) -> str:
+        """What is wrong with the dirty image; empty if there is none. A whole copy is never shorter than what it is a copy of."""
+        if found.dirty is None:
+            return ""
+        length = found.commit(found.current).length if found.dirty_format == "raw" else 0
+        return self._fault(found.dirty_suffix, found.dirty_format, length)
+
+    def _fault(self, suffix: str, format: str, length: int = 0) -> str:
+        """What is wrong with an image; empty if nothing is. `length`: bytes that its file must have at least."""
+        try:
+            with images.opened(self.path(suffix)) as fd:
+                os.pread(fd, 1, 0)
+                size = os.fstat(fd).st_size
+                if size < length:
+                    return f"it has {size} bytes of {length}"
+                if format == "qcow2":
                     checked_header(fd)
-        return layers
+        except FileNotFoundError:
+            return "it is missing"
+        except PoolError as error:
+            return error.why
+        except OSError as error:
+            advice = advice_for(error)
+            return f"it can't be read: {(error.strerror or 'unknown fault').lower()}{f'. {advice}' if advice else ''}"
+        return ""
+
+    def _damaged(self, found: Manifest, suffix: str, why: str) -> DamagedImage:
+        return DamagedImage(f"volume {self.vid} is damaged", f"image {self.name}{suffix}: {why}", self._what_helps(found))
+
+    def _what_helps(self, found: Manifest) -> str:
+        place = f"{self.vid.split('/')[1]}:{self.name}"
+        whole = [number for number in reversed(self.revisions(found)) if self._is_whole(found, number)]
+        if found.current in whole:
+            return (f"qvm-volume revert {place} goes back to what its last whole stop has kept; qvm-clone makes another qube of "
+                    f"that. qvm-volume import and clear replace it.")
+        if whole:
+            return f"qvm-volume revert {place} {whole[0]} goes back to revision {whole[0]}, which is whole."
+        return (f"No revision of it is whole: restore it with qvm-volume import {place} FILE, "
+                f"or begin anew with qvm-volume clear {place}.")
+
+    def _is_whole(self, found: Manifest, number: int) -> bool:
+        return not any(self._fault(_suffix(commit), commit.format, commit.length) for commit in found.chain(number))
+
+
+def _suffix(commit: Commit) -> str:
+    return commit.filename("")

@@ -66,6 +66,7 @@ async def _replace_content(call: Call, do: Callable[[Pool, VolumeConfig], None])
         rules.check_halted(call.dest)
         volume = _saved(call)
         call.qubesd.check_store()
+        await call.qubesd.save_left(volume)
         await call.qubesd.change_volume(do, call.qubesd.pool(volume.pool), call.qubesd.volume_config(call.dest, volume))
         return await _follow_size(call, volume)
 
@@ -176,6 +177,7 @@ async def clone_to(call: Call) -> None:
     async with call.qubesd.lock(call.dest):
         rules.check_halted(call.dest)
         volume = _saved(call)
+        await call.qubesd.save_left(volume)
         await call.qubesd.copy_volume(volume, call.qubesd.volume_config(call.dest, volume), origin, origin_config)
         await _follow_size(call, volume)
     with call.qubesd.transaction():
@@ -261,6 +263,8 @@ async def import_begin(call: Call) -> str:
     size = number(call.payload.strip()) if call.payload else volume.size
     rules.check_saved(call.dest, volume)
     rules.check_halted(call.dest)
+    async with call.qubesd.lock(call.dest):
+        await call.qubesd.save_left(volume)
     path = await _with_volume(call, lambda pool, config: pool.import_begin(config, size))
     call.qubesd.imports[(call.dest.name, volume.name)] = size
     with call.qubesd.transaction():
