@@ -214,7 +214,7 @@ def test_what_a_management_qube_makes_carries_its_tags(tmp_path: Path) -> None:
     live(tmp_path, scenario)
 
 
-def test_a_template_that_saved_its_root_forgets_its_warm_image(tmp_path: Path) -> None:
+def test_what_a_template_saved_is_what_its_qubes_are_behind_of(tmp_path: Path) -> None:
     async def scenario(life: Life) -> None:
         await life.ok("admin.vm.Start", "tpl")
         assert life.wardens.launches[0].warm is None

@@ -113,7 +113,7 @@ def test_each_key_makes_the_second_begin_anew(shown: Display) -> None:
         application = QApplication([])
         dialog = QuestionDialog(Question("untrusted", "x", "+", ("work",), "work", {}), {}, 3_600_000)
         dialog.show()
-        assert QTest.qWaitForWindowActive(dialog, 300_000)
+        assert QTest.qWaitForWindowActive(dialog, 30_000)
         dialog._timer.stop()
         QTest.keyClick(dialog._filter, Qt.Key.Key_A)
         assert dialog._timer.isActive()
