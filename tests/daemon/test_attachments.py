@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.daemon.app import App
 from cloison.daemon.attachments import Attachments
@@ -400,7 +401,9 @@ def test_what_is_required_is_there_before_the_qube_is_said_to_run(tmp_path: Path
         await ask(scene.app, "admin.vm.Kill", "work")
         scene.wardens.attaching = _refuse
         assert (await ask(scene.app, "admin.vm.Start", "work")).failure == "QubesException"
-        assert scene.app.system.qube("work").is_halted and scene.uuid("work") not in scene.wardens.running()
+        work = scene.app.system.qube("work")
+        assert work.is_halted and work.uuid not in scene.wardens.running() and work.uuid not in scene.app.machines.starts
+        await asyncio.wait_for(scene.app.machines.stopped(work), PATIENCE)       # it never ran: nobody waits for its stop
         scene.heard.clear()
         await scene.plug(dict.fromkeys(SDA))
         assert (await ask(scene.app, "admin.vm.Start", "work")).failure == "QubesException"

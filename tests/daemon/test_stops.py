@@ -128,3 +128,28 @@ def test_a_start_that_comes_while_a_stop_is_handled_waits_for_it(tmp_path: Path)
         assert [launch.xid for launch in scene.wardens.launches] == [1, 2]
 
     play(tmp_path, scenario)
+
+
+def test_an_end_of_qubesd_waits_for_a_stop_that_is_being_handled(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        assert await scene.call("admin.vm.Start") == "ok"
+        real, begun, go = scene.app.volumes.stop, asyncio.Event(), asyncio.Event()
+
+        async def slow(qube: object) -> None:
+            begun.set()
+            await go.wait()
+            await real(qube)                                        # type: ignore[arg-type]
+
+        scene.app.volumes.stop = slow                               # type: ignore[method-assign, assignment]
+        kill = scene.call("admin.vm.Kill")
+        await begun.wait()
+        close = asyncio.create_task(scene.app.machines.close())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not close.done()
+        go.set()
+        await close
+        assert scene.power() is PowerState.HALTED and not scene.is_dirty()
+        assert await kill == "ok"
+
+    play(tmp_path, scenario)

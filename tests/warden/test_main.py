@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -477,9 +478,13 @@ def test_callers_are_hung_up_on_when_the_agent_ends(place: Place) -> None:
             loop = asyncio.get_running_loop()
             await loop.sock_connect(caller, os.path.join(place.paths.qubes, "qrexec.work"))
             assert await loop.sock_recv(caller, 4096) == qrexec.hello(qrexec.SOCKET_VERSION)
-            machines[0].left.set()
-            while await loop.sock_recv(caller, 4096):
-                pass
+            with Caller(Path(place.paths.qubes, "qrexec.work"), "DEFAULT:true", qrexec.EXEC_CMDLINE) as asked:
+                assert await asked.request() is not None         # and the agent has not taken its data channel up
+                machines[0].left.set()
+                for stream in (caller, asked.control, asked.data):
+                    with contextlib.suppress(ConnectionResetError):      # what was sent has not been read
+                        while await loop.sock_recv(stream, 4096):
+                            pass
         assert "agent" in (await qubesd.heard("channels-lost"))["reason"]
         assert not os.path.lexists(os.path.join(place.paths.qubes, "qrexec.work"))
         await qubesd.ask("kill")
