@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from tests.daemon import full_disk
+from tests.patience import PATIENCE
 
 from cloison.daemon import reserve, space
 from cloison.daemon.fake import ask, close_app, fake_app
 from cloison.daemon.reserve import Reserves
 from cloison.daemon.space import Found, Level, Space, level
-from cloison.errors import DiskFull, StorageError
+from cloison.errors import DiskFull, StorageError, StoreError
 
 MIB, GIB = 1 << 20, 1 << 30
 SIZE = 96 << 20
@@ -87,6 +88,32 @@ def test_a_change_of_level_is_told_once(make: Make, caplog: pytest.LogCaptureFix
     assert disks.look() == [("data", Level.LAST)]
     disks.sizes["data"] = (1, 100 * GIB, 50 * GIB)
     assert disks.look() == [("data", Level.PLENTY)] and disks.space.warnings() == []
+
+
+def test_a_look_that_fails_does_not_end_the_watch(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    disks = make(data=(1, 100 * GIB, 50 * GIB))
+    looks: list[int] = []
+    done = asyncio.Event()
+
+    def folders() -> list[str]:
+        looks.append(1)
+        if len(looks) in (1, 2, 4):
+            raise StoreError("the store can't be written") if len(looks) > 1 else ValueError("unforeseen")
+        if len(looks) > 5:
+            done.set()
+        return list(disks.sizes)
+
+    disks.space._folders = folders
+
+    async def watch() -> None:
+        watching = asyncio.ensure_future(disks.space.watch())
+        await asyncio.wait_for(done.wait(), PATIENCE)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(watch())
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told == [f"how much space is left can't be found out: {why}" for why in ("unforeseen", "the store can't be written")]
 
 
 def test_folders_of_one_file_system_are_told_of_together(make: Make) -> None:

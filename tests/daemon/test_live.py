@@ -11,6 +11,7 @@ import pytest
 from cloison.daemon.app import App
 from cloison.daemon.fake import FakeHost, ask, fake_app
 from cloison.daemon.fake_wardens import FakeWardens
+from cloison.model.domains import Qube
 
 INTERNAL = "qubesd.internal.sock"
 HASHED = "fQxnpBDFexAHGZZ3Gs2UmHbKpNwazSfybcqW4CbHU_Y"       # of org.mozilla.firefox
@@ -242,5 +243,50 @@ def test_lesson_16_notes_at_their_lengths(tmp_path: Path, size: int, failure: st
     async def scenario(app: App) -> None:
         assert (await ask(app, "admin.vm.notes.Set", "work", "", b"n" * size)).failure == failure
         assert len(await ok(app, "admin.vm.notes.Get", "work")) == (0 if failure else size)
+
+    live(tmp_path, scenario)
+
+
+def _mentions(value: object, wanted: set[object]) -> bool:
+    """Whether a container of containers has one of these in it."""
+    if isinstance(value, dict):
+        return any(_mentions(each, wanted) for pair in value.items() for each in pair)
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_mentions(each, wanted) for each in value)
+    return isinstance(value, Qube | str) and value in wanted
+
+
+def test_nothing_is_kept_of_a_removed_qube(tmp_path: Path) -> None:
+    """Also of one that has had news of devices, was to sleep, was being imported to, or has preloaded disposables."""
+    async def scenario(app: App) -> None:
+        wanted: set[object] = set()
+        for number in range(8):
+            name = f"q{number}"
+            await ok(app, "admin.vm.Create.AppVM", argument="tpl", payload=f"name={name} label=red")
+            qube = app.system.qube(name)
+            await ok(app, "admin.vm.property.Set", name, "template_for_dispvms", "True")
+            await ok(app, "admin.vm.Start", name)
+            app.live.qdb_changed(qube, "/qubes-block-devices")
+            if number % 2:
+                await app.live.settled()
+            app.asleep.add(qube.uuid)
+            app.suspended.add(qube.uuid)
+            app.preloads._later(3600.0, qube)
+            app.preloads._lock(qube)
+            await ok(app, "admin.vm.Kill", name)
+            app.live.qdb_changed(qube, "/qubes-block-devices")      # its warden's last words, read late
+            if number < 4:
+                await app.live.settled()
+            else:
+                while app.live._tasks:
+                    await asyncio.wait(app.live._tasks)
+            await ok(app, "internal.vm.volume.ImportBegin", name, "private", socket=INTERNAL)
+            await ok(app, "admin.vm.volume.CloneFrom", name, "private")
+            wanted |= {qube, qube.uuid, name}
+            await ok(app, "admin.vm.Remove", name)
+        parts = (app, app.live, app.devices, app.attachments, app.machines, app.machines.waiting, app.machines.beginning,
+                 app.machines.launches, app.preloads, app.making, app.volumes, app.space, app.visibility, app.system)
+        held = [f"{type(part).__name__}.{name}" for part in parts for name, value in vars(part).items() if _mentions(value, wanted)]
+        assert held == []
 
     live(tmp_path, scenario)

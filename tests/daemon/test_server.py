@@ -208,3 +208,17 @@ def test_sockets_are_for_this_user_only(tmp_path: Path) -> None:
             client.connect(path)
 
     served(tmp_path, scenario)
+
+
+def test_a_task_of_the_server_that_fails_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def fails() -> None:
+        raise ValueError("unforeseen")
+
+    async def scenario(app: App, _: str) -> None:
+        server = server_module.Server(app, app.parts.paths, {})
+        await asyncio.wait({server.keep(fails())})
+        await asyncio.sleep(0)
+        assert not server._tasks
+
+    served(tmp_path, scenario)
+    assert "fails has ended: unforeseen" in caplog.text

@@ -176,7 +176,18 @@ class App(Qubesd):
 
     async def discard(self, qube: Qube) -> None:
         await self.making.discard(qube)
+        self._forget(qube)
+
+    def _forget(self, qube: Qube) -> None:
+        """It is removed: nothing of it is kept in memory."""
         self._locks.pop(qube.uuid, None)
+        self.asleep.discard(qube.uuid)
+        self.suspended.discard(qube.uuid)
+        self.imports = {place: size for place, size in self.imports.items() if place[0] != qube.name}
+        self._owed = {place: None for place in self._owed if place[0] is not qube}
+        self.live.forget(qube)
+        self.devices.forget(qube)
+        self.preloads.forget(qube)
 
     async def take_preloaded(self, template: Qube, source: Qube) -> Qube | None:
         return await self.preloads.take(template, source)

@@ -69,6 +69,14 @@ class Live:
             self._devices.forget(qube)
             self._attachments.stopped(qube)
 
+    def forget(self, qube: Qube) -> None:
+        """It is removed."""
+        self._tellings.pop(qube, None)
+        timer = self._quiet.pop(qube, None)
+        if timer is not None:
+            timer.cancel()
+            self._changed.pop(qube, None)
+
     def qdb_changed(self, qube: Qube, untrusted_path: str) -> None:
         """A running qube has written to a path that is watched. However often it does, it is told of once every QUIET seconds,
         and of one that goes on like that, five times less often than every second.
@@ -90,10 +98,18 @@ class Live:
                     qube.journal.emit(qube.name, f"domain-qdb-change:{path}", path=path)
                 await self._devices.changed(qube, path)
         finally:
-            loop = asyncio.get_running_loop()
-            bucket = self._tellings.setdefault(qube, TokenBucket(TELLINGS, TELLINGS_RATE))
-            bucket.spend(loop.time())
-            self._quiet[qube] = loop.call_later(max(QUIET, bucket.wait(loop.time())), self._quiet_over, qube)
+            self._rest(qube)
+
+    def _rest(self, qube: Qube) -> None:
+        """What comes from now on waits. Of one that has ended meanwhile nothing is kept."""
+        if qube.is_halted:
+            del self._changed[qube]
+            self._tellings.pop(qube, None)
+            return
+        loop = asyncio.get_running_loop()
+        bucket = self._tellings.setdefault(qube, TokenBucket(TELLINGS, TELLINGS_RATE))
+        bucket.spend(loop.time())
+        self._quiet[qube] = loop.call_later(max(QUIET, bucket.wait(loop.time())), self._quiet_over, qube)
 
     def _quiet_over(self, qube: Qube) -> None:
         self._quiet.pop(qube).cancel()

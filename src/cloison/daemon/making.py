@@ -144,7 +144,6 @@ class Making:
             creation.forget(qube)
         menus.remove(self._parts.paths, qube.name)
         log_file.remove(self._parts.paths.qube_log(qube.name))
-        self._qubesd.asleep.discard(qube.uuid)
         self._qubesd.tokens = {token: place for token, place in self._qubesd.tokens.items() if place[0] != qube.uuid}
         if qube.dispid is not None:
             self._used_dispids.append((self._parts.host.now(), qube.dispid))

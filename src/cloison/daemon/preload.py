@@ -109,6 +109,13 @@ class Preloads:
             pending.cancel()
         self._delayed[template.uuid] = loop.call_later(delay, due)
 
+    def forget(self, template: Qube) -> None:
+        """It is removed."""
+        timer = self._delayed.pop(template.uuid, None)
+        if timer is not None:
+            timer.cancel()
+        self._locks.pop(template.uuid, None)
+
     def _lock(self, template: Qube) -> asyncio.Lock:
         return self._locks.setdefault(template.uuid, asyncio.Lock())
 

@@ -120,5 +120,11 @@ class Server:
         """A task that lives as long as the server at most."""
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody waits for it, so a failure is told of here."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s has ended: %s", getattr(task.get_coro(), "__qualname__", "a task"), error, exc_info=error)

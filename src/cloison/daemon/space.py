@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from cloison.daemon.reserve import Reserves
-from cloison.errors import DiskFull
+from cloison.errors import CloisonError, DiskFull
 
 log = logging.getLogger(__name__)
 LOW, LAST = 2 << 30, 256 << 20          # bytes
@@ -71,9 +71,16 @@ class Space:
         self._asking: dict[str, asyncio.Task[tuple[int, int, int]]] = {}
 
     async def watch(self) -> None:
-        """For ever."""
+        """For ever. A look that fails is told of, once until one succeeds, and the next one comes all the same."""
+        failing = False
         while True:
-            await self.look()
+            try:
+                await self.look()
+                failing = False
+            except Exception as error:
+                log.log(logging.DEBUG if failing else logging.ERROR, "how much space is left can't be found out: %s", error,
+                        exc_info=None if isinstance(error, CloisonError | OSError) else error)
+                failing = True
             await asyncio.sleep(TICK)
 
     async def look(self) -> None:
