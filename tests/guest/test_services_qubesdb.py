@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import cast
 
@@ -48,6 +49,41 @@ def test_reading(bin: Bin) -> None:
         (0, b"one = 1\ntwo = 0\n")]
 
 
+def test_watching(bin: Bin) -> None:
+    """Each change once, in order, until so many were seen; Ctrl-C ends it without a traceback."""
+    async def all_of_it() -> tuple[bytes, int | None, tuple[int | None, bytes]]:
+        database = QubesDb(cast(Port, None))
+        database.fill(ENTRIES)
+        path = str(bin.folder / "db.sock")
+        database.serve(path)
+
+        async def start(*words: str) -> asyncio.subprocess.Process:
+            process = await asyncio.create_subprocess_exec(
+                *bin.words("cloison.guest.tools.qubesdb", "qubesdb-watch", words), stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE, env=bin.environment(QUBESDB_SOCKET=path))
+            return process
+
+        async def heard(process: asyncio.subprocess.Process, number: int) -> bytes:
+            """Changes are made until the watch is set and tells of one."""
+            assert process.stdout is not None
+            line = asyncio.ensure_future(process.stdout.readline())
+            while not line.done():
+                database.change({"/w/a": str(number := number + 1)})
+                await asyncio.wait([line], timeout=0.05)
+            return line.result()
+
+        one, endless = await start("-n", "1", "/w/"), await start("-n", "1000000", "/w/")
+        said = await heard(one, 0)
+        status = await one.wait()
+        assert await heard(endless, 1000) == said
+        endless.send_signal(signal.SIGINT)
+        _, errors = await endless.communicate()
+        database.close()
+        return said, status, (endless.returncode, errors)
+
+    assert asyncio.run(all_of_it()) == (b"/w/a\n", 0, (130, b""))
+
+
 def test_writing_and_removing(bin: Bin) -> None:
     calls = [("qubesdb-write", "/a", "1", "/b", "2"), ("qubesdb-read", "/b"), ("qubesdb-rm", "/b"), ("qubesdb-read", "/b")]
     assert run(bin, *calls) == [
@@ -56,6 +92,7 @@ def test_writing_and_removing(bin: Bin) -> None:
 
 @pytest.mark.parametrize("call", [
     ("qubesdb-read",), ("qubesdb-write", "/a"), ("qubesdb-read", "--odd", "/name"), ("qubesdb-read", "no-path"),
+    ("qubesdb-watch",), ("qubesdb-watch", "-n", "x", "/a"), ("qubesdb-read", "-n", "1", "/name"),
     ("qvm-features-request", "novalue"), ("qvm-features-request", "=x")])
 def test_wrong_usage(bin: Bin, call: tuple[str, ...]) -> None:
     assert run(bin, call) == [(1, b"")]

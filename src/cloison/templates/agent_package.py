@@ -31,6 +31,7 @@ LINKS = {
     "usr/bin/qubesdb-list": "qubesdb-read",
     "usr/bin/qubesdb-multiread": "qubesdb-read",
     "usr/bin/qubesdb-rm": "qubesdb-read",
+    "usr/bin/qubesdb-watch": "qubesdb-read",
     "usr/bin/qubesdb-write": "qubesdb-read",
     "usr/bin/qvm-copy-to-vm": "qvm-copy",
     "usr/bin/qvm-features-request": "qubesdb-read",

@@ -1,6 +1,7 @@
-"""This qube's QubesDB: `qubesdb-read`, `-write`, `-list`, `-multiread`, `-rm`, and `qvm-features-request`."""
+"""This qube's QubesDB: `qubesdb-read`, `-write`, `-list`, `-multiread`, `-rm`, `-watch`, and `qvm-features-request`."""
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ REQUESTS = "/features-request/"
 _USAGE = {
     "qubesdb-read": "usage: qubesdb-read [-r] [-f] [-d DEFAULT] PATH [PATH ...]", "qubesdb-list": "usage: qubesdb-list [-f] PATH",
     "qubesdb-multiread": "usage: qubesdb-multiread PATH", "qubesdb-write": "usage: qubesdb-write PATH VALUE [PATH VALUE ...]",
-    "qubesdb-rm": "usage: qubesdb-rm PATH [PATH ...]",
+    "qubesdb-rm": "usage: qubesdb-rm PATH [PATH ...]", "qubesdb-watch": "usage: qubesdb-watch [-n COUNT] PATH",
 }
 
 
@@ -60,6 +61,12 @@ class Client:
         """Paths that begin with `path`, and values."""
         return {message.path: message.value for message in self._series(qdb.MULTIREAD, path)}
 
+    def watch(self, path: str) -> Iterator[str]:
+        """Without end: what changes, the path itself or, if it ends in `/`, what lies below. Whoever reads is told at once."""
+        self._ask(qdb.WATCH, path)
+        while True:
+            yield self._next().path
+
     def _series(self, kind: int, path: str) -> Iterator[qdb.Message]:
         message = self._ask(kind, path)
         while message.path:
@@ -101,9 +108,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         if prog == "qvm-features-request":
             return _request_features(words)
+        if prog == "qubesdb-watch":
+            return _watch(words)
         return _do(prog, words)
     except NotThere:
         return 2
+    except KeyboardInterrupt:                        # it ends a watch
+        return 130
     except (CloisonError, OSError, ValueError) as error:
         fail(prog, str(error))
 
@@ -130,6 +141,18 @@ def _do(prog: str, words: list[str]) -> int:
                 client.remove(path)
         else:
             _series(client, words[0], values=prog == "qubesdb-multiread", full=full)
+    return 0
+
+
+def _watch(words: list[str]) -> int:
+    count = 1
+    if words[:1] == ["-n"] and len(words) > 1 and words[1].isdecimal():
+        count, words = int(words[1]), words[2:]
+    if len(words) != 1 or words[0].startswith("-"):
+        fail("qubesdb-watch", _USAGE["qubesdb-watch"])
+    with Client() as client:
+        for path in itertools.islice(client.watch(words[0]), count):
+            _show(path.encode())
     return 0
 
 
