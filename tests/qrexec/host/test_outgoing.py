@@ -841,6 +841,29 @@ def test_a_disposable_lives_as_long_as_its_call(place: Place) -> None:
     with_caller(place, work)
 
 
+def test_a_disposable_that_has_gone_before_its_call_is_not_started_again(place: Place) -> None:
+    """It was had for this call and runs when it is handed out: one that doesn't is nobody to call."""
+    place.policy = allow("@dispvm:template", autostart=True)
+    heard: list[bytes] = []
+
+    async def work(caller: Caller) -> None:
+        async def qubesd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            request = await reader.read()
+            heard.append(request.partition(b"+")[0])
+            if request.startswith(b"cloison.Disposable"):
+                writer.write(admin.event("disp1", "disposable-ready", [("name", "disp1")]))
+                await writer.drain()
+                await caller.answer()
+            writer.close()
+
+        async with await asyncio.start_unix_server(qubesd, str(place.folder / "qubesd.sock")):
+            caller.ask("test.Cat")
+            await place.logged.until(lambda: len(place.entries()) == 1)
+
+    with_caller(place, work)
+    assert heard[0] == b"cloison.Disposable" and b"admin.vm.Start" not in heard
+
+
 def test_a_disposable_is_reached_by_its_uuid_and_not_by_whoever_has_its_name(place: Place) -> None:
     place.policy = allow("@dispvm:template", autostart=True)
 
