@@ -1,9 +1,11 @@
 """The box of a real qube's QEMU, seen from the host; what a program in its place can do: tests/hypervisor/test_sandbox.py."""
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,27 @@ def test_a_killed_part_leaves_nothing_and_the_volume_is_free_for_the_next_start(
     kill(warden if victim == "warden" else qemu)
     await_ends({warden, qemu})
     assert work.sh("work", "echo up") == b"up\n"
+
+
+PIDFD_GETFD = 438
+
+
+def test_a_qemu_that_hangs_up_and_lives_on_is_killed_and_its_data_kept(work: Place) -> None:
+    """An honest one lives on without its monitor, as one would that a guest owns."""
+    warden, qemu = work.process("warden work"), work.process("qemu-system", "work")
+    work.sh("work", "echo kept > ~/kept; sync")
+    number = re.search(rb"socket,id=monitor,fd=(\d+)", Path(f"/proc/{qemu}/cmdline").read_bytes())
+    assert number is not None
+    process = os.pidfd_open(qemu)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, process, int(number[1]), 0)
+    os.close(process)
+    if fd < 0:
+        pytest.skip("this user may not take another process's descriptor")
+    with socket.socket(fileno=fd) as its_end:
+        its_end.shutdown(socket.SHUT_RDWR)
+    await_ends({warden, qemu})
+    assert work.sh("work", "cat ~/kept") == b"kept\n"          # started for it, so it was Halted
+    assert b"closed its monitor and did not end: it was killed" in work.ok(["cloison", "log", "work"])
 
 
 def test_a_stopped_warden_ends_from_outside_with_all_that_is_its(work: Place) -> None:

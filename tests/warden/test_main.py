@@ -610,6 +610,19 @@ def test_a_warm_machine_has_the_uuid_that_its_image_was_made_with(place: Place) 
     assert NOBODY not in (UUID, place.launch.uuid)
 
 
+def test_a_warm_start_whose_machine_answers_nothing_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place.folder / "image"
+    folder.mkdir()
+    (folder / warm.DISK).write_bytes(bytes(MEGABYTE))
+
+    async def never(_machine: FakeMachine, _role: str, _size: int) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(FakeMachine, "announce_size", never)
+    launch = dataclasses.replace(place.launch, warm=str(folder), start_timeout=1)
+    assert failing(place, silent, launch) == "work did not start: its QEMU did not answer in 1 s"
+
+
 async def until_killed(qubesd: Qubesd) -> None:
     assert (await qubesd.heard("running"))["start"] == "cold"
     await qubesd.ask("kill")

@@ -119,10 +119,11 @@ class Warden:
         self._following = self._loop.create_task(self._follow(self._machine, self._space))
         self._port = self._open_port(self._stream)
         self._port.control(agent.become(identity(self._launch)))
-        if launch.warm is not None:
-            for disk in launch.disks:
-                if warm.MADE_SIZES.get(disk.role, disk.size) != disk.size:
-                    await self._machine.announce_size(disk.role, disk.size)
+        try:
+            async with asyncio.timeout(launch.start_timeout):
+                await self._announce_sizes(self._machine)
+        except TimeoutError:
+            raise MachineError(f"{launch.name} did not start: its QEMU did not answer in {launch.start_timeout} s") from None
         self._daemon = self._make_daemon(self._port)
         self._daemon.connect()
         self._qubesdb = QubesDb(self._port, launch, self._control.event, self._violation)
@@ -136,6 +137,12 @@ class Warden:
         if self._note:
             say(f"{self._launch.name} says: {self._note}")
         self._watching = self._loop.create_task(self._watch_agent(self._machine))
+
+    async def _announce_sizes(self, machine: Machine) -> None:
+        """Of disks that are not as those of the warm image."""
+        for disk in self._launch.disks if self._launch.warm is not None else ():
+            if warm.MADE_SIZES.get(disk.role, disk.size) != disk.size:
+                await machine.announce_size(disk.role, disk.size)
 
     async def _watch_memory(self, machine: Machine) -> None:
         """One that takes more of the host than was said ends."""
