@@ -27,7 +27,8 @@ from cloison.runtime.token_bucket import TokenBucket
 MAX_LINE: Final = 256 << 10              # bytes of one answer: a console's last words are 88 kB; the reader holds twice that
 MAX_EVENTS: Final = 64                   # that wait for one listener
 # Lines at once, then a second; a long one counts for each KiB of it. A disk without space makes one of each request under way, of
-# which it has 256, each time that it is tried again; nothing else that is honest comes near. At RATE they take 2 % of a processor.
+# which it has 256, each time that it is tried again; nothing else that is honest comes near. At RATE they take less than a
+# hundredth of a processor (4 us each that is thrown away, 14 one that is parsed).
 BURST: Final = 10_000
 RATE: Final = 200.0
 NOISE: Final = (b'"event": "ACPI_DEVICE_OST"', b'"event": "DEVICE_UNPLUG_GUEST_ERROR"', b'"event": "RTC_CHANGE"')
