@@ -17,6 +17,7 @@ from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
 from cloison.daemon.wiring import DRIVERS
 from cloison.errors import StorageError
+from cloison.model.domains import CREATING, REMOVING
 from cloison.storage.base import PoolError, VolumeConfig
 from cloison.storage.qcow2 import Qcow2Pool
 
@@ -762,5 +763,22 @@ def test_what_a_stop_could_not_commit_is_replaced_all_the_same(
         config = disks.app.volume_config(disks.app.system.qube("work"), disks.app.system.qube("work").volumes["private"])
         assert not pool.is_dirty(config) and top.exists() is not damaged
         await disks.ok("admin.vm.Start", "work")
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("state", [CREATING, REMOVING])
+def test_a_qube_that_was_half_made_or_removed_goes_when_its_disk_is_let_go(tmp_path: Path, state: str) -> None:
+    async def scenario(disks: Disks) -> None:
+        app = disks.app
+        await disks.ok("admin.vm.Start", "work")
+        qube, top = app.system.qube("work"), Path((await disks.info())["path"])
+        fd = os.open(top, os.O_RDONLY)
+        app.machines.on_event(qube.uuid, "stopped", {})
+        with app.transaction():
+            qube.set_state(state)
+        os.close(fd)
+        await app.machines.settled(qube)
+        assert "work" not in app.system.qubes and not top.parent.exists()
 
     run(tmp_path, scenario)

@@ -20,7 +20,7 @@ from cloison.daemon.parts import Parts
 from cloison.daemon.power import COMPUTED, Power, set_halted
 from cloison.daemon.volumes import Volumes
 from cloison.errors import CloisonError, MachineError, QubeError, QubeNotFound, StorageError
-from cloison.model.domains import Qube
+from cloison.model.domains import CREATING, REMOVING, Qube
 from cloison.plan import lifecycle
 from cloison.plan.lifecycle import COLD, Do
 from cloison.runtime import faults
@@ -199,8 +199,10 @@ class Starts:
         await self.clean_up(qube)
 
     async def clean_up(self, qube: Qube) -> None:
-        """A disposable goes with its machine. One that can't goes with qvm-remove, or when qubesd starts again."""
-        if qube.get_or_none("auto_cleanup"):
+        """A disposable goes with its machine, and so does what was half made or half removed. One that can't goes with qvm-remove,
+        or when qubesd starts again.
+        """
+        if qube.get_or_none("auto_cleanup") or qube.state in (CREATING, REMOVING):
             try:
                 await self._qubesd.discard(qube)
             except CloisonError as error:
