@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAP = (ROOT / "docs" / "architecture.md").read_text()
-PLACES = (ROOT, ROOT / "src/cloison", ROOT / "src/cloison/qrexec", ROOT / "src/cloison/qrexec/policyd")
-ELSEWHERE = ("run/", "data/", "config/", "DIR/", "reference/")          # folders of an installation; the facts that are not shipped
+PLACES = (ROOT, ROOT / "docs", ROOT / "src/cloison", ROOT / "src/cloison/qrexec", ROOT / "src/cloison/qrexec/policyd")
+ELSEWHERE = ("run/", "data/", "config/", "DIR/")          # folders of an installation
 
 
 def named() -> set[str]:

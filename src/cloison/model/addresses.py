@@ -1,4 +1,4 @@
-"""Who gets which network address: a pure function of the qube's number (reference/networking.md, admin-api.md 15)."""
+"""Who gets which network address: a pure function of the qube's number (reference/admin-api.md 15)."""
 from __future__ import annotations
 
 DNS = ("10.139.1.1", "10.139.1.2")
