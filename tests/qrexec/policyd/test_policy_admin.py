@@ -117,6 +117,7 @@ def test_a_shipped_file_is_overruled_and_comes_back(place: Place, admin: PolicyA
 
 def test_what_would_break_the_policy_is_refused(place: Place, admin: PolicyAdmin) -> None:
     admin.call("policy.include.Replace", "mine", b"new\na b allow")
+    assert admin.call("policy.include.Get", "mine", b"").partition(b"\n")[2] == b"a b allow"
     admin.call("policy.Replace", "30-user", b"new\n!include-service test.S * include/mine")
     assert admin.call("policy.GetFiles", "test.S", b"") == b"mine\n"
     before = {path: path.read_bytes() for path in place.user.rglob("*") if path.is_file()}
