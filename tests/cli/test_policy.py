@@ -131,6 +131,22 @@ def test_the_same_decision_over_and_over_is_one_line_of_the_log(user: Path, caps
     assert len(said(capsys)) == 100
 
 
+def test_an_allowed_call_that_failed_says_so_in_the_log(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = CallLog(path(Paths.from_environment()))
+    for target, outcome in (("a", "ended"), ("b", "failed: it is\x1b stuck"), ("b", "ended"), ("c", None)):
+        log.write(source="q", service="s", requested_target=target, verdict="allow", rule="r:1")
+        if outcome is not None:
+            log.write(event="waits", source="q", service="s", requested_target=target, outcome="failed: no end yet")
+            log.write(event="end", source="q", service="s", requested_target=target, target="uuid:1", outcome=outcome)
+    log.close()
+    assert main.main(["policy", "log"]) == 0
+    assert [line.split("  ", 1)[1] for line in said(capsys)] == [
+        "allow  q -> a  s  r:1", "allow  q -> b  s  r:1, but it failed: it is_ stuck", "allow  q -> b  s  r:1",
+        "allow  q -> c  s  r:1"]
+    assert main.main(["policy", "log", "--denied"]) == 0
+    assert said(capsys) == []
+
+
 def test_the_log_is_bounded_and_rotates_once(user: Path) -> None:
     file = path(Paths.from_environment())
     logs = [CallLog(file, max_size=2000) for _ in range(3)]

@@ -95,6 +95,8 @@ def test_a_warden_that_falls_silent_and_speaks_again(tmp_path: Path, caplog: pyt
         await assert_untouched(scene)
         assert "the warden of work does not answer" in caplog.text
         scene.wardens.speak(work(scene).uuid, PowerState.PAUSED)
+        silent, speaks = Path(scene.app.parts.paths.qube_log("work")).read_text().splitlines()
+        assert "work: the warden of work does not answer; qvm-kill work ends it" in silent and "its warden answers again" in speaks
         assert scene.power() is PowerState.PAUSED and not work(scene).problem and (await scene.app.status())["problems"] == {}
         assert await scene.call("admin.vm.Unpause") == "ok"
         assert await scene.call("admin.vm.Shutdown", argument="wait") == "ok"
@@ -109,6 +111,7 @@ def test_a_silent_one_is_killed_and_its_data_is_committed(tmp_path: Path) -> Non
         scene.wardens.quiet(work(scene).uuid)
         assert await scene.call("admin.vm.Kill") == "ok"
         assert scene.power() is PowerState.HALTED and not is_dirty(scene) and not work(scene).problem
+        assert "were killed from outside" in Path(scene.app.parts.paths.qube_log("work")).read_text()
         assert ("work", "domain-shutdown") in scene.heard
         assert await scene.call("admin.vm.Remove") == "ok"
 

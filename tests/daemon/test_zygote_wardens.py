@@ -558,7 +558,8 @@ def test_a_silent_warden_is_killed_from_outside(wardens: ZygoteWardens, launch: 
         await wardens.start(launch)
         stop(paths, UUID)
         await wardens.kill(UUID)
-        assert (UUID, "stopped") in heard.events and wardens.running() == [] and holders(paths, UUID) == []
+        assert heard.events.index((UUID, "killed")) < heard.events.index((UUID, "stopped"))
+        assert wardens.running() == [] and holders(paths, UUID) == []
 
     run(wardens, work)
     assert os.listdir(paths.qubes) == []

@@ -115,7 +115,7 @@ def _is_shipped(place: str) -> bool:
 
 def _log(args: argparse.Namespace, paths: Paths) -> int:
     newest_first = filter(_filter(args), recent(path(paths)))
-    lines = _entries(newest_first) if args.json else _decisions(newest_first)
+    lines = _entries(newest_first) if args.json else _decisions(_with_ends(newest_first))
     for line in reversed(list(itertools.islice(lines, max(0, args.lines)))):
         tool.say(line)
     return 0
@@ -123,6 +123,20 @@ def _log(args: argparse.Namespace, paths: Paths) -> int:
 
 def _entries(newest_first: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     return (json.dumps(entry) for entry in newest_first)
+
+
+def _with_ends(newest_first: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Decisions alone, each with the outcome of its call: an allowed one that failed must not look as if it had gone well.
+
+    Ends don't name their decision: of calls alike that overlap, the later end is taken for the later decision's.
+    """
+    outcomes: dict[tuple[object, ...], list[object]] = {}
+    for entry in newest_first:
+        ends = outcomes.setdefault(tuple(str(entry.get(key)) for key in ("source", "service", "requested_target")), [])
+        if "verdict" not in entry:
+            ends.append(entry.get("outcome"))
+        else:
+            yield {**entry, "outcome": ends.pop() if ends else None}
 
 
 def _decisions(newest_first: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -137,7 +151,7 @@ def _filter(args: argparse.Namespace) -> Callable[[Mapping[str, Any]], bool]:
     def wanted(entry: Mapping[str, Any]) -> bool:
         service = str(entry.get("service", ""))
         return (
-            ("verdict" in entry or args.json)
+            ("verdict" in entry or args.json or entry.get("event") == "end")
             and (not args.denied or entry.get("verdict") == "deny")
             and (args.source is None or entry.get("source") == args.source)
             and (args.service is None or args.service in (service, service.partition("+")[0]))
@@ -156,7 +170,8 @@ def _decision(entry: Mapping[str, Any]) -> str:
     reached = wanted if target in ("-", wanted) else f"{wanted} => {target}"
     how = " (asked)" if entry.get("asked") else " (tried)" if entry.get("tried") else ""
     why = f"{_text(entry, 'rule')}{how}" if entry.get("rule") else f"{_text(entry, 'why')}{how}"
-    return f"{_text(entry, 'verdict'):5}  {_text(entry, 'source')} -> {reached}  {_text(entry, 'service')}  {why}"
+    failed = f", but it {_text(entry, 'outcome')}" if _text(entry, "outcome").startswith("failed: ") else ""
+    return f"{_text(entry, 'verdict'):5}  {_text(entry, 'source')} -> {reached}  {_text(entry, 'service')}  {why}{failed}"
 
 
 def _text(entry: Mapping[str, Any], key: str) -> str:

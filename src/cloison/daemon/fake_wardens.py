@@ -183,7 +183,9 @@ class FakeWardens(Wardens):
             self.stop(uuid)
 
     async def kill(self, uuid: str) -> None:
-        self.silent.discard(uuid)
+        if uuid in self.silent:
+            self.silent.discard(uuid)
+            self.on_event(uuid, "killed", {})
         self.stop(uuid)
 
     async def qdb_write(self, uuid: str, entries: Mapping[str, str | None]) -> None:

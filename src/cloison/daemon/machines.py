@@ -26,6 +26,7 @@ from cloison.model.domains import Qube
 from cloison.plan import lifecycle, processes
 from cloison.plan.processes import Known
 from cloison.runtime import faults
+from cloison.runtime.say import say_in
 from cloison.values import PowerState
 from cloison.wire.agent import NO_PRIVATE
 
@@ -85,7 +86,7 @@ class Machines:
             self._note(qube, str(detail.get("note") or ""))
         if event in ("halting", "running"):
             self._progress(qube, event)
-        elif event in ("silent", "answers", "ending"):
+        elif event in ("silent", "answers", "killed", "ending"):
             self._heard_of(qube, event)
         elif event in ("space-wanted", "space-back"):
             self._space(qube, event, detail)
@@ -106,10 +107,13 @@ class Machines:
 
     def _heard_of(self, qube: Qube, event: str) -> None:
         """Its warden says nothing, or does so again, or its end takes its time. A start or a stop under way sees to itself."""
-        if qube.is_halted or qube.uuid in self._stopping or self.beginning.is_under_way(qube.uuid):
+        if event == "killed":
+            self._tell(qube, "its warden did not end it when told to: its processes were killed from outside")
+        elif qube.is_halted or qube.uuid in self._stopping or self.beginning.is_under_way(qube.uuid):
             return
-        if event == "answers":
+        elif event == "answers":
             log.info("the warden of %s answers again", qube.name)
+            self._tell(qube, "its warden answers again")
             self._adopt(qube, self._wardens.found(qube.uuid))
             self._power.emit(qube, "domain-known")
         else:
@@ -118,7 +122,12 @@ class Machines:
     def _unknown(self, qube: Qube, known: Known, *, held: bool = False) -> None:
         problem = processes.problem(known, qube.name, held=held)
         log.error("%s", problem)
+        self._tell(qube, problem)
         self._power.set(qube, processes.power(known, qube.power), "domain-unknown", problem=problem, reason=problem)
+
+    def _tell(self, qube: Qube, sentence: str) -> None:
+        """In the qube's own log, which its warden writes else: of what that can't tell."""
+        say_in(self._parts.paths.qube_log(qube.name), f"{qube.name}: {sentence}")
 
     def _space(self, qube: Qube, event: str, detail: dict[str, Any]) -> None:
         if event == "space-wanted" and qube.power in (PowerState.RUNNING, PowerState.HALTING) and qube not in self.waiting:

@@ -123,6 +123,8 @@ class Link:
 
     async def end_from_outside(self) -> None:
         """Kill what holds the qube's lock. Returns when it is gone. Raises MachineError when it does not end."""
+        if self.announced:
+            self._tell(self.uuid, "killed", {})
         killing = asyncio.ensure_future(asyncio.to_thread(life.end, self._folder, self.uuid))
         try:
             async with asyncio.timeout(END_TIME):

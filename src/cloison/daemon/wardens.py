@@ -5,9 +5,9 @@ The real ones are forked by the zygote and outlive qubesd; the fake lives in `fa
 
 Events come by `on_event(uuid, event, detail)`, called in qubesd's loop: `running`, `halting`, `block-lost`, `qdb-change`,
 `space-wanted` (it stands still: there is no space in `where`), `space-back` (it goes on, and is in that `state`), `broken`,
-`silent` (its warden has not answered in time: nothing is known of it), `answers` (it does again; see `found`), `ending` (what is
-left of it takes its time to end), `stopped`, `failed`. After `stopped` or `failed` the qube's machine and warden are gone; no later
-event names that start.
+`silent` (its warden has not answered in time: nothing is known of it), `answers` (it does again; see `found`), `killed` (from
+outside, since its warden did not end it), `ending` (what is left of it takes its time to end), `stopped`, `failed`. After `stopped`
+or `failed` the qube's machine and warden are gone; no later event names that start.
 """
 from __future__ import annotations
 

@@ -67,6 +67,13 @@ def say(untrusted: str) -> None:
         _to_stderr(record)
 
 
+def say_in(path: str, untrusted: str) -> None:
+    """One stamped record in another log than this program's own. Never raises, never waits."""
+    file = LogFile(path)
+    file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {harmless(untrusted)[:MAX_RECORD - 100]}\n".encode("ascii"))
+    file.close()
+
+
 def _to_stderr(record: bytes) -> None:
     try:
         poll = select.poll()
