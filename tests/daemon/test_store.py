@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloison.daemon.fake import ask, close_app, fake_app
-from cloison.daemon.store import VERSION, Store
+from cloison.daemon.store import MIGRATIONS, Store
 from cloison.errors import StoreError
 from cloison.model.catalogue import SYSTEM
 from cloison.model.journal import Row
@@ -57,7 +57,7 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "store.sqlite")
     Store(path).close()
     database = sqlite3.connect(path)
-    database.execute(f"PRAGMA user_version={VERSION + 1}")
+    database.execute(f"PRAGMA user_version={len(MIGRATIONS) + 2}")
     database.close()
     with pytest.raises(StoreError, match="newer"):
         Store(path)
@@ -151,7 +151,7 @@ def test_a_check_writes_and_changes_nothing(tmp_path: Path) -> None:
     store.check()
     assert path.with_name("store.sqlite-wal").stat().st_size > written
     store.close()
-    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (VERSION,)
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (1 + len(MIGRATIONS),)
 
 
 def test_what_belongs_to_a_qube_goes_with_it(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ GOOD: dict[str, object] = {
     "version": 1, "serial": "0" * 16, "size": 512, "last": 1, "current": 1, "revisions": [], "dirty": None, "commits": [_COMMIT],
 }
 CHANGES: tuple[dict[str, object], ...] = (
-    {"version": 2}, {"serial": "x"}, {"serial": 1}, {"size": 0}, {"size": 1 << 60}, {"size": "1"}, {"last": 0}, {"last": True},
+    {"version": 3}, {"serial": "x"}, {"serial": 1}, {"size": 0}, {"size": 1 << 60}, {"size": "1"}, {"last": 0}, {"last": True},
     {"current": 2}, {"revisions": [2]}, {"revisions": None}, {"revisions": [{}]}, {"dirty": 1}, {"dirty": 2}, {"dirty": "../x"},
     {"commits": []}, {"commits": [1]}, {"commits": [_COMMIT, _COMMIT]}, {"extra": 1},
     {"commits": [{**_COMMIT, "format": "vmdk"}]}, {"commits": [{**_COMMIT, "base": 1}]},

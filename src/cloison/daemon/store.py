@@ -1,10 +1,12 @@
 """The store: the model on disk, in SQLite. One transaction a call, durable before the reply.
 
-The file carries its schema's version; one that is newer, damaged or not ours is refused with one clear error and left as it
-is. Rows keep their order of insertion, which is the order features, pools and labels are listed in.
+The file carries its schema's version. An older one is kept beside it (`store.sqlite.v1`) and taken to today's by `MIGRATIONS`, each
+step in a transaction of its own; one that is newer, damaged or not ours is refused with one clear error and left as it is.
+Rows keep their order of insertion, which is the order features, pools and labels are listed in.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -24,7 +26,8 @@ from cloison.model.properties import Holder, Value
 from cloison.model.volumes import Pool, Volume
 from cloison.runtime import faults, files
 
-VERSION = 1
+Migration = Callable[[sqlite3.Connection], None]
+MIGRATIONS: tuple[Migration, ...] = ()      # from schema 1 to 2, from 2 to 3, ...: statements in a transaction that is open
 APPLICATION = 0x436C6F69        # "Cloi"
 _OF_QUBES = ("properties", "features", "tags", "volumes", "assignments", "texts")
 _OF_SYSTEM = ("globals", "labels", "pools")
@@ -72,8 +75,9 @@ class Store:
             empty = not database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
             if not empty and application != APPLICATION:
                 raise StoreError(f"{self.path} is a database of another program")
-            if version > VERSION:
-                raise StoreError(f"the store {self.path} was written by a newer Cloison (schema {version}, known: {VERSION})")
+            newest = 1 + len(MIGRATIONS)
+            if version > newest:
+                raise StoreError(f"the store {self.path} was written by a newer Cloison (schema {version}, known: {newest})")
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 database.execute(f"PRAGMA {pragma}")
             if empty:
@@ -81,6 +85,8 @@ class Store:
             damage = database.execute("PRAGMA quick_check(1)").fetchone()[0]
             if damage != "ok":
                 raise StoreError(f"the store {self.path} is damaged: {damage}")
+            if not empty:
+                self._migrate(database, version)
         except BaseException:
             database.close()
             raise
@@ -94,8 +100,30 @@ class Store:
         for statement in _SCHEMA:
             database.execute(statement)
         database.execute(f"PRAGMA application_id={APPLICATION}")
-        database.execute(f"PRAGMA user_version={VERSION}")
+        database.execute(f"PRAGMA user_version={1 + len(MIGRATIONS)}")
         database.execute("COMMIT")
+
+    def _migrate(self, database: sqlite3.Connection, version: int) -> None:
+        """One step after another. kill -9 between two of them leaves the version in between, which goes on from there."""
+        steps = MIGRATIONS[version - 1:]
+        if steps:
+            kept, temporary = f"{self.path}.v{version}", f"{self.path}.tmp"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            database.execute("VACUUM INTO ?", (temporary,))
+            with open(temporary, "rb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                os.fsync(file.fileno())
+            files.rename(temporary, kept)
+        for number, step in enumerate(steps, version + 1):
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                step(database)
+                database.execute(f"PRAGMA user_version={number}")
+                database.execute("COMMIT")
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         self._database.close()
@@ -129,7 +157,7 @@ class Store:
                 self._write_row(row)
                 faults.point("store:row")
             if not rows:
-                self._database.execute(f"PRAGMA user_version={VERSION}")
+                self._database.execute(f"PRAGMA user_version={1 + len(MIGRATIONS)}")
             self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:

@@ -3,18 +3,22 @@
 A change of the volume is one atomic replacement of its manifest; files that it does not name are left-overs. Image
 files have their final names from the start, so nothing needs to be renamed when a dirty overlay becomes a commit.
 
-    {"version": 1, "serial": "3f0c...", "size": 2147483648, "last": 7, "current": 6, "revisions": [5], "dirty": 7,
-     "dirty_format": "qcow2",
-     "commits": [{"id": 4, "format": "raw", "base": null, "size": 2147483648, "time": 1767225600}, ...]}
+    {"version": 2, "serial": "3f0c...", "size": 2147483648, "last": 7, "current": 6, "revisions": [5], "dirty": 7,
+     "dirty_format": "qcow2", "replaces": false,
+     "commits": [{"id": 4, "format": "raw", "base": null, "size": 2147483648, "time": 1767225600, "length": 983040}, ...]}
 
 A dirty `qcow2` is an overlay on the present commit; a dirty `raw` is a whole copy of it. `commits` holds every image that
 `current` or a revision needs; `base` is the commit below. Pure but for the names.
+
+A record of an earlier version is read by way of `_STEPS`, and is one of this version when the volume next changes.
 """
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from cloison.storage.base import MAX_REVISIONS, MAX_SIZE, PoolError
 
@@ -27,7 +31,7 @@ _HINT = "Restore the file from a backup; the images beside it were not touched."
 @dataclass(frozen=True)
 class Commit:
     """One immutable image. `format` is `raw` or `qcow2`; `base` the id of the one below; `time` in Unix seconds; `length` of the
-    file in bytes, 0 if an earlier version has not noted it.
+    file in bytes, 0 if version 1 has not noted it.
     """
 
     id: int
@@ -122,7 +126,7 @@ class Manifest:
         return replace(self, commits=tuple(commit for commit in self.commits if commit.id in needed))
 
     def encode(self) -> bytes:
-        return json.dumps({"version": 1, **asdict(self)}, indent=1).encode() + b"\n"
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1).encode() + b"\n"
 
 
 def _newest(revisions: tuple[int, ...], keep: int) -> tuple[int, ...]:
@@ -135,14 +139,29 @@ def decode(data: bytes, vid: str) -> Manifest:
         if len(data) > MAX_BYTES:
             raise ValueError("too long")
         fields = json.loads(data)
-        if fields.pop("version") != 1:
-            raise ValueError("made by another version of Cloison")
+        version = fields.pop("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise ValueError(f"it is of version {version}, and this Cloison reads up to {VERSION}")
+        for step in _STEPS[version - 1:]:
+            step(fields)
         commits = tuple(Commit(**commit) for commit in fields.pop("commits"))
         manifest = Manifest(**{**fields, "revisions": tuple(fields["revisions"]), "commits": commits})
         _check(manifest)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PoolError(f"can't read the record of volume {vid}", str(error)[:200], _HINT) from error
     return manifest
+
+
+def _from_1(fields: dict[str, Any]) -> None:
+    """Version 1 did not know the length of images, nor dirty ones that take a commit's place."""
+    fields.setdefault("dirty_format", "qcow2")
+    fields.setdefault("replaces", False)
+    for commit in fields["commits"]:
+        commit.setdefault("length", 0)
+
+
+_STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_from_1,)      # from each version to the next, in place
+VERSION = 1 + len(_STEPS)
 
 
 def _check(manifest: Manifest) -> None:
