@@ -13,7 +13,7 @@ from cloison.model import labels
 from cloison.model.catalogue import SYSTEM
 from cloison.model.creation import Birth, create
 from cloison.model.domains import READY, System
-from cloison.model.features import CALL_DISPOSABLES, CALL_PROGRAMS, CALL_PROGRAMS_EACH, COUNTS
+from cloison.model.own_features import CALL_DISPOSABLES, CALL_PROGRAMS, CALL_PROGRAMS_EACH, OWN_FEATURES, Kind
 from cloison.model.qubes import new_system
 from cloison.model.volumes import Pool
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer, launch_from_json, launch_to_json
@@ -110,7 +110,7 @@ def test_disposables_of_calls_take_half_of_the_hosts_memory_at_most(memory: int,
 
 
 @pytest.mark.parametrize("said", ["", "-1", "many", "1.5", "\u0663", "12345678"])
-@pytest.mark.parametrize("feature", COUNTS)
+@pytest.mark.parametrize("feature", [each.name for each in OWN_FEATURES if each.kind is Kind.COUNT])
 def test_what_is_no_count(feature: str, said: str) -> None:
     with pytest.raises(BadValue):
         system().qube("work").set_feature(feature, said)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from cloison.model.domains import Qube, System
-from cloison.model.features import AGENT
+from cloison.model.own_features import AGENT
 from cloison.templates import agent_package
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cloison.model import addresses, features, firewall
+from cloison.model import addresses, features, firewall, own_features
 from cloison.model.domains import Qube
 from cloison.model.properties import to_text
 from cloison.plan import fitting
@@ -37,8 +37,8 @@ def build(qube: Qube, facts: Facts) -> Launch:
         kernel=facts.kernel, kernelopts=_kernelopts(qube), warm=facts.warm, accelerator=facts.accelerator,
         identity=identity(qube, facts),
         default_user=qube.get("default_user"), start_timeout=fitting.start_timeout(START_TIMEOUT, qube.get("qrexec_timeout")),
-        debug=qube.get("debug"), disposables=_disposables(qube), programs=_said(qube, features.CALL_PROGRAMS, MOST),
-        programs_each=_said(qube, features.CALL_PROGRAMS_EACH, MOST_EACH),
+        debug=qube.get("debug"), disposables=_disposables(qube), programs=_said(qube, own_features.CALL_PROGRAMS, MOST),
+        programs_each=_said(qube, own_features.CALL_PROGRAMS_EACH, MOST_EACH),
     )
 
 
@@ -50,7 +50,7 @@ def _kernelopts(qube: Qube) -> str:
 
 def _disposables(qube: Qube) -> int:
     """By default so many that they take no more than half of the host's memory."""
-    return _said(qube, features.CALL_DISPOSABLES, max(1, min(DISPOSABLES, qube.system.host.memory // 2 // MEMORY_EACH)))
+    return _said(qube, own_features.CALL_DISPOSABLES, max(1, min(DISPOSABLES, qube.system.host.memory // 2 // MEMORY_EACH)))
 
 
 def _said(qube: Qube, feature: str, default: int) -> int:

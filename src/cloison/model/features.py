@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from cloison.errors import BadRequest, BadTag, BadValue, NotPermitted
+from cloison.model import own_features
 
 MAX_NAME = 256
 MAX_FEATURES, MAX_BYTES, MAX_TAGS = 2048, 1 << 18, 512      # of one qube, as far as qubes may set them
@@ -16,11 +17,6 @@ _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
 TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _PERSIST = re.compile(r"((file|dir):[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[0-7]{1,4}:)?/[^\0]*")
 PROHIBIT_START = "prohibit-start"                    # why a qube may not be started
-CALL_DISPOSABLES = "call-disposables-max"            # how many disposables the calls of a qube may have at once
-CALL_PROGRAMS = "call-programs-max"                  # how many programs of the host they may have at once
-CALL_PROGRAMS_EACH = "call-programs-each-max"        # and of one service
-AGENT = "cloison-agent"                              # of a template: the digest of the agent that was built into it
-COUNTS = (CALL_DISPOSABLES, CALL_PROGRAMS, CALL_PROGRAMS_EACH)
 RESERVED = frozenset(("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"))
 
 
@@ -63,8 +59,7 @@ def check_tag(untrusted: str) -> str:
 
 def check_meaning(name: str, value: str) -> None:
     """What the core demands of the features it acts on. Raises BadValue."""
-    if name in COUNTS and not (value.isascii() and value.isdecimal() and len(value) < 8):
-        raise BadValue(f"feature {name} takes a number")
+    own_features.check(name, value)
     prefix, dot, rest = name.partition(".")
     if dot and prefix == "service":
         if not rest or rest in (".", "..") or (len(rest) > 48 and not rest.startswith("app-dispvm.")):

@@ -7,7 +7,8 @@ from cloison.admin.qubesd import Call
 from cloison.errors import BadRequest, QubeError, QubeNotRunning
 from cloison.model import requests
 from cloison.model.domains import Qube
-from cloison.model.features import AGENT, check_quota
+from cloison.model.features import check_quota
+from cloison.model.own_features import AGENT
 
 MAX_DIGITS = 9
 
