@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import tomllib
 from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd
+from tests.patience import PATIENCE
 
 from cloison import begin
-from cloison.cli import completion, main
+from cloison.cli import completion, main, tool
 from cloison.runtime.paths import Paths
 from cloison.wire import admin
 
@@ -23,6 +25,60 @@ def test_down_without_qubesd_is_no_error(root: Path, capsys: pytest.CaptureFixtu
     assert told.out == "qubesd does not run\n" and told.err == "cloison: hint: Start it with: cloison up\n"
     assert main.main(["status", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == {"running": False}
+
+
+@pytest.mark.parametrize("patience", [300.0, 0.0])
+def test_down_kills_no_qube_that_is_late_before_its_time(
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, patience: float,
+) -> None:
+    def shutdown(fake: FakeQubesd, request: admin.Request) -> bytes:
+        tries = sum(method == "admin.vm.Shutdown" for _, method, _, _ in fake.calls)
+        return admin.exception("QubesVMShutdownTimeoutError", "too slow") if tries < 3 else admin.ok()
+
+    ended: list[str] = []
+    monkeypatch.setattr("cloison.cli.daemons.end", lambda _paths, at: ended.append(at))
+    monkeypatch.setattr(main, "DOWN_TIME", patience)
+    qubesd.answers["admin.vm.Shutdown"] = shutdown
+    assert main.main(["down"]) == 0
+    assert ended[0] == "qubesd.sock"
+    told = capsys.readouterr().err
+    asked = [method for _, method, _, _ in qubesd.calls if method in ("admin.vm.Shutdown", "admin.vm.Kill")]
+    if patience:
+        assert asked == ["admin.vm.Shutdown"] * 3
+        assert told.count("sys-net has not shut down yet; what is late is killed in 300 s") == 2 and "killing it" not in told
+        assert told.endswith("cloison: sys-net is shut down\n")
+    else:
+        assert asked == ["admin.vm.Shutdown", "admin.vm.Kill"]
+        assert "sys-net did not shut down in time: killing it" in told and "not shut down yet" not in told
+
+
+def test_down_waits_for_one_that_was_down_when_asked_again(
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [admin.exception("QubesVMShutdownTimeoutError", "too slow"), admin.exception("QubesVMNotStartedError", "it is down")]
+    monkeypatch.setattr("cloison.cli.daemons.end", lambda _paths, _at: None)
+    qubesd.answers["admin.vm.Shutdown"] = lambda _, __: answers.pop(0)
+    assert main.main(["down"]) == 0
+    assert capsys.readouterr().err.endswith("cloison: sys-net is shut down\n") and not answers
+
+
+def test_who_waits_long_for_qubesd_is_told_once_what_for(
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloison.client.connection.SLOW", 0.01)
+    told = threading.Event()
+    tell = tool._tell_slow
+    monkeypatch.setattr(tool, "_tell_slow", lambda *words: (tell(*words), told.set()))
+
+    def status(_fake: FakeQubesd, _request: admin.Request) -> bytes:
+        assert told.wait(PATIENCE)
+        return admin.ok(b"{}")
+
+    qubesd.answers["internal.cloison.Status"] = status
+    assert main.main(["status"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["cloison: still waiting for qubesd's answer to internal.cloison.Status of dom0; Ctrl-C ends the wait, "
+                     "`cloison log qubesd` may tell why"]
 
 
 def test_status(qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str]) -> None:

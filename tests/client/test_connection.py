@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -135,6 +136,29 @@ def test_events_until_a_deadline() -> None:
         assert [event.event for event in stream.until(0.0)] == ["domain-shutdown"]      # it is here already
         theirs.close()
         assert list(stream.until(time.monotonic() + 60)) == []
+
+
+@pytest.mark.parametrize(("method", "times"), [("admin.vm.List", 1), ("admin.vm.Start", 0)])
+def test_a_slow_answer_is_told_of_once_and_of_a_long_call_later(
+    qubesd: FakeQubesd, monkeypatch: pytest.MonkeyPatch, method: str, times: int,
+) -> None:
+    monkeypatch.setattr("cloison.client.connection.SLOW", 0.0)
+    told: list[tuple[str, str]] = []
+    waits = threading.Event()
+
+    def slow(*call: str) -> None:
+        told.append((call[0], call[1]))
+        waits.set()
+
+    def answer(_fake: FakeQubesd, _request: admin.Request) -> bytes:
+        assert not times or waits.wait(PATIENCE)
+        return admin.ok(b"so")
+
+    qubesd.answers[method] = answer
+    connection = Connection(slow=slow)
+    assert [connection.call("work", method) for _ in range(2)] == [b"so"] * 2
+    assert told == [("admin.vm.List", "work")] * times
+    assert Connection().call("work", method) == b"so", "who doesn't want to be told waits all the same"
 
 
 def test_a_disposable_lives_as_long_as_its_lease(qubesd: FakeQubesd) -> None:

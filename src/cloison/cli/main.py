@@ -21,6 +21,7 @@ from cloison.errors import CloisonError
 from cloison.runtime.paths import Paths
 
 PROG = "cloison"
+DOWN_TIME = 300.0                        # s in which `cloison down` kills none that is late: it may be saving
 
 # Verbs of other modules, with what --help says of them.
 OTHERS = {
@@ -136,9 +137,15 @@ def _down(args: argparse.Namespace, connection: Connection) -> int:
             if told is not None:
                 print(f"{PROG}: {sentence}", file=told, flush=True)
 
+        def late(slow: list[str], more: float) -> None:
+            tell(f"{', '.join(slow)} {'has' if len(slow) == 1 else 'have'} not shut down yet; "
+                 f"what is late is killed in {more:.0f} s, with qvm-kill now; Ctrl-C ends the wait and kills nothing")
+
         if names:
             tell(f"shutting down {', '.join(names)}")
-        status = shut_down(connection, names, wait=True, force=True, prog=PROG, done=lambda name: tell(f"{name} is shut down"))
+        status = shut_down(connection, names, wait=True, force=True, prog=PROG,
+                           done=lambda name: tell(f"{name} is shut down"),
+                           patience=DOWN_TIME, late=late)
     daemons.end(connection.paths, "qubesd.sock")
     _end_helpers(connection.paths)
     return min(status, 1)

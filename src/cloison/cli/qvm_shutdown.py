@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from cloison.cli import tool
@@ -36,29 +37,39 @@ def run(args: argparse.Namespace, connection: Connection) -> int:
 def shut_down(
     connection: Connection, names: Iterable[str], *, wait: bool, force: bool, prog: str = PROG,
     done: Callable[[str], object] = lambda name: None,
+    patience: float = 0.0, late: Callable[[list[str], float], object] = lambda _names, _seconds: None,
 ) -> int:
     """Shut them down, those that others use after their users, and kill those that time out. The number that failed.
 
-    `done` is called with the name of each that is shut down.
+    `done` is called with the name of each that is shut down. `patience`: seconds in all before which none is killed, whatever its
+    own timeout; `late` is called with those that have timed out and the seconds that they still have, each time that they do.
     """
+    end = time.monotonic() + patience
     argument = "+".join(word for word, wanted in (("force", force), ("wait", wait)) if wanted)
     left = list(names)
     failed = _wake(connection, left)
     left = [name for name in left if name not in failed]
     while left:
         outcome = tool.each(prog, connection, left, "admin.vm.Shutdown", argument, done=done)
-        outcome = {name: error for name, error in outcome.items() if type(error) is not QubeNotStarted}     # it is down
+        for name in [name for name, error in outcome.items() if type(error) is QubeNotStarted]:
+            del outcome[name]
+            done(name)                   # it is down
+        more = end - time.monotonic()
+        slow = [name for name, error in outcome.items() if isinstance(error, ShutdownTimeout) and more > 0]
+        if slow:                         # each is asked once more, which does not disturb what it does
+            late(slow, more)
+            outcome = {name: error for name, error in outcome.items() if name not in slow}
         failed.update((name, error) for name, error in outcome.items() if not isinstance(error, QubeInUse))
         in_use = {name: error for name, error in outcome.items() if isinstance(error, QubeInUse)}
         if len(in_use) == len(left):     # none of them will be free by itself
             failed.update(in_use)
             break
-        left = list(in_use)
-    late = [name for name, error in failed.items() if isinstance(error, ShutdownTimeout)]
-    for name in late:
+        left = [*slow, *in_use]
+    timed_out = [name for name, error in failed.items() if isinstance(error, ShutdownTimeout)]
+    for name in timed_out:
         tool.fail(prog, f"{name} did not shut down in time: killing it")
         del failed[name]
-    failed.update(tool.each(prog, connection, late, "admin.vm.Kill", ignore=(QubeNotStarted,)))
+    failed.update(tool.each(prog, connection, timed_out, "admin.vm.Kill", ignore=(QubeNotStarted,)))
     for name, error in failed.items():
         tool.report(prog, error, f"failed to shut down: {name}")
     return len(failed)

@@ -113,7 +113,7 @@ def main(parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None =
     prog = parser.prog
     try:
         args = parser.parse_args(argv)
-        return flushed(prog, run(args, Connection()) or 0)
+        return flushed(prog, run(args, Connection(slow=lambda method, dest: _tell_slow(prog, method, dest))) or 0)
     except SystemExit as end:            # argparse: --help, wrong usage
         return flushed(prog, end.code if isinstance(end.code, int) else FAILED if end.code else 0)
     except KeyboardInterrupt:
@@ -125,6 +125,12 @@ def main(parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None =
         return flushed(prog, 0) or report(prog, CloisonError(f"{error.filename}: {told}" if error.filename else told))
     except (CloisonError, InvalidValue, EOFError) as error:
         return flushed(prog, report(prog, error))
+
+
+def _tell_slow(prog: str, method: str, dest: str) -> None:
+    """Silence is no answer: what hangs is named, and how to go."""
+    print(f"{prog}: still waiting for qubesd's answer to {method} of {dest}; Ctrl-C ends the wait, "
+          f"`cloison log qubesd` may tell why", file=sys.stderr, flush=True)
 
 
 def report(prog: str, error: Exception, about: str = "") -> int:

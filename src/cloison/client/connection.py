@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from cloison import errors
@@ -25,6 +25,9 @@ T = TypeVar("T")
 MAX_REPLY = 64 << 20                     # bytes; qubesd is trusted, this only keeps a fault from eating the host
 PARALLEL = 32                            # calls under way at once
 _CHUNK = 1 << 16
+SLOW, LONG_SLOW = 5.0, 60.0              # s without an answer until whoever waits is told; of calls that may well take their time
+LONG = frozenset((                       # those: they boot or copy
+    "admin.vm.Start", "admin.vm.Shutdown", "admin.vm.volume.CloneTo", "internal.vm.volume.ImportEnd", "internal.cloison.SealRoot"))
 _ENDED = "qubesd ended during the call"
 
 
@@ -49,11 +52,14 @@ class ServerError(CloisonError):
 
 
 class Connection:
-    """Where qubesd is. Holds nothing open between calls. `source`: the qube that the calls are made for."""
+    """Where qubesd is. Holds nothing open between calls. `source`: the qube that the calls are made for. `slow`: called once with
+    the name of a call and its qube, when the answer keeps whoever waits for it waiting.
+    """
 
-    def __init__(self, paths: Paths | None = None, source: str = "dom0") -> None:
+    def __init__(self, paths: Paths | None = None, source: str = "dom0", slow: Callable[[str, str], object] | None = None) -> None:
         self.paths = paths or Paths.from_environment()
         self.source = source
+        self._slow = slow
 
     def call(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> bytes:
         """The reply's content. Raises a CloisonError for whatever went wrong, NoDaemon if qubesd does not run."""
@@ -69,7 +75,13 @@ class Connection:
     def begin(self, dest: str, method: str, argument: str = "", payload: bytes = b"", *, internal: bool = False) -> Pending:
         """Send a call without waiting for its reply."""
         request = encode_request(Request(method, argument, self.source, "name", dest, payload))
-        return Pending(self._send(request, "qubesd.internal.sock" if internal else "qubesd.sock"))
+        sock = self._send(request, "qubesd.internal.sock" if internal else "qubesd.sock")
+        return Pending(sock, LONG_SLOW if method in LONG else SLOW, lambda: self._tell_slow(method, dest))
+
+    def _tell_slow(self, method: str, dest: str) -> None:
+        tell, self._slow = self._slow, None
+        if tell is not None:
+            tell(method, dest)
 
     def stream(self, dest: str, method: str, argument: str = "", payload: bytes = b"") -> Stream:
         """A call that is answered by events, and lasts until one side closes."""
@@ -110,8 +122,8 @@ class Connection:
 class Pending:
     """A call under way. `result` waits for its end; `fileno` is readable when something has come."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, patience: float, slow: Callable[[], None]) -> None:
+        self._sock, self._patience, self._slow = sock, patience, slow
         self._reply = bytearray()
 
     def fileno(self) -> int:
@@ -132,6 +144,8 @@ class Pending:
     def result(self) -> bytes:
         """Reads what is missing. Raises the failure that qubesd answered with."""
         with self._sock:
+            if not wait(self, self._patience):
+                self._slow()
             try:
                 while not self.read():
                     pass
