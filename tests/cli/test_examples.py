@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import re
@@ -18,6 +19,7 @@ from cloison.cli import main
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_ADVICE = re.compile(r"(?:: |; )(cloison [a-z][a-z0-9 -]*?[a-z0-9])(?=$|[.;,:)\n]| (?:and|makes|adds|shows|lists|tells)\b)")
 _BREAKS = {"|", ";", "<", ">", "&&", "2>&1"}
 
 
@@ -79,7 +81,15 @@ def in_documents() -> Iterator[str]:
                 yield line
 
 
-@pytest.mark.parametrize("line", sorted({*in_help(), *in_documents()}))
+def in_advice() -> Iterator[str]:
+    """What sentences and hints of the code tell people to type, as far as it holds no placeholder."""
+    for path in sorted((ROOT / "src" / "cloison").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield from _ADVICE.findall(node.value)
+
+
+@pytest.mark.parametrize("line", sorted({*in_help(), *in_documents(), *in_advice()}))
 def test_an_example_is_taken(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name, *words in commands(line):
         parser = parser_of(name, words)
@@ -91,4 +101,4 @@ def test_an_example_is_taken(line: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_there_are_examples() -> None:
-    assert len(set(in_help())) > 100 and len(set(in_documents())) > 20
+    assert len(set(in_help())) > 100 and len(set(in_documents())) > 20 and len(set(in_advice())) > 5

@@ -81,6 +81,13 @@ def test_explain_without_qubesd(user: Path, capsys: pytest.CaptureFixture[str]) 
     assert "qubesd is not running" in capsys.readouterr().err
 
 
+def test_check_before_there_is_a_folder(user: Path, qubesd: None, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(user)
+    assert main.main(["policy", "check"]) == 1
+    assert capsys.readouterr().err == (
+        f"cloison: error: there is no policy folder yet: {user}\ncloison: hint: cloison up makes it.\n")
+
+
 def test_check(user: Path, qubesd: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["policy", "check"]) == 0
     assert said(capsys)[-1].startswith("ok: 56 rules in ")

@@ -71,7 +71,7 @@ def test_before_there_is_a_template_the_next_command_is_told(
 ) -> None:
     qubesd.qubes = {"dom0": qubesd.qubes["dom0"]}
     assert run(line) == 2
-    assert "hint: There is no template yet, so no qube. Make one: cloison template build\n" in capsys.readouterr().err
+    assert "hint: There is no template yet, so no qube. Make one: cloison template build debian-13\n" in capsys.readouterr().err
 
 
 def test_without_a_default_template_the_next_command_is_told(real: Connection, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,9 +83,9 @@ def test_without_a_default_template_the_next_command_is_told(real: Connection, c
     for name in ("work", "net", "tpl"):
         real.call(name, "admin.vm.Remove")
     assert run("qvm-create --label red made") == 1
-    assert "there is none yet; cloison template build makes one" in _err(capsys)
+    assert "there is no template yet; cloison template build debian-13 makes one" in _err(capsys)
     assert run("qvm-run -p --dispvm -- true") == 255
-    assert "dom0 has no default_dispvm: there is none yet; cloison template build makes one" in _err(capsys)
+    assert "dom0 has no default_dispvm: there is no template yet; cloison template build debian-13 makes one" in _err(capsys)
 
 
 def _err(capsys: pytest.CaptureFixture[str]) -> str:
@@ -283,7 +283,7 @@ def test_without_a_template_the_list_of_templates_tells_the_next_step(
     for name in ("work", "net", "tpl"):
         real.call(name, "admin.vm.Remove")
     assert main.main(["template", "list"]) == 0
-    assert _err(capsys) == "cloison: There is no template yet, so no qube. Make one: cloison template build\n"
+    assert _err(capsys) == "cloison: There is no template yet, so no qube. Make one: cloison template build debian-13\n"
 
 
 def test_down_says_what_it_does(real: Connection, capfd: pytest.CaptureFixture[str]) -> None:

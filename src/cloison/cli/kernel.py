@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
 
 SUITE = suites.chosen(suites.USUAL, None)
+NO_KERNEL = f"cloison: There is no kernel yet. A template brings one: cloison template build {suites.USUAL}"
 
 Install = Callable[[Tools, str], str]
 """Tools and a work folder; the version that is in the pool then."""
@@ -128,6 +130,8 @@ def _list(_: argparse.Namespace, connection: Connection) -> int:
         rows.append((version, f"{size >> 20} MiB", ", ".join(users.get(version, [])) or "unused"))
     if rows:
         tool.say(tool.table(rows))
+    else:
+        print(NO_KERNEL, file=sys.stderr)
     return 0
 
 

@@ -27,6 +27,12 @@ INVALID = 1
 _ROOTS = (Root.RUNTIME, Root.LEGACY)
 
 
+class NoPolicyYet(CloisonError):
+    """The folder of the policy is not there."""
+
+    hint = "cloison up makes it."
+
+
 def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser("policy", help="why a call is allowed or denied, recent decisions, faults of the policy",
                                    description="Look at the policy of calls between qubes.")
@@ -183,6 +189,9 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _check(_: argparse.Namespace, paths: Paths) -> int:
+    own = folders(paths)[Root.MAIN][0]
+    if not os.path.isdir(own):
+        raise NoPolicyYet(f"there is no policy folder yet: {own}")
     reader = FolderReader(folders(paths))
     try:
         rules = parse(reader)

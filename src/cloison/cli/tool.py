@@ -23,7 +23,7 @@ USAGE = 2
 _PATTERN = re.compile(r"[A-Za-z0-9_.\]!-]*[*?\[][A-Za-z0-9_.*?\[\]!-]*")   # what names may hold, and a wildcard
 
 _WHOLE = (argparse.PARSER, argparse.REMAINDER)   # an argument that takes all that follows, options too
-NO_TEMPLATE = "There is no template yet, so no qube. Make one: cloison template build"
+NO_TEMPLATE = "There is no template yet, so no qube. Make one: cloison template build debian-13"
 
 Run = Callable[[argparse.Namespace, Connection], int | None]
 

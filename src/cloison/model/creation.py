@@ -64,7 +64,7 @@ def create(system: System, birth: Birth) -> Qube:
 def no_template(system: System, klass: str) -> str:
     """What to do where no template was named and none is the default."""
     if all(qube.klass != "TemplateVM" for qube in system.qubes.values()):
-        return "there is none yet; cloison template build makes one"
+        return "there is no template yet; cloison template build debian-13 makes one"
     return f"name one, or set it: qubes-prefs {'default_dispvm' if klass == 'DispVM' else 'default_template'} NAME"
 
 

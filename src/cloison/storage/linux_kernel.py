@@ -80,7 +80,8 @@ class KernelPool:
             raise PoolError("not a kernel version", repr(version[:80]))
         missing = self._missing(version)
         if missing is not None:
-            raise PoolError(f"can't use kernel {version}", f"{missing} is missing", "Install it with: cloison template build")
+            hint = "cloison kernel list shows the ones there are; cloison kernel add adds one."
+            raise PoolError(f"can't use kernel {version}", f"{missing} is missing", hint)
 
     def _missing(self, version: str) -> str | None:
         """Path of the first file that is not there."""
