@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloison.client import agent_wait
-from cloison.client.agent_wait import AgentSilent, when_there
+from cloison.client.agent_wait import AgentSilent, NotInAQube, when_there
 from cloison.errors import QubeNotRunning
 from cloison.runtime.paths import Paths
 
@@ -45,6 +45,15 @@ def test_not_for_ever(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_wait, "AGENT_TIME", 0.0)
     with pytest.raises(AgentSilent, match="work runs, but its agent"):
         when_there(paths, "work", attempts(10**9)[1])
+
+
+def test_dom0_is_no_qube(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it is said to run, no agent is waited for, and nobody is told to restart it."""
+    state(monkeypatch, "Running")
+    made, attempt = attempts(10**9)
+    with pytest.raises(NotInAQube, match="dom0 is this machine, not a qube"):
+        when_there(paths, "dom0", attempt)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(("said", "text"), [

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Made = TypeVar("Made")
 
 AGENT_TIME = 10.0                        # seconds that a new agent may take in a qube that runs
+DOM0 = "dom0"                            # `client.domains` would cost each call its import
 RETRY = 0.05                             # seconds until it is looked for again
 
 
@@ -22,6 +23,12 @@ class AgentSilent(QrexecError):
     """The qube runs, and nothing in it answers."""
 
     hint = "Restart it: qvm-shutdown --wait, or qvm-kill if that doesn't help; then qvm-start."
+
+
+class NotInAQube(QrexecError):
+    """dom0 is said to run, and has no agent: it is the host."""
+
+    hint = "Programs of the host need no tool; qvm-ls lists the qubes."
 
 
 class Patience:
@@ -33,7 +40,9 @@ class Patience:
         self._end = 0.0
 
     def check(self, state: str, error: QubeNotRunning) -> None:
-        """Nobody listens for a qube in that state. Returns if somebody may soon; raises QubeNotRunning, AgentSilent."""
+        """Nobody listens for a qube in that state. Returns if somebody may soon; raises QubeNotRunning, AgentSilent, NotInAQube."""
+        if self._qube == DOM0:
+            raise NotInAQube("dom0 is this machine, not a qube: nothing can be run in it or copied to it") from error
         if state != "Running":
             more = f": it is {state.lower()}" if state not in ("", "Halted") else ""
             raise QubeNotRunning(f"{self._qube} does not run{more}") from error
@@ -43,7 +52,7 @@ class Patience:
 
 
 def when_there(paths: Paths, qube: str, attempt: Callable[[], Made], seconds: float | None = None) -> Made:
-    """What `attempt` gives as soon as it finds the qube's daemon. Raises QubeNotRunning, AgentSilent, and what else it raises."""
+    """What `attempt` gives as soon as it finds the qube's daemon. Raises what `Patience.check` does, and what else it raises."""
     patience = Patience(qube, seconds)
     while True:
         try:

@@ -77,7 +77,7 @@ def _template(system: System, birth: Birth) -> Qube:
             raise BadValue(f"a qube of class {birth.klass} needs a template, and no default is set: {what}")
     template = system.qube(name)
     if template.klass not in system.kinds[birth.klass].templates:
-        raise BadPropertyValue(f"{name} is a {template.klass}: it can't be the template of a {birth.klass}")
+        raise BadPropertyValue(f"{name} is of class {template.klass}: it can't be the template of a {birth.klass}")
     if birth.klass == "DispVM" and not template.get("template_for_dispvms"):
         raise BadValue(f"{name} is not a template for disposables (its template_for_dispvms is not set)")
     return template

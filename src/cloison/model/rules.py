@@ -133,7 +133,7 @@ def system_network(system: System, value: str | None) -> str | None:
         return None
     netvm = system.qubes[value]
     if "netvm" not in netvm.properties:
-        raise BadPropertyValue(f"{value} is a {netvm.klass}: it can't be a netvm")
+        raise BadPropertyValue(f"{value} is of class {netvm.klass}: it can't be a netvm")
     chain = [netvm, *netvm.netvms()]
     if any("netvm" in qube.properties and qube.is_default("netvm") for qube in chain):
         raise BadPropertyValue(f"Network loop: set the netvm of {value} explicitly first, for instance to nothing")

@@ -44,7 +44,7 @@ class Step:
 def check_machine(qube: Qube) -> None:
     """Raises QubeError for dom0 and remote qubes."""
     if not qube.kind.machine:
-        raise QubeError(f"{qube.name} is a {qube.klass}: it has no machine here to control")
+        raise QubeError(f"{qube.name} is of class {qube.klass}: it has no machine here to control")
 
 
 def check_known(qube: Qube) -> None:
@@ -56,7 +56,7 @@ def check_known(qube: Qube) -> None:
 def check_start(qube: Qube) -> None:
     """Raises what forbids a start; nothing forbids to have it that a running qube runs."""
     if not qube.kind.machine:
-        raise QubeNotHalted(f"{qube.name} is a {qube.klass}: it runs always")
+        raise QubeNotHalted(f"{qube.name} is of class {qube.klass}: it runs always")
     if qube.state != READY:
         raise QubeError(f"{qube.name} is being {'removed' if qube.state == REMOVING else 'made'}")
     check_known(qube)

@@ -195,7 +195,7 @@ def detach(devclass: str) -> AsyncHandler:
 
 def _denied(call: Call) -> list[str]:
     if "devices_denied" not in call.dest.properties:
-        raise QubeError(f"{call.dest.name} is a {call.dest.klass}: it can have no devices here")
+        raise QubeError(f"{call.dest.name} is of class {call.dest.klass}: it can have no devices here")
     return devices.parse_interfaces(str(call.dest.get("devices_denied")))
 
 

@@ -89,7 +89,7 @@ def tag_remove(call: Call) -> None:
 def _check_has_notes(qube: Qube) -> None:
     """Raises QubeError."""
     if not qube.kind.machine:
-        raise QubeError(f"{qube.name} is a {qube.klass}: it has no notes here")
+        raise QubeError(f"{qube.name} is of class {qube.klass}: it has no notes here")
 
 
 def notes_get(call: Call) -> str:

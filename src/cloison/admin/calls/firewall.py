@@ -10,7 +10,7 @@ from cloison.model.domains import Qube
 def rules_of(qube: Qube) -> list[firewall.Rule]:
     """Raises QubeError for a qube that can have none."""
     if not qube.kind.machine:
-        raise QubeError(f"{qube.name} is a {qube.klass}: it has no firewall here")
+        raise QubeError(f"{qube.name} is of class {qube.klass}: it has no firewall here")
     return firewall.parse_rules(qube.texts.get("firewall", firewall.DEFAULT).encode())
 
 
