@@ -102,7 +102,7 @@ def test_qvm_clone_and_qvm_create_say_who_has_not_finished(source: Connection, m
         while "copy" not in list_qubes(source):
             number += 1
             connection = Mortal(source, number)
-            monkeypatch.setattr("cloison.cli.tool.Connection", lambda connection=connection: connection)
+            monkeypatch.setattr("cloison.cli.tool.Connection", lambda connection=connection, **_: connection)
             with pytest.raises(Killed):
                 tool.main(words)
         assert starts(source, "copy").startswith(f"copy may not be started: {tool.PROG} has not finished making it")
@@ -115,7 +115,7 @@ def test_a_creation_that_is_killed_is_whole_or_never_starts(
     source: Connection, monkeypatch: pytest.MonkeyPatch, words: list[str],
 ) -> None:
     def run(connection: Connection) -> None:
-        monkeypatch.setattr("cloison.cli.tool.Connection", lambda: connection)
+        monkeypatch.setattr("cloison.cli.tool.Connection", lambda **_: connection)
         assert qvm_create.main(["-l", "red", "-t", "tpl", *words, "made"]) == 0
 
     def whole() -> bool:
