@@ -159,6 +159,17 @@ class Recorder(logging.Handler):
         self._end()
         return answer.content
 
+    async def quietly(self, method: str, dest: str = "dom0", argument: str = "", payload: str = "") -> str:
+        """The answer, and nothing of it written down but what it does."""
+        answer = await ask(self.app, method, dest, argument, payload)
+        return f"{answer.failure or 'ok'} {answer.content}"
+
+    async def step(self, method: str, dest: str, argument: str = "", payload: str = "") -> None:
+        """The call and its answer in a line, and what it does below that."""
+        before = len(self.lines)
+        answer = await self.quietly(method, dest, argument, payload)
+        self.lines.insert(before, f"{method} {dest} {argument} {payload}: {answer}")
+
     async def happens(self, what: str, do: Callable[[], object]) -> None:
         self.note(f"\n{what}")
         do()
