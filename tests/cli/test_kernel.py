@@ -8,6 +8,7 @@ import pytest
 from fake_qubesd import FakeQubesd, Refused
 
 from cloison.cli import kernel, main
+from cloison.errors import HostError
 from cloison.runtime.paths import Paths
 from cloison.templates import kernel_tree, kernels
 from cloison.wire import admin
@@ -152,10 +153,35 @@ def test_from_files(
     assert "qvm-prefs QUBE kernel 6.12.1-mine" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("vmlinuz", "modules", "sentence"), [
+    ("bzImage", "modules", "is not named after a kernel's release"), ("bzImage", "6.1.0-x", "has no folder kernel/"),
+    ("nosuch", "6.12.1-mine", "nosuch is not a file"),
+])
+def test_files_that_are_no_kernel(
+    qubesd: FakeQubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str], vmlinuz: str, modules: str, sentence: str,
+) -> None:
+    """Whoever gave files is not told to name a package."""
+    for folder in ("6.12.1-mine/kernel", "6.1.0-x", "modules/kernel"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "bzImage").write_bytes(b"kernel")
+    assert run("add", "--vmlinuz", str(tmp_path / vmlinuz), "--modules", str(tmp_path / modules)) == 1
+    said = capsys.readouterr().err
+    assert sentence in said and "hint: Give --vmlinuz the image of a kernel, and --modules the folder" in said
+
+
+def test_no_space_is_told_before_any_work(
+    qubesd: FakeQubesd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(kernel, "NEEDED_SPACE", 1 << 60)
+    monkeypatch.setattr(kernels, "install", lambda *_, **__: pytest.fail("it began"))
+    assert run("add") == 1
+    assert "a build needs 1073741824 GiB free" in capsys.readouterr().err
+
+
 def test_a_busybox_with_libraries_is_refused(tmp_path: Path) -> None:
     (tmp_path / "6.1/kernel").mkdir(parents=True)
     (tmp_path / "busybox").write_bytes(b"\x7fELF.../lib64/ld-linux-x86-64.so.2\0")
-    with pytest.raises(kernel_tree.BadKernelPackage, match="busybox-static"):
+    with pytest.raises(HostError, match="busybox-static"):
         kernel_tree.of_files("/bin/sh", str(tmp_path / "6.1"), str(tmp_path / "busybox"))
 
 

@@ -196,6 +196,6 @@ def test_what_is_no_kernel_is_refused(paths: Paths, tmp_path: Path, broken: str)
         os.rmdir(os.path.join(modules, "kernel"))
     else:
         modules = shutil.move(modules, str(tmp_path / "own/modules"))
-    with pytest.raises(kernel_tree.BadKernelPackage):
+    with pytest.raises(kernel_tree.BadKernelFiles):
         install_own(paths, vmlinuz, modules)
     assert kernels.installed(paths) == []

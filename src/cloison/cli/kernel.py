@@ -20,12 +20,13 @@ from cloison.runtime.files import rename
 from cloison.runtime.paths import Paths
 from cloison.runtime.programs import find
 from cloison.templates import kernel_tree, kernels, sources, suites
-from cloison.templates.build import BuildRequest
+from cloison.templates.build import GIB, BuildRequest, require_space
 from cloison.templates.complaints import MADE_BY_A_FAILURE
 from cloison.templates.contain import Tools
 from cloison.templates.work import work_folder
 
 SUITE = suites.chosen(suites.USUAL, None)
+NEEDED_SPACE = GIB                       # on the data disk for a package of Debian, with what apt fetches
 NO_KERNEL = f"cloison: There is no kernel yet. A template brings one: cloison template build {suites.USUAL}"
 
 Install = Callable[[Tools, str], str]
@@ -92,6 +93,7 @@ def _from_debian(args: argparse.Namespace, paths: Paths) -> Install:
     print(f"{args.package} of {suites.described(suite)}", flush=True)
 
     def install(tools: Tools, folder: str) -> str:
+        require_space(paths, NEEDED_SPACE)
         lines = sources.build_lines(suite, args.mirror)
         with progress("kernel") as report:
             done = _Steps(report)

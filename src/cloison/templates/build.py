@@ -100,7 +100,7 @@ def build(request: BuildRequest, paths: Paths, folder: str, tools: Tools, report
 
     Stopped from another thread or by an exception in this one (Ctrl-C), it ends its tools and lets the exception pass.
     """
-    _check_space(paths)
+    require_space(paths, NEEDED_SPACE)
     lines = sources.build_lines(request.suite, request.mirror)
     progress, agent = _Progress(report), agent_package.digest()
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -156,10 +156,11 @@ def _offers(folder: str) -> dict[str, str]:
     return data
 
 
-def _check_space(paths: Paths) -> None:
+def require_space(paths: Paths, needed: int) -> None:
+    """Raises NoSpace if less is free for a build of a template or kernel."""
     free = shutil.disk_usage(paths.data).free
-    if free < NEEDED_SPACE:
-        raise NoSpace(f"a build needs {NEEDED_SPACE >> 30} GiB free at {paths.data}, and there are {free >> 20} MiB")
+    if free < needed:
+        raise NoSpace(f"a build needs {needed >> 30} GiB free at {paths.data}, and there are {free >> 20} MiB")
 
 
 class _Progress:

@@ -29,6 +29,12 @@ class BadKernelPackage(HostError):
     hint = "Name a kernel package of Debian, such as linux-image-cloud-amd64."
 
 
+class BadKernelFiles(HostError):
+    """The files that a person named are no kernel with its modules."""
+
+    hint = "Give --vmlinuz the image of a kernel, and --modules the folder that its `make modules_install` has filled."
+
+
 @dataclass(frozen=True)
 class KernelTree:
     """Paths of a kernel, of its folder of modules, which is named after its release, and of a busybox that needs no library."""
@@ -55,17 +61,17 @@ def in_package(tree: str) -> KernelTree:
 
 
 def of_files(vmlinuz: str, modules: str, busybox: str) -> KernelTree:
-    """Of a person's own kernel. `modules`: a folder like /lib/modules/6.1.0-9-amd64. Raises BadKernelPackage."""
+    """Of a person's own kernel. `modules`: a folder like /lib/modules/6.1.0-9-amd64. Raises BadKernelFiles, HostError."""
     folder = os.path.realpath(modules)
     if not _RELEASE.fullmatch(os.path.basename(folder)):
-        raise BadKernelPackage(f"{modules} is not named after a kernel's release, as /lib/modules/6.1.0-9-amd64 is")
+        raise BadKernelFiles(f"{modules} is not named after a kernel's release, as /lib/modules/6.1.0-9-amd64 is")
     if not os.path.isdir(os.path.join(folder, "kernel")):
-        raise BadKernelPackage(f"{modules} has no folder kernel/ with modules in it")
+        raise BadKernelFiles(f"{modules} has no folder kernel/ with modules in it")
     if not os.path.isfile(vmlinuz):
-        raise BadKernelPackage(f"{vmlinuz} is not a file")
+        raise BadKernelFiles(f"{vmlinuz} is not a file")
     with open(busybox, "rb") as file:
         if _LOADER in file.read():       # there is no library in an initramfs
-            raise BadKernelPackage(f"{busybox} needs libraries; install the package busybox-static")
+            raise HostError(f"{busybox} needs libraries; install the package busybox-static")
     return KernelTree(vmlinuz, folder, busybox)
 
 
