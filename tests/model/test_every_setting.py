@@ -113,15 +113,16 @@ def test_what_points_to_a_qube_keeps_it(tmp_path: Path, golden: Callable[[str, s
         found = []
         await r.quietly("admin.vm.property.Set", "user", "netvm", "")
         await r.quietly("admin.vm.property.Set", "net", "template_for_dispvms", "True")
-        for klass, name in [*SUBJECTS.items(), ("", "dom0")]:
+        for klass, name in [("", "dom0"), *sorted(SUBJECTS.items(), key=lambda each: each[0] == "DispVM")]:
             holder = r.app.system.qube(name) if klass else r.app.system
             calls = "admin.vm.property" if klass else "admin.property"
-            for prop in [each.name for each in holder.properties.values() if each.type == "vm"]:
+            for prop in sorted((each.name for each in holder.properties.values() if each.type == "vm"), key="template".__eq__):
                 await r.quietly(f"{calls}.Set", name, prop, "net")
                 if holder.values.get(prop) == "net":
                     found.append(f"{klass or 'system'} {prop}: {await r.quietly('admin.vm.Remove', 'net')}")
                     assert "net" in r.app.system.qubes
                     await r.quietly(f"{calls}.Reset", name, prop)
+        assert await r.quietly("admin.vm.Remove", "named") == "ok "         # it keeps its template
         assert await r.quietly("admin.vm.Remove", "net") == "ok "
         return "\n".join(found) + "\n"
 
