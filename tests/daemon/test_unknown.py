@@ -19,7 +19,9 @@ from cloison.daemon.fake import ask, close_app, fake_parts
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
 from cloison.daemon.wiring import DRIVERS
-from cloison.model.domains import Qube
+from cloison.model.domains import READY, Qube
+from cloison.storage.base import PoolError
+from cloison.storage.qcow2 import Qcow2Pool
 from cloison.values import PowerState
 
 HOLD = "import sys; file = open(sys.argv[1], 'rb+'); print('open', flush=True); sys.stdin.read()"
@@ -198,6 +200,40 @@ def test_a_machine_whose_disk_somebody_still_has_open_is_not_halted(tmp_path: Pa
             other.wait()
         await scene.app.stopped(work(scene))
         assert scene.power() is PowerState.HALTED and not is_dirty(scene) and not work(scene).problem
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_halted_qube_whose_disk_is_held_is_not_half_removed_and_needs_no_new_qubesd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: bool,
+) -> None:
+    """Its last stop could not commit, and somebody has opened the image since."""
+    async def scenario(scene: Scene) -> None:
+        assert await scene.call("admin.vm.Start") == "ok"
+        with monkeypatch.context() as patch:
+            patch.setattr(Qcow2Pool, "stop", lambda *_: (_ for _ in ()).throw(PoolError("can't commit", "no space")))
+            assert await scene.call("admin.vm.Kill") == "ok"
+        assert scene.power() is PowerState.HALTED and is_dirty(scene)
+        with held(image(scene)) as other:
+            for method in ("admin.vm.volume.Clear", "internal.vm.volume.ImportBegin"):
+                socket = "qubesd.sock" if method.startswith("admin.") else "qubesd.internal.sock"
+                answer = await ask(scene.app, method, "work", "private", socket=socket)
+                assert "a process still has its image open" in answer.content, method
+                assert scene.power() is PowerState.HALTED and is_dirty(scene)
+            answer = await ask(scene.app, "admin.vm.Remove", "work")
+            assert "a process still has disks of work open; qvm-kill work ends it" in answer.content
+            assert work(scene).state == READY
+            await assert_untouched(scene)
+            if kill:
+                assert await scene.call("admin.vm.Kill") == "ok"
+            assert other.stdin is not None
+            other.stdin.close()
+            other.wait()
+            await scene.app.stopped(work(scene))
+        assert scene.power() is PowerState.HALTED and not is_dirty(scene) and not work(scene).problem
+        assert await scene.call("admin.vm.Remove") == "ok"
 
     play(tmp_path, scenario)
 

@@ -111,6 +111,9 @@ class Making:
             if self._qubesd.system.qubes.get(qube.name) is not qube:
                 return
             lifecycle.check_remove(qube)
+            if await self._volumes.stay_held(qube):         # before anything of it goes: it is as it was, and can be killed
+                self._machines.take_held(qube)
+                lifecycle.check_remove(qube)
             await self._remove(qube)
 
     async def _remove(self, qube: Qube) -> None:

@@ -18,6 +18,7 @@ from cloison.model.domains import Qube
 from cloison.model.volumes import Volume
 from cloison.plan.volumes import WITH_FILE_SYSTEM, leaves_nothing
 from cloison.runtime import holders
+from cloison.storage import base
 from cloison.storage.base import DamagedImage, Kind, Pool, VolumeConfig, explained
 from cloison.storage.images import copy_content
 from cloison.wire.warden import DiskSource
@@ -246,6 +247,10 @@ class Volumes:
                 if path and _is_open(path):
                     found.append(path)
         return found
+
+    async def stay_held(self, qube: Qube) -> bool:
+        """The same for longer than a killed process's takes to be closed."""
+        return await self.in_thread(lambda: not all(holders.closed_within(path, base.HELD) for path in self._held(self.kept(qube))))
 
     async def end_holders(self, qube: Qube) -> bool:
         """Kill whatever has an image of it open. False when something has, and it can't be found."""
