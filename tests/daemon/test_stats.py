@@ -120,7 +120,7 @@ def test_a_stream_of_one_qube_ends_with_it(tmp_path: Path) -> None:
     async def scenario(app: App, path: str) -> None:
         await furnish(app)
         halted = await request(path, b"admin.vm.Stats+ dom0 name off\0")
-        assert halted.startswith(b"1\0\0connection-established\0\0002\0QubesVMNotRunningError\0\0")
+        assert halted.startswith(b"1\0\0connection-established\0\0002\0QubesVMNotRunningError\0hint: Start or unpause it first.\0")
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b"admin.vm.Stats+ dom0 name one\0")
         writer.write_eof()

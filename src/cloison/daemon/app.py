@@ -41,6 +41,7 @@ from cloison.model.volumes import Volume
 from cloison.plan import lifecycle
 from cloison.plan.preload import Wake
 from cloison.qrexec.policyd.policy_files import LivePolicy, folders
+from cloison.runtime.tasks import Tasks
 from cloison.storage.base import Pool, VolumeConfig
 
 P = ParamSpec("P")
@@ -80,7 +81,7 @@ class App(Qubesd):
         self.space = Space(self._space_folders, self._tell_space, parts.store.reserves, self.volumes.in_thread)
         self.machines.beginning.check_space = self._check_space
         self.agents = Agents()
-        self.recovering: set[asyncio.Task[None]] = set()        # what the start has begun, and did not wait for to its end
+        self.recovering = Tasks()        # what the start has begun, and did not wait for to its end
 
     # -- model ----------------------------------------------------------------------------------------------------
 
@@ -251,10 +252,7 @@ class App(Qubesd):
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A part of the daemon's start that may take longer than that."""
-        task = asyncio.create_task(work)
-        self.recovering.add(task)
-        task.add_done_callback(self.recovering.discard)
-        return task
+        return self.recovering.begin(work)
 
     async def autostart(self) -> None:
         """Start what is to run with the system, netvms first, then preload. One that fails does not hold up the rest; one in a
@@ -280,9 +278,7 @@ class App(Qubesd):
 
     async def close(self) -> None:
         """Give up what the start has begun; the next one begins it again."""
-        for task in self.recovering:
-            task.cancel()
-        await asyncio.gather(*self.recovering, return_exceptions=True)
+        await self.recovering.end()
 
     # -- volumes and the rest --------------------------------------------------------------------------------------------
 

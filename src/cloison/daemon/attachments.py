@@ -33,6 +33,7 @@ from cloison.model.domains import Qube
 from cloison.model.exposed import Exposed
 from cloison.plan import devices as plan
 from cloison.runtime.paths import Paths
+from cloison.runtime.tasks import Tasks
 from cloison.values import PowerState
 from cloison.wire import blocks
 from cloison.wire.blocks import Block
@@ -52,7 +53,7 @@ class Attachments:
         self._coming: set[Block] = set()                    # of these: not there yet
         self._settling: set[Device] = set()                 # ports whose device has come, and is being given away by rule
         self._gone: set[tuple[str, str]] | None = set()     # lost before `adopt` was told of them; None when that is done
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         devices.user_of = self.user_of
 
     # -- what is attached ----------------------------------------------------------------------------------------------
@@ -307,23 +308,19 @@ class Attachments:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """It goes on when nobody waits for it any more."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task = self._tasks.begin(work)
+        task.add_done_callback(_taken)
         return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.debug("a device: %s", task.exception())        # told to whoever waited
-
     async def settled(self) -> None:
         """Until nothing is being attached or asked."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.settled()
 
     async def close(self) -> None:
         """Wait for nobody: wardens finish what they do, and the next daemon hears of it."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.end()
+
+
+def _taken(task: asyncio.Task[None]) -> None:
+    """Whoever waited has been told of the failure; nobody may have."""
+    if not task.cancelled() and task.exception() is not None:
+        log.debug("a device: %s", task.exception())

@@ -13,6 +13,7 @@ from cloison.daemon.volumes import Volumes
 from cloison.errors import CloisonError, MachineError
 from cloison.model.domains import Qube
 from cloison.plan import fitting
+from cloison.runtime.tasks import Tasks
 from cloison.wire.warden import DiskSource, Kernel, Launch, Layer
 
 log = logging.getLogger(__name__)
@@ -21,12 +22,11 @@ log = logging.getLogger(__name__)
 class Launches:
     def __init__(self, parts: Parts, volumes: Volumes) -> None:
         self._parts, self._volumes, self._wardens = parts, volumes, parts.wardens
-        self._preparing: set[asyncio.Task[None]] = set()
+        self._preparing = Tasks()
 
     def close(self) -> None:
         """Warm images in the making are given up."""
-        for task in self._preparing:
-            task.cancel()
+        self._preparing.cancel()
 
     async def build(self, qube: Qube, disks: tuple[DiskSource, ...], warm: str | None = None) -> Launch:
         kernel = self._parts.kernels.kernel(str(qube.get("kernel")))
@@ -38,9 +38,7 @@ class Launches:
 
     def prepare(self, template: Qube) -> None:
         """In the background, make the warm image that qubes of this template will start from."""
-        task = asyncio.get_running_loop().create_task(self._prepare(template))
-        self._preparing.add(task)
-        task.add_done_callback(self._preparing.discard)
+        self._preparing.begin(self._prepare(template))
 
     async def _prepare(self, template: Qube) -> None:
         """A failure is no one's yet: the first start tries again, and says so."""

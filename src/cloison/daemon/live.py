@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from cloison.admin.qubesd import Qubesd
 from cloison.daemon import launch
@@ -19,6 +18,7 @@ from cloison.errors import CloisonError, MachineError
 from cloison.model import deferred, features, firewall
 from cloison.model.domains import Qube
 from cloison.model.journal import Event
+from cloison.runtime.tasks import Tasks
 from cloison.runtime.token_bucket import TokenBucket
 from cloison.values import PowerState
 
@@ -33,7 +33,7 @@ _MOST_WAIT = 24 * 3600.0        # s: the host's clock may be set, so look again 
 class Live:
     def __init__(self, qubesd: Qubesd, wardens: Wardens, devices: Devices, attachments: Attachments) -> None:
         self._qubesd, self._wardens, self._devices, self._attachments = qubesd, wardens, devices, attachments
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._changed: dict[Qube, set[str]] = {}        # watched paths that have changed since they were told of
         self._quiet: dict[Qube, asyncio.TimerHandle] = {}       # until when the next ones have to wait
         self._tellings: dict[Qube, TokenBucket] = {}            # of qubes that run and have had news
@@ -56,14 +56,14 @@ class Live:
         if kind in ("domain-feature-set", "domain-feature-delete"):
             self._feature(qube, name)
         elif kind == "firewall-changed":
-            self._spawn(self._firewall(qube))
+            self._tasks.begin(self._firewall(qube))
             self.watch_expiry()
         elif kind == "net-domain-connect":
-            self._spawn(self._clients(qube))
+            self._tasks.begin(self._clients(qube))
         elif kind in ("domain-unpaused", "domain-start"):
             self._deferred([qube, *self._qubesd.system.clients(qube)])
         elif name in ("keyboard_layout", "guivm") and kind in ("property-set", "property-reset") and qube.power in _UP:
-            self._spawn(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
+            self._tasks.begin(self._write(qube, {"/keyboard-layout": str(qube.get("keyboard_layout"))}))
         elif kind == "domain-shutdown":
             self._tellings.pop(qube, None)
             self._devices.forget(qube)
@@ -87,7 +87,7 @@ class Live:
             self._changed[qube].add(untrusted_path)
         else:
             self._changed[qube] = {untrusted_path}
-            self._spawn(self._tell_changes(qube))
+            self._tasks.begin(self._tell_changes(qube))
 
     async def _tell_changes(self, qube: Qube) -> None:
         """Of each path once. What comes from now on waits until it has been quiet: the delay itself is what protects us."""
@@ -114,7 +114,7 @@ class Live:
     def _quiet_over(self, qube: Qube) -> None:
         self._quiet.pop(qube).cancel()
         if self._changed[qube] and not self._closed:
-            self._spawn(self._tell_changes(qube))
+            self._tasks.begin(self._tell_changes(qube))
         else:
             del self._changed[qube]
 
@@ -133,23 +133,18 @@ class Live:
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # -- what is told ---------------------------------------------------------------------------------------------
 
     def _feature(self, qube: Qube, name: str) -> None:
         entries = features.qdb_entries(name, qube.features.get(name))
         if entries and qube.power in _UP:
-            self._spawn(self._write(qube, entries))
+            self._tasks.begin(self._write(qube, entries))
 
     def _relay(self, remote: Qube) -> None:
         """The relay learns what the other machine calls the qube."""
         relay = remote.reference("relayvm")
         if relay is not None and relay.power in _UP:
-            self._spawn(self._write(relay, {f"/remote/{remote.name}": str(remote.get("remote_name") or remote.name)}))
+            self._tasks.begin(self._write(relay, {f"/remote/{remote.name}": str(remote.get("remote_name") or remote.name)}))
 
     async def _write(self, qube: Qube, entries: dict[str, str | None]) -> None:
         try:

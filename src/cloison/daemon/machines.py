@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from cloison.admin.qubesd import Qubesd
@@ -27,6 +27,7 @@ from cloison.plan import lifecycle, processes
 from cloison.plan.processes import Known
 from cloison.runtime import faults
 from cloison.runtime.say import say_in
+from cloison.runtime.tasks import Tasks
 from cloison.values import PowerState
 from cloison.wire.agent import NO_PRIVATE
 
@@ -47,22 +48,14 @@ class Machines:
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._halted: dict[str, asyncio.Event] = {}             # set when the stop has been handled
         self.starts: dict[str, str] = {}                        # uuid -> warm or cold, of those started since qubesd runs
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()              # `close` waits for them
         self._closing = asyncio.Event()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that `close` waits for."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def close(self) -> None:
         """Wait for stops that are being handled; touch no machine. Warm images in the making are given up."""
         self._closing.set()
         self.launches.close()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.settled()
 
     async def start(self, qube: Qube, lease: socket.socket | None = None) -> str:
         """Returns `warm` or `cold`; nothing to do for a qube that is not halted. Raises what forbids or prevents it."""
@@ -145,7 +138,7 @@ class Machines:
         if untrusted:
             log.warning("%s says: %s", qube.name, untrusted)
         if NO_PRIVATE in untrusted:
-            self._spawn(self._spare_revisions(qube))
+            self._tasks.begin(self._spare_revisions(qube))
 
     async def _spare_revisions(self, qube: Qube) -> None:
         """What it does to its private volume without having mounted it is to push no older state out. It may lie: then it is its
@@ -162,7 +155,7 @@ class Machines:
         if self.beginning.machine_ended(qube.uuid):
             return
         if not qube.is_halted and qube.uuid not in self._stopping:
-            self._stopping[qube.uuid] = self._spawn(self._finish_stop(qube))
+            self._stopping[qube.uuid] = self._tasks.begin(self._finish_stop(qube))
 
     async def _finish_stop(self, qube: Qube, *, held: bool = False) -> None:
         """Volumes are committed or dropped, the qube is halted, a disposable is gone."""
@@ -218,7 +211,7 @@ class Machines:
         """A qube without a warden whose disks a process has open: its stop is handled when that has let go of them."""
         self._unknown(qube, Known.SILENT, held=True)
         self._halted[qube.uuid] = asyncio.Event()
-        self._stopping[qube.uuid] = self._spawn(self._finish_stop(qube, held=True))
+        self._stopping[qube.uuid] = self._tasks.begin(self._finish_stop(qube, held=True))
 
     def _set_halted(self, qube: Qube, forget: Callable[[Qube], None] | None = None) -> None:
         """Halted, whatever the store says to what is forgotten with it. Raises StoreError for that only."""

@@ -17,6 +17,7 @@ from cloison.model.domains import Qube
 from cloison.model.journal import Event
 from cloison.plan import preload as plan
 from cloison.plan.preload import Wake
+from cloison.runtime.tasks import Tasks
 from cloison.values import PowerState
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Preloads:
     def __init__(self, qubesd: Qubesd) -> None:
         self._qubesd = qubesd
         self._locks: dict[str, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._delayed: dict[str, asyncio.TimerHandle] = {}      # uuid of a template -> when to look after it next
         self._closed = False
 
@@ -49,25 +50,19 @@ class Preloads:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._closed:
             work.close()
-            return
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        else:
+            self._tasks.begin(work)
 
     async def close(self) -> None:
         """Give up what is under way; what it leaves is for the next daemon's `recover`."""
         self._closed = True
         for timer in self._delayed.values():
             timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end()
 
     async def settled(self) -> None:
         """Until nothing is under way. What waits for its delay is not."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.settled()
 
     # -- what -----------------------------------------------------------------------------------------------------
 

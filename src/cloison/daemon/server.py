@@ -15,6 +15,7 @@ from cloison.errors import CloisonError
 from cloison.runtime import unix
 from cloison.runtime.hangups import Hangups
 from cloison.runtime.paths import Paths
+from cloison.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
 MAX_UNFINISHED = 2048           # callers that have not half-closed yet: more than come in one turn of the loop
@@ -33,7 +34,7 @@ class Server:
         self.unfinished: dict[Connection, int] = {}      # bytes that each has sent
         self._buffered = 0
         self.asked: dict[Connection, None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._servers: list[asyncio.Server] = []
         self._to_flush: list[Connection] = []
 
@@ -54,10 +55,7 @@ class Server:
         for name in self._sockets:
             if os.path.lexists(self._paths.socket(name)):
                 os.unlink(self._paths.socket(name))
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end()
         self._flush()
         for connection in [*self.unfinished, *self.asked]:
             connection.transport.abort()
@@ -118,13 +116,12 @@ class Server:
 
     def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that lives as long as the server at most."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        task = self._tasks.begin(work)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    @staticmethod
+    def _ended(task: asyncio.Task[None]) -> None:
         """Nobody waits for it, so a failure is told of here."""
-        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s has ended: %s", getattr(task.get_coro(), "__qualname__", "a task"), error, exc_info=error)

@@ -20,6 +20,7 @@ from cloison.errors import MachineError, PeerError
 from cloison.plan.processes import Known
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
+from cloison.runtime.tasks import Tasks
 from cloison.runtime.whole import whole
 from cloison.values import InvalidValue, PowerState, Uuid
 from cloison.wire import blocks
@@ -49,12 +50,7 @@ class ZygoteWardens(Wardens):
         self._zygote = Zygote(paths, zygote)
         self._warm = WarmImages(paths, self._zygote)
         self._links: dict[str, Link] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def _background(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks = Tasks()
 
     # -- finding them again --------------------------------------------------------------------------------------------------
 
@@ -67,7 +63,7 @@ class ZygoteWardens(Wardens):
         rest = [uuid for uuid in life.known(self.paths.qubes) if uuid not in doors]
         for uuid in sorted([*doors, *rest]):
             link = self._links[uuid] = self._new_link(uuid)
-            self._background(link.take_over(doors.get(uuid)))
+            self._tasks.begin(link.take_over(doors.get(uuid)))
         links = list(self._links.values())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPT_TIME):
@@ -143,7 +139,7 @@ class ZygoteWardens(Wardens):
             ours.close()
             self._forget(link)
             raise
-        self._background(link.listen(ours))
+        self._tasks.begin(link.listen(ours))
         try:
             await asyncio.shield(link.ready)
         except asyncio.CancelledError:
@@ -237,8 +233,7 @@ class ZygoteWardens(Wardens):
 
     async def close(self) -> None:
         await asyncio.to_thread(self._zygote.close)
-        for task in list(self._tasks):
-            task.cancel()
+        self._tasks.cancel()
         for link in self._links.values():
             link.abandon("qubesd is ending")
 

@@ -17,6 +17,7 @@ from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.listener import Listener
 from cloison.runtime.paths import Paths
+from cloison.runtime.tasks import Tasks
 from cloison.runtime.unix import is_same_user
 from cloison.wire import ask as wire
 
@@ -44,7 +45,7 @@ class Agent:
     def __init__(self, paths: Paths, asker: Asker) -> None:
         self._path, self._asker = paths.socket(SOCKET), asker
         self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -56,18 +57,13 @@ class Agent:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end()
 
     def _accept(self, stream: socket.socket) -> None:
         if len(self._tasks) >= MAX_CALLERS or not is_same_user(stream):
             stream.close()
             return
-        task = self._loop.create_task(self._serve(stream))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(self._serve(stream))
 
     async def _serve(self, stream: socket.socket) -> None:
         answer = b""

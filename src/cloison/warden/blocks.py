@@ -8,11 +8,12 @@ guest has yet to let go of a disk that is dead already: its name and its slot st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 
 from cloison.errors import MachineError, PeerError
 from cloison.hypervisor.base import Machine
 from cloison.runtime.paths import Paths
+from cloison.runtime.tasks import Tasks
 from cloison.warden.block_link import BlockLink
 from cloison.wire import blocks
 from cloison.wire.blocks import Block
@@ -28,7 +29,7 @@ class Blocks:
         self._paths, self._machine, self._event = paths, machine, event
         self._links: dict[str, BlockLink] = {}
         self._attached: dict[str, Block] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def listing(self) -> list[dict[str, object]]:
         return [blocks.to_json(block) for block in self._attached.values()]
@@ -52,7 +53,7 @@ class Blocks:
             raise
         self._attached[block.name] = block
         self._event({"event": "block-attached", "block": blocks.to_json(block)})
-        self._background(self._follow(block, link))
+        self._tasks.begin(self._follow(block, link))
 
     async def _follow(self, block: Block, link: BlockLink) -> None:
         """A link that ends by itself takes the disk along."""
@@ -66,7 +67,7 @@ class Blocks:
         if self._attached.pop(name, None) is None:
             raise MachineError(f"{name[:20]} is not attached")
         link = self._links[name]
-        leaving = self._background(self._leave(name))
+        leaving = self._tasks.begin(self._leave(name))
         await asyncio.wait([leaving], timeout=UNPLUG_TIME)
         if leaving.done():
             await link.over.wait()          # the machine has hung up, so this has its limit
@@ -91,11 +92,4 @@ class Blocks:
     def close(self) -> None:
         """The machine is gone."""
         self._cut_all()
-        for task in self._tasks:
-            task.cancel()
-
-    def _background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self._tasks.cancel()

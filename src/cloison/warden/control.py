@@ -5,10 +5,11 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 
 from cloison.errors import CloisonError, PeerError
 from cloison.runtime.listener import Listener
+from cloison.runtime.tasks import Tasks
 from cloison.wire.warden import Lines, encode
 
 Do = Callable[[str, dict[str, object]], Awaitable[dict[str, object] | None]]
@@ -23,7 +24,7 @@ class ControlServer:
         self._path, self._do, self._status = path, do, status
         self._listener: Listener | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
 
     async def adopt(self, stream: socket.socket, on_lost: Callable[[], None] = lambda: None) -> None:
@@ -31,15 +32,10 @@ class ControlServer:
         stream.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=stream)
         self._writers.add(writer)
-        self._background(self._serve(reader, writer, on_lost))
-
-    def _background(self, work: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(self._serve(reader, writer, on_lost))
 
     def listen(self) -> None:
-        self._listener = Listener(self._path, MAX_PEERS, lambda stream: self._background(self.adopt(stream)))
+        self._listener = Listener(self._path, MAX_PEERS, lambda stream: self._tasks.begin(self.adopt(stream)))
 
     def event(self, message: dict[str, object]) -> None:
         line = encode(message)
@@ -58,15 +54,14 @@ class ControlServer:
             writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), 5)
-        for task in list(self._tasks):
-            task.cancel()
+        self._tasks.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_lost: Callable[[], None]) -> None:
         lines = Lines()
         try:
             while data := await reader.read(65536):
                 for request in lines.feed(data):
-                    self._background(self._reply(writer, request))       # each begins in its turn; one that waits holds up no other
+                    self._tasks.begin(self._reply(writer, request))       # in its turn; one that waits holds up no other
         except (OSError, PeerError):
             pass
         finally:

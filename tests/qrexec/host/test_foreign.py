@@ -152,7 +152,7 @@ def test_our_qube_calls_a_foreign_daemons(place: Place) -> None:
             stack.push_async_callback(outgoing.close)
             control = await qube.scripted_control()
             control.send(qrexec.hello(4))
-            calling = asyncio.ensure_future(Caller(qube, control).call("test.Any", b"in"))
+            calling = asyncio.ensure_future(Caller(qube, control, outgoing).call("test.Any", b"in"))
             service = Recorder(vchans)
             service.channel = vchans.open(Address(A, B, 515), service)
             service.send(qrexec.hello(4) + b"".join(qrexec.data(qrexec.STDOUT, b"out")))

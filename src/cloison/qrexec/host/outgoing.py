@@ -22,6 +22,7 @@ from cloison.qrexec.host.daemon import Daemon
 from cloison.qrexec.host.disposables import Disposables
 from cloison.qrexec.host.policy_client import Denied, Verdict
 from cloison.qrexec.session_waiter import Waiter
+from cloison.runtime.tasks import Tasks
 from cloison.wire import qrexec
 from cloison.wire.policy import Query
 
@@ -65,7 +66,7 @@ class Outgoing:
         self._at_once, self._grace = at_once, grace
         self._ended = 0                              # calls of which only the target's word is waited for
         self._pending: dict[bytes, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._words = 0                          # characters of the services that those ask for
         self._turns = asyncio.Semaphore(MAX_ASKING)
         self._disposables = Disposables(budget.disposables)
@@ -78,10 +79,7 @@ class Outgoing:
 
     async def close(self) -> None:
         """Disposables of calls under way are killed, everything else is let go of."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end()
         self._host.log.close()
 
     def _asked(self, trigger: qrexec.Trigger) -> None:
@@ -89,12 +87,10 @@ class Outgoing:
                 or self._words + len(trigger.service) > MAX_WORDS:
             self._daemon.refuse(trigger.request_id)
             return
-        task = self._loop.create_task(self._serve(trigger))
+        task = self._tasks.begin(self._serve(trigger))
         self._words += len(trigger.service)
         task.add_done_callback(partial(self._said, len(trigger.service)))
         self._pending[trigger.request_id] = task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _said(self, size: int, _task: asyncio.Task[None]) -> None:
         self._words -= size

@@ -28,6 +28,7 @@ from cloison.runtime.daemon import begin, told_to_end
 from cloison.runtime.files import try_lock
 from cloison.runtime.hangup import watch_hangup
 from cloison.runtime.paths import Paths
+from cloison.runtime.tasks import Tasks
 from cloison.wire import policy as wire
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class PolicyDaemon:
         self._call_log = CallLog(path(paths))
         self._judge = Judge(self._policy.rules, self._facts, agents or Agents(paths), self._call_log)
         self._listeners: list[tuple[str, socket.socket]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.unfinished: dict[_Caller, None] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -89,10 +90,7 @@ class PolicyDaemon:
                 os.unlink(name)
         for caller in list(self.unfinished):
             caller.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end()
         self._system.close()
         self._policy.close()
         self._call_log.close()
@@ -140,10 +138,7 @@ class PolicyDaemon:
         if len(self._tasks) >= MAX_WAITING:
             work.close()
             return None
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._tasks.begin(work)
 
     async def judge(self, query: wire.Query) -> bytes:
         return (await self._judge.judge(query)).answer()
