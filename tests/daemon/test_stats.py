@@ -126,7 +126,7 @@ def test_a_stream_of_one_qube_ends_with_it(tmp_path: Path) -> None:
         writer.write_eof()
         await reader.readuntil(b"vm-stats")
         assert (await request(path, b"admin.vm.Kill+ dom0 name one\0")) == b"0\0"
-        assert b"2\0QubesVMNotRunningError\0\0" in await reader.read()
+        assert b"2\0QubesVMNotRunningError\0hint: " in await reader.read()
         writer.close()
 
     served(tmp_path, scenario)
