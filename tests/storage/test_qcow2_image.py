@@ -100,6 +100,7 @@ def test_the_header_of_every_truncation_is_refused(tmp_path: Path) -> None:
     (0, b"XXXX"), (4, b"\0\0\0\2"), (8, b"\0\0\0\0\0\0\1\0"), (16, b"\0\0\0\x09"), (20, b"\0\0\0\x09"), (24, b"\0" * 8),
     (24, b"\xff" * 8), (32, b"\0\0\0\1"), (32, b"\0\0\0\2"),
     (60, b"\0\0\0\1"), (79, b"\2"), (79, b"\4"), (79, b"\x08"), (79, b"\x10"), (72, b"\x80"),
+    (36, b"\0\0\0\0"), (40, b"\0" * 8), (46, b"\x01"),
 ])
 def test_a_header_that_is_not_one_of_ours_is_refused(tmp_path: Path, offset: int, value: bytes) -> None:
     path = tmp_path / "image"

@@ -138,7 +138,7 @@ def report(prog: str, error: Exception, about: str = "") -> int:
     fail(prog, f"{about}: {error}" if about else str(error) or type(error).__name__)
     if isinstance(error, CloisonError):
         if hint := next_step(error):
-            print(f"{prog}: hint: {hint}", file=sys.stderr)
+            print(f"{prog}: hint: {printable(hint)}", file=sys.stderr)
         return USAGE if isinstance(error, QubeNotFound) else error.exit_status
     return FAILED
 

@@ -18,7 +18,8 @@ from cloison.storage.base import MAX_SIZE, PoolError, checked_size
 
 CLUSTER = 1 << 16
 MAGIC = b"QFI\xfb"
-_L1_ENTRIES = CLUSTER // 8          # each maps 512 MiB: MAX_SIZE in all
+_L1_ENTRIES = CLUSTER // 8          # MAX_SIZE in all
+_MAPPED = 512 << 20                 # bytes of the disk that each maps
 _L1_AT = 3 * CLUSTER
 _SIZE_OFFSET, _L1_FIELDS = 24, 36
 # magic, version, backing offset and length, cluster bits | size, encryption, L1 entries and offset, refcount table
@@ -110,6 +111,8 @@ def checked_header(fd: int) -> int:
         raise _damaged(f"its header claims {size} bytes")
     if table + 8 * entries > os.fstat(fd).st_size:
         raise _damaged("it ends before its own table of clusters does")
+    if table % CLUSTER or not table or entries * _MAPPED < size:
+        raise _damaged("its table of clusters is not where one can be, or too short")
     return size
 
 
