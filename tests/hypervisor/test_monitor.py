@@ -205,7 +205,8 @@ def test_as_many_events_may_wait_as_the_bound_says_and_one_more_is_a_flood() -> 
 @pytest.mark.parametrize("line", [
     b'{"return": "' + b"x" * MAX_LINE + b'"}\r\n',
     b"no json\r\n", b'{"event": ["a", "list"]}\r\n', b"[" * 100_000 + b"\r\n", b"[]\r\n",
-], ids=["long", "garbage", "nameless", "deep", "list"])
+    b'{"return": {}, "id": ["a", "list"]}\r\n', b'{"error": {"class": "GenericError", "desc": "no id"}}\r\n',
+], ids=["long", "garbage", "nameless", "deep", "list", "id", "error"])
 def test_line_that_no_qemu_sends_ends_the_connection(line: bytes) -> None:
     async def play(monitor: Monitor, qemu: Qemu) -> None:
         with monitor.waiting_for("MIGRATION"):

@@ -101,12 +101,13 @@ class Monitor(QMPClient):
         if self._writer is not None:
             self._writer.transport.abort()
 
-    async def _event_dispatch(self, msg: Message) -> None:
+    async def _on_message(self, msg: Message) -> None:
+        """What ends the reader here ends the connection: unless it counts as a flood, QEMU would live on without a monitor."""
         try:
-            await super()._event_dispatch(msg)
-        except (ProtocolError, TypeError) as error:                      # TypeError: a name that is none
+            await super()._on_message(msg)
+        except (ProtocolError, TypeError) as error:                      # TypeError: a name or an id that is none
             self._on_flood()
-            raise ProtocolError(f"QEMU's monitor sends events without end, or none: {error}") from error
+            raise ProtocolError(f"QEMU's monitor sends events without end, or what is no answer: {error}") from error
 
     # The library would make a text of each message here, for a log that is off.
     def _cb_inbound(self, msg: Message) -> Message:
