@@ -15,7 +15,7 @@ MAX_WARDEN = 64 << 10       # KiB of resident memory at its peak
 # Run as a unit of its own, so that it outlives the agent that started it. Frames: reference wire/mux.py.
 ATTACK = r"""
 import os, select, struct, subprocess, sys
-subprocess.run(['systemctl', 'stop', 'cloison-agent'], check=True)
+subprocess.run(['systemctl', 'stop', 'cloison-standby', 'cloison-agent'], check=True)
 port = os.open('/dev/virtio-ports/org.cloison.mux', os.O_RDWR)
 
 def frame(kind, channel, body=b'', length=None):
@@ -93,7 +93,7 @@ def test_a_guest_without_an_agent_can_be_shut_down_and_killed(cloison: Place) ->
     if "silent" not in cloison.qubes():
         cloison.create("silent")
     cloison.ok(["qvm-start", "silent"])
-    stop = cloison.popen(["qvm-run", "-p", "--user", "root", "silent", "echo going; systemctl stop cloison-agent"])
+    stop = cloison.popen(["qvm-run", "-p", "--user", "root", "silent", "echo going; systemctl stop cloison-standby cloison-agent"])
     with stop:
         assert stop.stdout is not None
         assert stop.stdout.readline() == b"going\n"
