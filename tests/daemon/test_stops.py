@@ -153,3 +153,16 @@ def test_an_end_of_qubesd_waits_for_a_stop_that_is_being_handled(tmp_path: Path)
         assert await kill == "ok"
 
     play(tmp_path, scenario)
+
+
+def test_a_shutdown_of_a_qube_whose_machine_has_just_ended_waits_for_its_stop(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        for word in ("", "wait"):
+            assert await scene.call("admin.vm.Start") == "ok"
+            scene.wardens.stop(scene.app.system.qube("work").uuid)
+            assert scene.power("work") is PowerState.RUNNING, "its stop has not been handled yet"
+            assert await scene.call("admin.vm.Shutdown", "work", word) == "ok"
+            await scene.app.machines.settled(scene.app.system.qube("work"))
+            assert scene.power("work") is PowerState.HALTED
+
+    play(tmp_path, scenario)

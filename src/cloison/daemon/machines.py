@@ -248,7 +248,7 @@ class Machines:
         try:
             if qube.power is PowerState.PAUSED:
                 await self.kill(qube)
-            else:
+            elif qube.uuid not in self._stopping or qube.is_unknown:        # else its machine has ended already
                 await self._wardens.shutdown(qube.uuid)
         except CloisonError as error:
             self._power.emit(qube, "domain-shutdown-failed", reason=error)
