@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import re
 import shlex
@@ -21,6 +22,8 @@ import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
 
 from cloison.cli import main
+from cloison.qrexec.policyd.policy_files import folders, make_folders
+from cloison.runtime.paths import Paths
 from cloison.wire import admin
 
 LIMIT = 30.0                             # seconds after which a command counts as hung, on a machine that is busy
@@ -139,6 +142,8 @@ def places(qubesd: FakeQubesd, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "admin.vm.volume.List": lambda _, __: admin.ok(b"private\n"),
         "admin.vm.volume.Info": lambda _, __: admin.ok(b"pool=p\nvid=v\nsize=1\nusage=0\n"),
     }
+    root = qubesd.run.parent
+    make_folders(folders(Paths(str(qubesd.run), str(root / "data"), str(root / "config"))))    # as the first policy tool would
     broken = tmp_path_factory.mktemp("broken")
     (broken / "config").mkdir()
     (broken / "config" / "policy.d").write_text("a file where a folder should be")
@@ -259,10 +264,13 @@ def test_no_command_prints_a_traceback(places: dict[str, str], way: str) -> None
 
 
 def test_errors_that_nobody_reads_change_nothing(places: dict[str, str], qubesd: FakeQubesd) -> None:
-    before = copy.deepcopy(qubesd.qubes)
-    told = walk("as it should be", places)
-    qubesd.qubes = before
-    lost = walk("stderr full", places)
+    """One at a time, each on the same qubes: the commands change them, and two at once would decide each other's status."""
+    before = qubesd.qubes
+    ends: dict[str, dict[str, Done]] = {"as it should be": {}, "stderr full": {}}
+    for way, line in itertools.product(ends, LINES):
+        qubesd.qubes = copy.deepcopy(before)
+        ends[way][line] = met(line, WAYS[way], places)
+    told, lost = ends.values()
     assert ugly(told) == ugly(lost) == {}
     assert {line: end.status for line, end in lost.items()} == {line: end.status for line, end in told.items()}
 

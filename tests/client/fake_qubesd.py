@@ -157,6 +157,9 @@ class FakeQubesd:
         untrusted = b""
         while data := sock.recv(65536):
             untrusted += data
+        if not untrusted:                # a tool that was interrupted before it asked
+            sock.close()
+            return
         request = admin.parse_request(untrusted)
         if request.method == "cloison.Disposable" and (self.leases or "disp1" not in self.qubes):
             self._lease(sock, request)
@@ -203,6 +206,9 @@ class FakeWarden:
         request = None
         while request is None:
             data, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
+            if not data:                 # whoever came has gone without a word
+                sock.close()
+                return
             for _, _, descriptors in ancillary:
                 fds.frombytes(descriptors)
             decoder.feed(data)
