@@ -45,7 +45,7 @@ bench: install ## measure starts, calls, streams and memory, each against its fl
 	$(BIN)/cloison bench
 
 test: test-deps install lint ## lint, types, import contracts, and all tests, real virtual machines included
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" || { status=$$?; echo $$status > .pytest_cache/status; exit $$status; }
 
 test-debian13: install ## the same in a bare Debian 13, made once and kept: see the head of tests/bare/debian13.py
 	$(BIN)/python tests/bare/debian13.py
