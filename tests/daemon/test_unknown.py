@@ -4,10 +4,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from cloison.daemon.fake import ask, close_app, fake_parts
 from cloison.daemon.fake_wardens import FakeWardens
 from cloison.daemon.recovery import bring_up
 from cloison.daemon.wiring import DRIVERS
+from cloison.errors import MachineError
 from cloison.model.domains import READY, Qube
 from cloison.storage.base import PoolError
 from cloison.storage.qcow2 import Qcow2Pool
 from cloison.values import PowerState
+from cloison.wire.warden import Launch
 
 HOLD = "import sys; file = open(sys.argv[1], 'rb+'); print('open', flush=True); sys.stdin.read()"
 REFUSED = [
@@ -199,6 +202,28 @@ def test_a_machine_whose_disk_somebody_still_has_open_is_not_halted(tmp_path: Pa
             other.stdin.close()
             other.wait()
         await scene.app.stopped(work(scene))
+        assert scene.power() is PowerState.HALTED and not is_dirty(scene) and not work(scene).problem
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_start_that_fails_while_somebody_has_its_disk_open_leaves_the_qube_unknown(tmp_path: Path) -> None:
+    """A QEMU that does not end, as one that waits for a disk that hangs."""
+    async def scenario(scene: Scene) -> None:
+        others: list[subprocess.Popen[bytes]] = []
+
+        async def fail(_launch: Launch) -> None:
+            others.append(stack.enter_context(held(image(scene))))
+            raise MachineError("no answer")
+
+        with ExitStack() as stack:
+            scene.wardens.booting = fail
+            assert (await ask(scene.app, "admin.vm.Start", "work")).content == "no answer"
+            assert ("work", "domain-start-failed") in scene.heard and ("work", "domain-stopped") not in scene.heard
+            assert "a process still has disks of work open; qvm-kill work ends it" in work(scene).problem
+            await assert_untouched(scene)
+            assert await scene.call("admin.vm.Kill") == "ok" and others[0].wait() == -signal.SIGKILL
         assert scene.power() is PowerState.HALTED and not is_dirty(scene) and not work(scene).problem
 
     play(tmp_path, scenario)

@@ -40,7 +40,7 @@ class Machines:
         self._qubesd, self._parts, self._volumes, self._attachments = qubesd, parts, volumes, attachments
         self._wardens, self._power = parts.wardens, Power(qubesd)
         self.beginning = Starts(qubesd, parts, volumes, attachments, settled=self.settled, running=self._begun,
-                                ended=lambda uuid: self.on_event(uuid, "stopped", {}))
+                                ended=lambda uuid: self.on_event(uuid, "stopped", {}), held=self.take_held)
         self.launches = self.beginning.launches
         self.waiting = Waiting()
         self._wardens.on_event = self.on_event
@@ -198,7 +198,8 @@ class Machines:
 
     async def _released(self, qube: Qube) -> bool:
         """Wait until no process has a disk of it open. False when qubesd ends before."""
-        self._unknown(qube, Known.SILENT, held=True)
+        if not qube.is_unknown:
+            self._unknown(qube, Known.SILENT, held=True)
         while await self._volumes.held(qube):
             with contextlib.suppress(TimeoutError):             # the kernel tells nobody when a file is closed
                 await asyncio.wait_for(self._closing.wait(), LOOK_AGAIN)

@@ -44,15 +44,18 @@ class _Start:
 
 
 class Starts:
-    """`settled`: waits until a stop of that qube has been handled. `running`: told of each qube whose machine runs, and how."""
+    """`settled`: waits until a stop of that qube has been handled. `running`: told of each qube whose machine runs, and how. `held`:
+    told of a qube that some process still has a disk of when its start is undone: it is not halted.
+    """
 
     def __init__(
         self, qubesd: Qubesd, parts: Parts, volumes: Volumes, attachments: Attachments, *,
         settled: Callable[[Qube], Awaitable[None]], running: Callable[[Qube, str], None], ended: Callable[[str], None],
+        held: Callable[[Qube], None],
     ) -> None:
         self._qubesd, self._parts, self._volumes, self._attachments = qubesd, parts, volumes, attachments
         self._wardens, self._power = parts.wardens, Power(qubesd)
-        self._settled, self._running, self._ended = settled, running, ended
+        self._settled, self._running, self._ended, self._held = settled, running, ended, held
         self.launches = Launches(parts, volumes)
         self._under_way: dict[str, _Start] = {}         # by uuid
         self.next_xid = 1
@@ -185,7 +188,9 @@ class Starts:
         return xid
 
     async def _undo(self, qube: Qube, error: Exception) -> None:
-        """Nothing of it runs; its volumes stop; the qube is halted as before, and a disposable is gone."""
+        """Nothing of it runs; its volumes stop; the qube is halted as before, and a disposable is gone. What does not end, or has
+        a disk open although nobody knows why, leaves the qube unknown: its stop is handled when the disks are free.
+        """
         if qube.uuid in self._wardens.running():
             with contextlib.suppress(MachineError):         # it has ended meanwhile
                 await self._wardens.kill(qube.uuid)
@@ -193,6 +198,10 @@ class Starts:
             await self._volumes.stop(qube)
         except StorageError as problem:
             log.error("volumes of %s could not be stopped: %s", qube.name, problem)
+            if await self._volumes.held(qube):
+                self._power.emit(qube, "domain-start-failed", reason=error)
+                self._held(qube)
+                return
         with self._qubesd.transaction():
             set_halted(qube)
             qube.journal.emit(qube.name, "domain-start-failed", reason=error)

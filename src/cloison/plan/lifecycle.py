@@ -109,7 +109,7 @@ def check_shutdown(qube: Qube, *, force: bool) -> None:
         users = [user.name for user in qube.system.users(qube, prop)
                  if user.kind.machine and not user.is_halted and (prop == "guivm" or not user.is_preload)]
         if users:
-            raise error(f"{qube.name} is the {prop} of {', '.join(sorted(users))}, which run")
+            raise error(f"{qube.name} is the {prop} of {', '.join(sorted(users))}, which {'runs' if len(users) == 1 else 'run'}")
 
 
 def check_kill(qube: Qube) -> None:
