@@ -44,8 +44,8 @@ class _Start:
 
 
 class Starts:
-    """`settled`: waits until a stop of that qube has been handled. `running`: told of each qube whose machine runs, and how. `held`:
-    told of a qube that some process still has a disk of when its start is undone: it is not halted.
+    """`settled`: waits until a stop of that qube has been handled. `running`: told of each qube whose machine runs, and how.
+    `held`: told of a qube that some process still has a disk of when its start is undone: it is not halted.
     """
 
     def __init__(
