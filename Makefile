@@ -9,7 +9,7 @@ TEST_PACKAGES := iproute2 xvfb openbox xdotool x11-utils imagemagick libegl1 lib
 	libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libfontconfig1 libdbus-1-3
 
 .DEFAULT_GOAL := help
-.PHONY: help deps test-deps install demo doctor bench test test-debian13 lint unit boot slow foreign clean
+.PHONY: help deps test-deps install demo doctor bench bench-check test test-debian13 lint unit boot slow foreign clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,6 +43,10 @@ doctor: install ## what this machine has and lacks
 
 bench: install ## measure starts, calls, streams and memory, each against its floor
 	$(BIN)/cloison bench
+
+bench-check: install ## what got more than 15 % worse since `cloison bench --json > FILE`: make bench-check BEFORE=FILE
+	@test -n "$(BEFORE)" || { echo "name a former run: make bench-check BEFORE=FILE; make one by: $(BIN)/cloison bench --json > FILE"; exit 2; }
+	$(BIN)/cloison bench --quick --compare "$(BEFORE)"
 
 test: test-deps install lint ## lint, types, import contracts, and all tests, real virtual machines included
 	$(BIN)/python -m pytest -m "not slow" || { status=$$?; echo $$status > .pytest_cache/status; exit $$status; }

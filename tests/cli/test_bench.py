@@ -12,7 +12,7 @@ import pytest
 from fake_qubesd import FakeQubesd, Handler, Refused
 from tests.qrexec.policy_place import Place
 
-from cloison.cli import bench_bare, bench_measures, bench_memory, bench_qubes, bench_report, main
+from cloison.cli import bench, bench_bare, bench_compare, bench_measures, bench_memory, bench_qubes, bench_report, main
 from cloison.cli.bench_questions import Become, Ping, Question, Run, Stream
 from cloison.cli.bench_report import Figure, Target
 from cloison.client.connection import Connection
@@ -81,6 +81,72 @@ def test_json_has_every_sample() -> None:
     assert made["figures"] == [{
         "name": "start", "unit": "s", "median": 0.6, "floor": 0.25, "ratio": 2.4, "reached": False, "samples": [0.5, 0.7],
         "floor_samples": [0.25], "target": {"ratio": 1.6, "plus": 0.0, "limit": None}}]
+
+
+# -- compared with a former run
+
+
+def former(tmp_path: Path, figures: list[Figure], facts: dict[str, object] | None = None) -> str:
+    """A file as --json prints it."""
+    path = tmp_path / "before.json"
+    path.write_text(json.dumps(bench_report.as_json(figures, facts or {}, [])))
+    return str(path)
+
+
+@pytest.mark.parametrize(("before", "now", "unit", "times"), [
+    (Figure("it", "s", [2.0], [1.0]), Figure("it", "s", [6.0], [2.0]), "x floor", 1.5),            # slower, for a slower machine
+    (Figure("it", "s", [2.0], [1.0]), Figure("it", "s", [4.0], [2.0]), "x floor", 1.0),
+    (Figure("it", "MB", [80.0]), Figure("it", "MB", [60.0]), "MB", 0.75),
+    (Figure("it", "MB", [80.0], [40.0]), Figure("it", "MB", [60.0]), "MB", 0.75),                  # one floor is no comparison
+    (Figure("it", "MB/s", [50.0], [100.0]), Figure("it", "MB/s", [25.0], [100.0]), "x floor", 2.0),
+    (Figure("it", "MB/s", [50.0]), Figure("it", "MB/s", [100.0]), "MB/s", 0.5),
+])
+def test_a_figure_is_compared_by_its_floor(tmp_path: Path, before: Figure, now: Figure, unit: str, times: float) -> None:
+    [change] = bench_compare.changes(bench_compare.read(former(tmp_path, [before])), [now, Figure("new", "s", [1.0])])
+    assert (change.name, change.unit, change.times) == ("it", unit, times)
+
+
+def test_what_got_worse_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, object] = {"template": "debian-12", "qemu": "7.2", "runs": 3}
+    run = bench_compare.read(former(tmp_path, [Figure("start", "s", [1.0], [1.0]), Figure("call", "ms", [100.0])], facts))
+    found = bench_compare.changes(run, [Figure("start", "s", [1.15], [1.0]), Figure("call", "ms", [115.2])])
+    assert bench_compare.worse(found, 0.15) == ["call"]
+    assert [each["worse"] for each in bench_compare.as_json(found, 0.15)] == [False, True]
+    bench_compare.show(found, run, {"template": "debian-12", "qemu": "10.0", "runs": 5}, 0.15)
+    heading, start, call, *more = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["figure", "before", "now", "times", "before"]
+    assert start.split() == ["start", "1.00", "x", "floor", "1.15", "x", "floor", "1.15"]
+    assert call.split() == ["call", "100.00", "ms", "115.20", "ms", "1.15", "WORSE"]
+    assert more == ["- not alike: qemu was 7.2 and is 10.0"]
+
+
+@pytest.mark.parametrize("as_object", [True, False])
+def test_a_run_that_got_worse_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str], as_object: bool) -> None:
+    run = bench_compare.read(former(tmp_path, [Figure("call", "ms", [100.0])]))
+    for now, before, status in ((120.0, run, 1), (110.0, run, 0), (120.0, None, 0)):
+        assert bench.tell([Figure("call", "ms", [now])], {}, before, 0.15, as_object=as_object) == status
+        said = capsys.readouterr().out
+        assert (("compared" in json.loads(said)) if as_object else ("times before" in said)) is (before is not None)
+
+
+ODD = '{"facts": {}, "figures": [{"name": "x", "median": %s, "floor": %s}]}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 9999, '{"facts": 3, "figures": []}', ODD % (0, "null"), ODD % (1, "true"),
+                                  ODD % ("NaN", "null"), ODD % ("Infinity", "null"), ODD % (1, 0)])
+def test_what_is_no_former_run_is_refused_before_anything_is_measured(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "before.json"
+    path.write_text(text)
+    assert main.main(["bench", "--compare", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert f"{path} does not hold what the bench prints" in said and "cloison bench --json > FILE" in said
+
+
+def test_a_former_run_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["bench", "--compare", str(tmp_path / "none")]) == 1
+    assert "can't be read: No such file" in capsys.readouterr().err
 
 
 # -- conversations with a bare guest

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NoReturn
 
-from cloison.cli import tool
+from cloison.cli import bench_compare, tool
 from cloison.cli.bench_bare import Bare, find_image
 from cloison.cli.bench_measures import MEASURES, SLOW
 from cloison.cli.bench_qubes import Qubes, alone, choose_template
@@ -25,6 +25,7 @@ from cloison.runtime.paths import Paths
 
 MAX_RUNS = 1000
 MAX_QUBES = 200
+MAX_LIMIT = 1000                                # percent
 STREAM, QUICK_STREAM = 64 << 20, 8 << 20        # bytes each way, and of a copy
 NOTES = (
     "Medians. A figure and its floor are measured in turns, after one round that is not counted. 1 MB is 10^6 bytes.",
@@ -54,6 +55,10 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument("--quick", action="store_true", help=f"few samples, short streams, without ({', '.join(SLOW)})")
     parser.add_argument("--qubes", type=_count(MAX_QUBES), default=20, metavar="N",
                         help="idle qubes of the memory figures (default: %(default)s)")
+    parser.add_argument("--compare", metavar="FILE", help="a former run, as --json printed it: what got worse since, by the ratio"
+                                                          " to the floor; exit status 1 if anything did by more than the limit")
+    parser.add_argument("--limit", type=_count(MAX_LIMIT), default=15, metavar="PERCENT",
+                        help="how much worse than the former run a figure may be (default: %(default)s)")
 
 
 def _count(limit: int) -> Any:
@@ -65,6 +70,7 @@ def _count(limit: int) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
+    former = bench_compare.read(args.compare) if args.compare else None
     connection = Connection(Paths.from_environment())
     template = choose_template(connection)
     runs = args.runs or (3 if args.quick else 10)
@@ -78,11 +84,23 @@ def run(args: argparse.Namespace) -> int:
             "runs": runs}
         with closing(Bare(image, connection.paths)) as bare:
             figures = _measure(Bench(connection, qubes, bare, runs, args.qubes, QUICK_STREAM if args.quick else STREAM), names)
-    if args.json:
-        print(json.dumps(as_json(figures, facts, NOTES), indent=1))
+    return tell(figures, facts, former, args.limit / 100, as_object=args.json)
+
+
+def tell(
+    figures: Sequence[Figure], facts: dict[str, object], former: bench_compare.Run | None, limit: float, *, as_object: bool,
+) -> int:
+    """On standard output; the exit status. `limit`: the share by which a figure may be worse than in the former run."""
+    changes = bench_compare.changes(former, figures) if former else []
+    if as_object:
+        compared = {"compared": bench_compare.as_json(changes, limit)} if former else {}
+        print(json.dumps(as_json(figures, facts, NOTES) | compared, indent=1))
     else:
         show(figures, facts, NOTES)
-    return 0
+        if former:
+            print()
+            bench_compare.show(changes, former, facts, limit)
+    return 1 if bench_compare.worse(changes, limit) else 0
 
 
 def _ensure_image(qubes: Qubes) -> None:
