@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.qrexec.agents import PEER, PORT, USER, XID, Host, Stream, host, service
 
+from cloison.qrexec import ending
 from cloison.wire import qrexec
 from cloison.wire.qrexec import EXIT_CODE, STDERR, STDOUT, Data, Exit, Message, Trigger
 
@@ -24,6 +25,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).mkdir()
     monkeypatch.setenv("QREXEC_SERVICE_PATH", str(tmp_path / "rpc"))
     monkeypatch.setenv("QUBES_RPC_CONFIG_PATH", str(tmp_path / "config"))
+    monkeypatch.setattr(ending, "GRACE", 0.01)       # no test waits for a program that is to be killed
 
 
 def run(folder: Path, talk: Callable[[Host], Awaitable[None]], version: int = qrexec.VERSION) -> None:
@@ -533,9 +535,15 @@ def test_any_bytes_of_a_daemon(tmp_path: Path, data: bytes) -> None:
     run(tmp_path, talk)
 
 
-@given(st.lists(st.binary(min_size=1, max_size=300), max_size=4))
+PART = st.binary(min_size=1, max_size=300) | st.builds(
+    lambda kind, body: qrexec.HEADER.pack(kind, len(body)) + body,
+    st.sampled_from([qrexec.STDIN, STDOUT, EXIT_CODE, qrexec.HELLO]), st.binary(max_size=8))
+
+
+@given(st.lists(PART, max_size=4))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_bytes_of_a_caller(tmp_path: Path, parts: list[bytes]) -> None:
+    """The program ends with its caller, whatever that said before."""
     async def talk(place: Host) -> None:
         stream = await place.call("cat > /dev/null; exit 7")
         for part in parts:
