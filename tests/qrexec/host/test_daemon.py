@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from tests.qrexec.served_qube import USER, XID, Qube, Result
-from tests.runtime.ports import PATIENCE, News
+from tests.runtime.ports import PATIENCE, News, Recorder, Wire
 
 from cloison.client import qrexec as client
-from cloison.errors import QubeNotRunning
+from cloison.errors import PeerError, QubeNotRunning
+from cloison.qrexec.host import daemon
 from cloison.qrexec.host.uses import GRACE, UNOPENED
 from cloison.runtime.paths import Paths
 from cloison.wire import qrexec
@@ -622,6 +623,163 @@ def test_garbage_on_a_data_channel_is_the_callers_to_refuse(tmp_path: Path) -> N
             channel.send(b"\xff" * WINDOW)
             assert await asyncio.get_running_loop().sock_recv(caller.data, 64) == b"\xff" * 64
             assert qube.violations == []
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+# -- before anybody decides, and between two agents -------------------------------------------------------------------------
+
+
+def test_a_request_that_nobody_holds_is_answered_by_no_program_of_the_host(tmp_path: Path) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        await control.heard(len(AGENT_HELLO))
+        for ident in (qrexec.request_id("SOCKET9"), bytes(32)):
+            with qube.answering(ident) as caller:
+                assert await caller.request() is None
+        assert control.got == qrexec.hello(qrexec.VERSION) and not qube.daemon._uses
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+def test_a_request_that_gets_no_port_is_refused_to_both_sides(tmp_path: Path) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        qube.daemon.answerable = lambda _ident: True
+        while qube.daemon._ports.take(0) is not None:
+            pass
+        with qube.answering(qrexec.request_id("SOCKET9")) as caller:
+            assert await caller.request() is None
+        expected = qrexec.hello(qrexec.VERSION) + qrexec.service_refused(qrexec.request_id("SOCKET9"))
+        await control.heard(len(expected))
+        assert control.got == expected and not qube.daemon._uses
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+@pytest.mark.parametrize("greets", [True, False], ids=["read by nobody", "no hello yet"])
+def test_so_much_waits_for_an_agent_and_then_no_caller_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, greets: bool,
+) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        if greets:
+            control.stuck = True
+            control.send(AGENT_HELLO)
+            await control.heard(len(AGENT_HELLO))
+            await qube.host.until(lambda: qube.daemon._greeted)
+            assert qube.daemon._outbox is not None
+            qube.daemon._outbox.put(bytes(WINDOW))           # all its credit, and the first that waits
+        with contextlib.ExitStack() as stack:
+            monkeypatch.setattr(daemon, "MAX_ANSWERS", 100 + (len(qube.daemon._outbox or b"") if greets else 0))
+            served = 0
+            while await stack.enter_context(qube.command("x" * 30)).request() is not None:
+                served += 1
+                assert served < 10
+            assert served >= 2
+            control.stuck = False
+            qube.guest.port.consumed(control.channel, len(control.got))
+            if not greets:
+                control.send(AGENT_HELLO)
+            await control.until(lambda: control.got.count(b"x" * 30) == served)
+            assert await stack.enter_context(qube.command("again")).request() is not None
+            await control.until(lambda: b"again" in control.got)
+        assert qube.violations == []
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+def test_what_waited_for_an_agent_that_has_gone_is_not_told_to_the_next(tmp_path: Path) -> None:
+    async def work(qube: Qube) -> None:
+        restarts: list[int] = []
+        qube.daemon.on_restart = lambda: restarts.append(1)
+        former = await qube.scripted_control()
+        with qube.command("echo former") as caller:
+            assert await caller.request() is not None
+            qube.guest.port.close(former.channel)
+            assert await caller.hung_up()
+        await qube.guest.until(lambda: qube.control is not former)
+        assert len(restarts) == 1 and os.listdir(tmp_path) == []
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        await control.heard(len(AGENT_HELLO))
+        with qube.command("echo next") as caller:
+            assert await caller.request() is not None
+        await control.until(lambda: b"next" in control.got)
+        assert b"former" not in control.got
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+def test_callers_are_accepted_after_the_start_and_not_because_of_a_hello(tmp_path: Path) -> None:
+    async def work() -> None:
+        ready: list[int] = []
+        with Wire() as (host, guest):
+            controls: dict[int, Recorder] = {}
+            guest.record_all(controls)
+            one = daemon.Daemon(host.port, daemon.Served(XID, "work", "x", USER), str(tmp_path), host.reasons.append,
+                                on_ready=lambda: ready.append(1))
+            one.connect()
+            await guest.until(lambda: bool(controls))
+            control = controls[qrexec.CONTROL_PORT]
+            control.send(AGENT_HELLO)
+            await control.heard(len(AGENT_HELLO))
+            assert ready == [1] and os.listdir(tmp_path) == []
+            one.start()
+            assert len(os.listdir(tmp_path)) == 3
+            one.close()
+            one.close()
+            assert os.listdir(tmp_path) == [] and host.reasons == []
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("end", ["daemon", "qube", "peer"])
+def test_a_channel_to_a_peer_ends_with_either_side_and_with_the_daemon(tmp_path: Path, end: str) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        made: dict[int, Recorder] = {}
+        qube.guest.record_all(made)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        told: list[int] = []
+        with ours:
+            qube.daemon.connect_peer(qrexec.request_id("SOCKET9"), 5, 600, theirs, lambda: told.append(1))
+            await qube.guest.until(lambda: 600 in made)
+            channel = made[600]
+            assert qube.guest.opened[-1][1] == Address(XID, 5, 600)
+            channel.send(b"there")
+            assert await asyncio.get_running_loop().sock_recv(ours, 64) == b"there"
+            assert told == []
+            if end == "daemon":
+                qube.daemon.close()
+            elif end == "qube":
+                qube.guest.port.close(channel.channel)
+            else:
+                ours.close()
+            if end != "peer":
+                async with asyncio.timeout(PATIENCE):
+                    assert await asyncio.get_running_loop().sock_recv(ours, 64) == b""
+            if end == "peer":
+                await channel.until_ended()
+            assert told == [1] and not qube.daemon._relays
+        assert control.got.endswith(qrexec.service_connect(5, 600, qrexec.request_id("SOCKET9")))
+
+    with_qube(tmp_path, work, scripted=True)
+
+
+def test_a_peer_that_can_not_be_met_is_refused_and_nothing_told(tmp_path: Path) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        with pytest.raises(PeerError, match="no descriptors"):
+            qube.daemon.connect_peer(qrexec.request_id("SOCKET9"), 5, 600, None)
+        control.send(TRIGGER)
+        await control.until(lambda: control.got.endswith(qrexec.service_refused(qrexec.request_id("SOCKET9"))))
+        assert control.got == qrexec.hello(qrexec.VERSION) + qrexec.service_refused(qrexec.request_id("SOCKET9"))
 
     with_qube(tmp_path, work, scripted=True)
 
