@@ -271,7 +271,7 @@ class MachineContract:
                 await machine.unplug("xvdj")
             machine.kill()
             await machine.wait()
-            assert await asyncio.to_thread(server.ended.wait, 60)
+            assert await asyncio.to_thread(server.ended.wait, PATIENCE)
             with pytest.raises(MachineError):
                 await machine.unplug("xvdi")
 
@@ -291,6 +291,8 @@ class MachineContract:
             server = NbdServer(tmp_path / "disk")
             with server.far:
                 await machine.plug("xvdi", server.far, read_only=False)
+            machine.kill()
+            assert await asyncio.to_thread(server.ended.wait, PATIENCE)
 
         started(machine, work)
 

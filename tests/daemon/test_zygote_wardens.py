@@ -131,6 +131,18 @@ def test_a_warden_is_bounded_and_keeps_to_itself(wardens: ZygoteWardens, launch:
     run(wardens, work)
 
 
+def test_what_a_library_logs_in_a_warden_is_a_record_of_the_qubes_log(wardens: ZygoteWardens, launch: Launch, paths: Paths) -> None:
+    """With its time, and harmless to a terminal, as all that is said."""
+    async def work(_heard: Heard) -> None:
+        await wardens.start(dataclasses.replace(launch, kernelopts="logs"))
+        await wardens.kill(UUID)
+        lines = Path(paths.qube_log("work")).read_text().splitlines()
+        found, = (line for line in lines if "of a guest" in line)
+        assert found[4] == "-" and found.endswith(" WARNING library: of a guest: \\x1b[31m")
+
+    run(wardens, work)
+
+
 # -- warm images -------------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import select
 import signal
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tests.contracts.machine import MEMORY, SIZE, MachineContract, Make, overlay, started, tiny
+from tests.contracts.machine import MEMORY, SIZE, UUID, MachineContract, Make, overlay, started, tiny
 from tests.patience import PATIENCE
 
 from cloison.errors import HostError, MachineError
@@ -90,7 +89,8 @@ def test_a_shared_layer_reaches_qemu_so_that_nobody_can_write_to_it(
     layer = tmp_path / name
     layer.write_bytes(b"template".ljust(SIZE))
     files = (DiskFile(os.open(layer, os.O_RDONLY | os.O_CLOEXEC), "raw", read_only=True, path=str(layer)), overlay(tmp_path))
-    machine = QemuMachine(dataclasses.replace(tiny(tmp_path), disks=(Disk("root", SIZE, files),)))
+    spec = MachineSpec(UUID, MEMORY, 1, "tcg", (Disk("root", SIZE, files),))
+    machine = QemuMachine(spec)
 
     async def work(_stream: socket.socket) -> None:
         await machine.pause()
@@ -236,10 +236,11 @@ def test_only_a_stop_of_its_own_is_one_and_each_once(monkeypatch: pytest.MonkeyP
 
 # -- a QEMU that its guest owns ------------------------------------------------------------------------------------------------
 
-# Its monitor is the first descriptor that it was handed. It greets as QEMU does, and then does what `then` says.
+# Its monitor is the first descriptor that it was handed, the agent's port the second. It greets as QEMU does, and then does what
+# `then` says.
 OWNED = """
 import json, os, socket, sys, time
-monitor = socket.socket(fileno=int(sys.argv[1]))
+monitor, port = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:])
 def say(**message):
     monitor.sendall(json.dumps(message).encode() + b"\\r\\n")
 def heard():
@@ -256,8 +257,8 @@ def owned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Qe
     """A machine whose process is a Python program in QEMU's place."""
     def make(then: str) -> QemuMachine:
         def run(_argv: object, *, handed: Sequence[int], stderr: int, **_others: object) -> subprocess.Popen[bytes]:
-            return subprocess.Popen([sys.executable, "-c", OWNED + then, str(handed[0])], pass_fds=list(handed[:2]), stderr=stderr,
-                                    process_group=0)
+            return subprocess.Popen([sys.executable, "-c", OWNED + then, *map(str, handed[:2])], pass_fds=list(handed[:2]),
+                                    stderr=stderr, process_group=0)
 
         monkeypatch.setattr(sandbox, "run", run)
         return QemuMachine(tiny(tmp_path))
@@ -270,9 +271,10 @@ def test_one_that_closes_its_monitor_and_lives_on_is_killed(
     owned: Callable[[str], QemuMachine], monkeypatch: pytest.MonkeyPatch, then: str,
 ) -> None:
     monkeypatch.setattr(driver, "END_TIME", 0.0)
-    machine = owned(f"{then}\nos.write(2, b'x' * 10000){LIVES_ON}")
+    machine = owned(f"{then}\nport.send(b'done')\nos.write(2, b'x' * 10000){LIVES_ON}")
 
-    async def work(_stream: socket.socket) -> None:
+    async def work(stream: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_recv(stream, 4)         # it has done so, or is killed already
         with pytest.raises(MachineError):
             while True:
                 await machine.pause()              # one that takes nothing more is noticed by who says something
@@ -291,6 +293,22 @@ def test_one_that_hangs_up_before_it_has_greeted_is_killed_too(
 
     async def work(_stream: socket.socket) -> None:
         assert await machine.wait() == -signal.SIGKILL
+
+    started(machine, work)
+
+
+def test_an_order_that_is_given_up_leaves_no_task_that_waits_for_its_answer(owned: Callable[[str], QemuMachine]) -> None:
+    machine = owned("heard(); port.send(b'!')" + LIVES_ON)
+
+    async def work(stream: socket.socket) -> None:
+        before = asyncio.all_tasks()
+        order = asyncio.ensure_future(machine.pause())
+        assert await asyncio.get_running_loop().sock_recv(stream, 1) == b"!"
+        order.cancel()
+        await asyncio.wait([order])
+        for _ in range(10):                        # its cancellation goes through each call of it
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() <= before | {machine._qmp._reader_task, machine._qmp._writer_task}
 
     started(machine, work)
 

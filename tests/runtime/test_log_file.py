@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloison.runtime import log_file
 from cloison.runtime.log_file import LogFile
@@ -38,21 +38,20 @@ def test_size_stays_bounded_whatever_is_written(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.log", "a.log.1"]
 
 
-def _write_many(path: str, who: int) -> None:
-    log = LogFile(path, max_size=20_000)
-    for number in range(200):
-        log.write(b"%d %d\n" % (who, number))
-    log.close()
+MANY = """
+import sys
+from cloison.runtime.log_file import LogFile
+log = LogFile(sys.argv[1], max_size=20_000)
+for number in range(200):
+    log.write(f"{sys.argv[2]} {number}\\n".encode())
+log.close()
+"""
 
 
 def test_many_processes_lose_no_record(tmp_path: Path) -> None:
-    path = str(tmp_path / "a.log")
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(path, who)) for who in range(3)]
+    writers = [subprocess.Popen([sys.executable, "-c", MANY, str(tmp_path / "a.log"), str(who)]) for who in range(3)]
     for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+        assert writer.wait(PATIENCE) == 0
     lines = b"".join(each.read_bytes() for each in tmp_path.iterdir()).splitlines()
     assert sorted(lines) == sorted(b"%d %d" % (who, number) for who in range(3) for number in range(200))
 
@@ -96,8 +95,9 @@ def test_link_is_not_followed(tmp_path: Path) -> None:
 def test_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = LogFile(str(tmp_path / "a.log"))
     log.write(b"x\n")
-    monkeypatch.setattr(log, "_fd", os.open("/dev/full", os.O_WRONLY))
-    error = log.write(b"y\n")
+    with open("/dev/full", "wb") as full, monkeypatch.context() as patched:
+        patched.setattr(log, "_fd", full.fileno())
+        error = log.write(b"y\n")
     assert error is not None and error.errno == errno.ENOSPC
     log.close()
 

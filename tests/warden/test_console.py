@@ -7,8 +7,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from tests.patience import PATIENCE
 
+from cloison.errors import MachineError
 from cloison.hypervisor.base import MachineSpec
 from cloison.hypervisor.fake import FakeMachine
 from cloison.warden.console import KEPT, Console
@@ -95,5 +97,21 @@ def test_the_end_of_the_machine_is_no_error() -> None:
         machine.end()
         await ends
         console.close()
+
+    on_console(scenario)
+
+
+def test_a_console_that_can_not_be_had_leaves_nothing_open_and_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(machine: FakeMachine, console: Console) -> None:
+        async def refuse(_stream: socket.socket) -> None:
+            raise MachineError("no console")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(machine, "attach_console", refuse)
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(MachineError, match="no console") as caught:
+                await console.open()
+            assert len(os.listdir("/proc/self/fd")) == before, f"{caught.value} left something open"
+        assert Path(await console.open()).is_char_device()
 
     on_console(scenario)

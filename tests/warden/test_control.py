@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 from tests.runtime.ports import Hostile
 
 from cloison.errors import MachineError
-from cloison.warden.control import ControlServer
+from cloison.warden.control import MAX_UNREAD, ControlServer
 from cloison.wire.warden import MAX_LINE, encode
 
 
@@ -138,6 +138,23 @@ def test_socket_left_by_a_killed_warden_is_replaced() -> None:
             await door.server.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_what_one_has_not_read_may_come_to_the_bound_and_no_further(monkeypatch: pytest.MonkeyPatch, beyond: int) -> None:
+    async def work(door: Door) -> None:
+        ours, theirs = socket.socketpair()
+        await door.server.adopt(theirs)
+        event: dict[str, object] = {"event": "qdb-change"}
+        writer, = door.server._writers
+        waits = MAX_UNREAD - len(encode(event)) + beyond
+        monkeypatch.setattr(writer.transport, "get_write_buffer_size", lambda: waits)
+        door.server.event(event)
+        assert writer.is_closing() is (beyond > 0)
+        writer.transport.abort()
+        ours.close()
+
+    with_door(work)
 
 
 def test_a_connection_that_reads_no_events_is_hung_up_on_and_no_other() -> None:

@@ -270,8 +270,8 @@ class Warden:
 
     def _spec(self) -> MachineSpec:
         launch = self._launch
+        self._life = life.take(self._paths.qubes, launch.uuid)     # first: no disk of a qube that lives is opened
         opened = disks.open_all(launch, self._paths.tmp)
-        self._life = life.take(self._paths.qubes, launch.uuid)
         return MachineSpec(
             uuid=launch.uuid if launch.warm is None else NOBODY, memory=launch.memory, vcpus=launch.vcpus,
             accelerator=launch.accelerator, disks=opened, kernel=launch.kernel.vmlinuz, initramfs=launch.kernel.initramfs,

@@ -314,9 +314,13 @@ class QemuMachine(Machine):
         assert self._gone is not None
         task = asyncio.ensure_future(work)
         waiters: set[asyncio.Future[Any]] = {task, self._gone}
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
+        try:
+            done, _ = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():          # nobody waits for it any more; it may still fail
+                task.cancel()
+                task.add_done_callback(_retrieved)
+        if task not in done:
             raise MachineError(f"QEMU ended: {self.error_text or 'no reason given'}")
         try:
             return task.result()
@@ -356,7 +360,7 @@ async def _migrated(events: EventListener) -> None:
             raise MachineError("QEMU could not save or load the machine's state")
 
 
-def _retrieved(task: asyncio.Task[None]) -> None:
-    """A failed connection is reported where it is awaited; here it only must not warn."""
+def _retrieved(task: asyncio.Future[Any]) -> None:
+    """A failure is reported where it is awaited; here it only must not warn."""
     if not task.cancelled():
         task.exception()
