@@ -194,7 +194,7 @@ class Place:
             with open(f"{proc}/environ", "rb") as file:
                 if f"CLOISON_ROOT={self.root}".encode() in file.read().split(b"\0"):
                     return True
-            return any(os.readlink(f"{proc}/fd/{fd}").startswith(f"{self.root}/") for fd in os.listdir(f"{proc}/fd"))
+            return any(path.startswith(f"{self.root}/") for path in _open_files(proc))
         except OSError:
             return False
 
@@ -300,10 +300,19 @@ def _command(proc: str) -> str:
     return f"{name}: {command[:100]}" if command else ""
 
 
+def _open_files(proc: str) -> list[str]:
+    """What its descriptors are. One that is closed meanwhile hides no other. Raises OSError for a process that is gone."""
+    found = []
+    for fd in os.listdir(f"{proc}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"{proc}/fd/{fd}"))
+    return found
+
+
 def _holds(pid: int, path: str) -> bool:
     """It or a process above it; QEMU does not hold its qube's lock, but pid 1 of its box does."""
     with contextlib.suppress(OSError):
-        if any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd")):
+        if path in _open_files(f"/proc/{pid}"):
             return True
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         return parent > 1 and _holds(parent, path)

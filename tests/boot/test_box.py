@@ -40,7 +40,7 @@ def test_what_reaches_the_box_of_a_warm_start(work: Place) -> None:
             others[fd] = what
             mount = re.search(r"mnt_id:\s+(\d+)", Path(f"/proc/{qemu}/fdinfo/{fd}").read_text())
             assert mount is not None
-            assert flags & os.O_ACCMODE == os.O_RDONLY
+            assert flags & os.O_ACCMODE == os.O_RDONLY, what
             shown = re.search(rf"^{mount[1]} \S+ \S+ \S+ \S+ (\S+)", Path(f"/proc/{qemu}/mountinfo").read_text(), re.M)
             assert shown is None or "ro" in shown[1].split(","), what
             with pytest.raises(OSError, match="Read-only file system"):
