@@ -11,16 +11,20 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.patience import PATIENCE
 
+from cloison.errors import PeerError
 from cloison.qrexec import vmexec
 from cloison.wire import admin
 from cloison.wire import qrexec as wire
 
+GRACE = 5.0                  # s for what is to end at once
+LAST_WORDS = 1.0             # s for a program to read what its caller said before it went
 Handler = Callable[["FakeQubesd", admin.Request], bytes]
 
 
@@ -154,30 +158,45 @@ class FakeQubesd:
         return b""
 
     def serve(self, sock: socket.socket) -> None:
-        untrusted = b""
-        while data := sock.recv(65536):
-            untrusted += data
-        if not untrusted:                # a tool that was interrupted before it asked
-            sock.close()
-            return
-        request = admin.parse_request(untrusted)
-        if request.method == "cloison.Disposable" and (self.leases or "disp1" not in self.qubes):
-            self._lease(sock, request)
-            return
-        with sock, suppress(BrokenPipeError):       # a tool that was interrupted has gone
-            sock.sendall(self.reply(request))
+        with sock:
+            request = _asked(sock)
+            if request is None:
+                return
+            if request.method == "cloison.Disposable" and (self.leases or "disp1" not in self.qubes):
+                self._lease(sock, request)
+                return
+            answer = self.reply(request)
+            with suppress(OSError):      # a tool that was interrupted has gone
+                sock.sendall(answer)
 
     def _lease(self, sock: socket.socket, request: admin.Request) -> None:
         self.calls.append((request.dest, request.method, request.argument, request.payload))
         self.qubes["disp1"] = {"class": "DispVM", "state": "Running", "label": "red", "template": "debian-12"}
         self.features["disp1"] = {}
         self.leases.append(sock)
-        sock.sendall(admin.event("disp1", "disposable-ready", [("name", "disp1"), ("start", "warm")]))
-        hangup = select.poll()
-        hangup.register(sock, 0)         # POLLHUP is always reported
-        hangup.poll(30000)
+        with suppress(OSError):
+            sock.sendall(admin.event("disp1", "disposable-ready", [("name", "disp1"), ("start", "warm")]))
+        hung_up(sock, None)
         sock.close()
         self.ended_leases.set()
+
+
+def _asked(sock: socket.socket) -> admin.Request | None:
+    """What a tool asks; None for one that was interrupted before it had, or in the middle of it."""
+    untrusted = b""
+    try:
+        while data := sock.recv(65536):
+            untrusted += data
+        return admin.parse_request(untrusted)
+    except (OSError, PeerError):
+        return None
+
+
+def hung_up(sock: socket.socket, seconds: float | None = 0.0) -> bool:
+    """Whether the other side is gone, or this one has been shut down; waits that long for it, None: until it is."""
+    poll = select.poll()
+    poll.register(sock, 0)               # POLLHUP is always reported
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 class FakeWarden:
@@ -192,47 +211,55 @@ class FakeWarden:
         self.gate: threading.Event | None = None     # nobody is answered before it is set
 
     def serve(self, sock: socket.socket) -> None:
-        try:
+        with sock, suppress(BrokenPipeError, ConnectionResetError, PeerError):      # whoever asked has gone
             self._serve(sock)
-        except (BrokenPipeError, ConnectionResetError):
-            sock.close()                 # whoever asked has gone
 
     def _serve(self, sock: socket.socket) -> None:
         if self.gate is not None:
-            self.gate.wait(30)
+            self.gate.wait(PATIENCE)
         sock.sendall(wire.hello(wire.SOCKET_VERSION))
-        decoder = wire.Decoder(wire.FROM_CLIENT)
         fds: array.array[int] = array.array("i")
-        request = None
-        while request is None:
-            data, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
-            if not data:                 # whoever came has gone without a word
-                sock.close()
+        channels: list[socket.socket] = []
+        try:
+            request = self._request(sock, fds)
+            channels = [socket.socket(fileno=fds.pop()) for _ in range(len(fds))]
+            if request is None or not channels:
                 return
-            for _, _, descriptors in ancillary:
-                fds.frombytes(descriptors)
-            decoder.feed(data)
-            while message := decoder.next_message():
-                request = message if isinstance(message, wire.Exec) else request
-        self.commands.append(request)
-        with socket.socket(fileno=fds[0]) as channel:
+            self.commands.append(request)
             if self.refuse:
-                sock.close()
                 return
             sock.sendall(wire.allocated(request.kind, 5, 513))
             if self.script:
-                self.script(channel)
+                self.script(channels[0])
             elif request.kind == wire.JUST_EXEC:
-                channel.sendall(wire.hello(wire.VERSION) + wire.exit_code(0))
+                channels[0].sendall(wire.hello(wire.VERSION) + wire.exit_code(0))
             else:
-                self._execute(channel, wire.parse_command(request.command))
-        sock.close()
+                self._execute(channels[0], wire.parse_command(request.command))
+        finally:
+            for fd in fds:
+                os.close(fd)
+            for channel in channels:
+                channel.close()
+
+    def _request(self, sock: socket.socket, fds: array.array[int]) -> wire.Exec | None:
+        """None for whoever has gone without a word, or in the middle of one."""
+        decoder = wire.Decoder(wire.FROM_CLIENT)
+        while True:
+            data, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
+            for _, _, descriptors in ancillary:
+                fds.frombytes(descriptors)
+            if not data:
+                return None
+            decoder.feed(data)
+            while message := decoder.next_message():
+                if isinstance(message, wire.Exec):
+                    return message
 
     def _execute(self, channel: socket.socket, command: wire.Command) -> None:
         argv = ["/bin/sh"] if command.service.startswith("qubes.VMShell") else ["/bin/sh", "-c", command.command]
         if command.service == "qubes.VMExec":
             argv = [os.fsdecode(word) for word in vmexec.decode(command.argument or "")]
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
                                    start_new_session=True, cwd=self.home)
         assert process.stdin and process.stdout and process.stderr
         lock = threading.Lock()
@@ -245,9 +272,15 @@ class FakeWarden:
                     self._signal(process, signal.SIGKILL)
 
         def forward(kind: int, fd: int) -> None:
-            while data := os.read(fd, wire.MAX_CHUNK):
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.register(channel, 0)
+            while channel.fileno() not in dict(poll.poll()):     # else there is nobody to read it
+                data = os.read(fd, wire.MAX_CHUNK)
+                if not data:
+                    send(wire.end_of_stream(kind))
+                    return
                 send(b"".join(wire.data(kind, data)))
-            send(wire.end_of_stream(kind))
 
         send(wire.hello(wire.VERSION))
         feeder = threading.Thread(target=self._feed, args=(channel, process), daemon=True)
@@ -280,29 +313,41 @@ class FakeWarden:
         decoder = wire.Decoder(wire.FROM_CALLER)
         stdin = process.stdin
         assert stdin is not None
-        with suppress(OSError), stdin:      # it may be closed at the other end with something still to be written
-            try:
-                while data := channel.recv(1 << 17):
-                    decoder.feed(data)
-                    while message := decoder.next_message():
-                        if isinstance(message, wire.Exit):
-                            self._signal(process, message.status - 128)
-                        if isinstance(message, wire.Data):
-                            if not message.payload:
-                                stdin.close()
-                            else:
-                                stdin.write(message.payload)
-                                stdin.flush()
-            except (OSError, ValueError):    # the program reads no more, or the caller has gone
-                pass
+        os.set_blocking(stdin.fileno(), False)
+        with stdin, suppress(OSError, ValueError, PeerError):    # the program reads no more, or the caller has gone
+            while data := channel.recv(1 << 17):
+                decoder.feed(data)
+                while message := decoder.next_message():
+                    if isinstance(message, wire.Exit):
+                        self._signal(process, message.status - 128)
+                    if isinstance(message, wire.Data):
+                        if not message.payload:
+                            stdin.close()
+                        else:
+                            _write(stdin.fileno(), message.payload, channel)
 
     def _await_hangup(self, channel: socket.socket, process: subprocess.Popen[bytes], feeder: threading.Thread) -> None:
         """The caller's ends the program's group (`cloison.qrexec.ending`), ours ends this. What it sent before comes first."""
-        hangup = select.poll()
-        hangup.register(channel, 0)
-        hangup.poll()
-        feeder.join(1)                   # it may be stuck, with a program that reads nothing
+        hung_up(channel, None)
+        feeder.join()
         self._signal(process, signal.SIGHUP)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:            # it cares for no signal, and there is nobody left to end it
+            self._signal(process, signal.SIGKILL)
+
+
+def _write(fd: int, data: bytes, channel: socket.socket) -> None:
+    """Raises TimeoutError for a program that reads nothing any more when its caller has gone."""
+    poll, writable = select.poll(), select.poll()
+    for each in (poll, writable):
+        each.register(fd, select.POLLOUT)
+    poll.register(channel, 0)
+    while data:
+        if fd not in dict(poll.poll()) and not writable.poll(LAST_WORDS * 1000):
+            raise TimeoutError
+        with suppress(BlockingIOError):
+            data = data[os.write(fd, data):]
 
 
 @contextmanager
@@ -311,7 +356,7 @@ def listening(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[No
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(64)
-    threads: list[threading.Thread] = []
+    threads: list[tuple[threading.Thread, socket.socket]] = []
 
     def accept() -> None:
         while True:
@@ -319,8 +364,8 @@ def listening(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[No
                 sock, _ = listener.accept()
             except OSError:
                 return
-            threads.append(threading.Thread(target=serve, args=(sock,), daemon=True))
-            threads[-1].start()
+            threads.append((threading.Thread(target=serve, args=(sock,), daemon=True), sock))
+            threads[-1][0].start()
 
     acceptor = threading.Thread(target=accept)
     acceptor.start()
@@ -331,6 +376,18 @@ def listening(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[No
         listener.close()
         acceptor.join()
         path.unlink()
-        for thread in threads:
-            thread.join(PATIENCE)
-        assert not any(thread.is_alive() for thread in threads), "a connection is held open"
+        assert _ended(threads), "a connection is held open"
+
+
+def _ended(threads: list[tuple[threading.Thread, socket.socket]]) -> bool:
+    """Whether all end by themselves, in a time that all have together. No thread is left, whatever it waits for."""
+    deadline = time.monotonic() + PATIENCE / 2
+    for thread, _ in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = [(thread, sock) for thread, sock in threads if thread.is_alive()]
+    for _, sock in late:
+        with suppress(OSError):          # it has closed it
+            sock.shutdown(socket.SHUT_RDWR)
+    for thread, _ in late:
+        thread.join(GRACE)
+    return not late

@@ -38,7 +38,11 @@ def warden(qubesd: FakeQubesd) -> Iterator[FakeWarden]:
     fake = FakeWarden()
     folder = qubesd.run / "qubes"
     with listening(folder / "qrexec.work", fake.serve), listening(folder / "qrexec.disp1", fake.serve):
-        yield fake
+        try:
+            yield fake
+        finally:
+            if fake.gate is not None:
+                fake.gate.set()          # nobody is kept waiting by a test that is over
 
 
 @pytest.fixture

@@ -79,3 +79,24 @@ def test_who_claims_a_device() -> None:
     for name in ("work", "fw", "net"):
         made.qube(name).put_assignment(Assignment(PATTERNS[3], "auto-attach"))
     assert [claim.qube.name for claim in plan.claims(exposed(), made.sorted_qubes())] == ["fw", "work"]
+
+
+def test_a_device_that_comes_is_not_for_its_own_qube_nor_for_rules_by_hand() -> None:
+    made = system()
+    made.qube("net").put_assignment(Assignment(PATTERNS[3], "required"))
+    made.qube("fw").put_assignment(Assignment(PATTERNS[0], "manual"))
+    made.qube("work").put_assignment(Assignment(PATTERNS[2], "ask-to-attach"))
+    found = plan.claims(exposed(), made.sorted_qubes())
+    assert [(claim.qube.name, claim.device, claim.rule.mode) for claim in found] == [("work", exposed(), "ask-to-attach")]
+    made.qube("work").put_assignment(Assignment(PATTERNS[0], "manual"))
+    assert plan.claims(exposed(), made.sorted_qubes()) == [], "the more specific rule is by hand"
+
+
+def test_a_qube_that_starts_gets_nothing_of_its_own_and_block_devices_only() -> None:
+    made = system()
+    own = exposed(Device("block", "work", "sda", "x"))
+    for rule in (PATTERNS[0], Device("block", "work", "*", "*"), Device("usb", "net", "*", "*")):
+        made.qube("work").put_assignment(Assignment(rule, "required"))
+    found = plan.wanted(made.qube("work"), [own, exposed(), exposed(Device("usb", "net", "1-1", "y"))], "required")
+    assert [claim.device for claim in found] == [exposed()]
+    assert plan.wanted(made.qube("work"), [exposed()], "auto-attach") == []
