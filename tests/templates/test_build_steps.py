@@ -20,7 +20,8 @@ from cloison.templates.contain import ToolFailed, Tools
 
 LINES = ("I: running apt-get update...", "I: something else", "I: downloading packages with apt...", "I: extracting archives...",
          "I: installing essential packages...", "I: downloading packages with apt...",
-         "I: installing remaining packages inside the chroot...", "I: cleaning package lists and apt cache...", "I: success in 9 seconds")
+         "I: installing remaining packages inside the chroot...",
+         "I: cleaning package lists and apt cache...", "I: success in 9 seconds")
 
 
 class Used(NamedTuple):
