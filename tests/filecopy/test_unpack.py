@@ -14,6 +14,7 @@ import pytest
 from tests.filecopy.support import SOURCE, answer_of, ended, file, folder, link, receive, unpacker
 
 from cloison.qrexec.filecopy import unpack
+from cloison.qrexec.filecopy import unpacker as unpacker_module
 from cloison.runtime import inotify
 from cloison.wire import filecopy as wire
 
@@ -334,11 +335,34 @@ def test_an_ordinary_user_is_shut_in_too(place: Path) -> None:
         assert Path(reachable, "f").stat().st_uid == (65534 if other else os.getuid())
 
 
-@pytest.mark.parametrize("arguments", [["--nonsense"], ["1", "2", "3"], ["x"], ["-w", "99999999999"], ["4294967296999", "/tmp"]])
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["1", "2", "3"], ["x"], ["-w", "99999999999"], ["4294967296999", "/tmp"],
+                                       ["-w", "2147483648"], ["-w", "12a"], ["-"], ["12345678901"]])
 def test_wrong_usage(place: Path, arguments: list[str]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert ended(unpacker(theirs, *arguments)).status == 1
+
+
+@pytest.mark.parametrize(("words", "margin", "verbose", "rest"), [
+    ([], 0, False, []), (["-w"], 1, False, []), (["-w", "0"], 0, False, []), (["-w", "2147483647"], 2**31 - 1, False, []),
+    (["--wait-for-space", "7", "--verbose"], 7, True, []), (["-v", "1", "/x"], 0, True, ["1", "/x"]),
+    (["", "/x"], 0, False, ["", "/x"]),
+    (["1234567890"], 0, False, ["1234567890"]), (["1", "-w", "-v"], 1, True, ["1"]),
+])
+def test_words_of_the_command_line(words: list[str], margin: int, verbose: bool, rest: list[str]) -> None:
+    options, told, left = unpacker_module._arguments(words)
+    assert (options.margin, told, left) == (margin, verbose, rest)
+    assert not options.all_names and not options.any_target
+
+
+@pytest.mark.parametrize(("words", "names", "targets"), [
+    (["--allow-all-names"], True, False), (["--allow-unsafe-symlinks"], False, True),
+    (["--allow-all-names", "--no-allow-all-names"], False, False), (["--no-allow-unsafe-symlinks"], False, False),
+    (["--allow-unsafe-symlinks", "--no-allow-unsafe-symlinks"], False, False),
+])
+def test_what_the_command_line_lets_in(words: list[str], names: bool, targets: bool) -> None:
+    options, _, _ = unpacker_module._arguments(words)
+    assert (options.all_names, options.any_target) == (names, targets)
 
 
 def test_the_old_order_of_arguments(place: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.policy.support import entry, facts
 
+from cloison.policy import facts as module
 from cloison.policy.facts import MAX_QUBES, MAX_TEXT, BadFacts, facts_from_system_info
 
 
@@ -55,6 +56,37 @@ def test_a_missing_key_is_refused(key: str) -> None:
 def test_another_shape_is_refused(data: object) -> None:
     with pytest.raises(BadFacts):
         facts_from_system_info(data)
+
+
+@pytest.mark.parametrize(("bound", "system"), [
+    ("MAX_QUBES", {"a": entry(1), "b": entry(2)}), ("MAX_TAGS", {"a": entry(1, tags=["x", "y"])}),
+])
+def test_so_many_qubes_and_tags_and_not_one_more(
+    monkeypatch: pytest.MonkeyPatch, bound: str, system: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(module, bound, 2)
+    assert facts_from_system_info({"domains": system}).names == set(system)
+    monkeypatch.setattr(module, bound, 1)
+    with pytest.raises(BadFacts):
+        facts_from_system_info({"domains": system})
+
+
+@pytest.mark.parametrize("key", ["type", "uuid", "default_dispvm", "relayvm", "transport_rpc", "power_state"])
+def test_the_longest_texts(key: str) -> None:
+    facts_from_system_info({"domains": {"a": entry(1, **{key: "x" * MAX_TEXT})}})
+    with pytest.raises(BadFacts):
+        facts_from_system_info({"domains": {"a": entry(1, **{key: "x" * (MAX_TEXT + 1)})}})
+
+
+@pytest.mark.parametrize(("key", "attribute"), [
+    ("default_dispvm", "default_dispvm"), ("relayvm", "relayvm"), ("transport_rpc", "transport_rpc"),
+])
+def test_absent_null_and_empty_are_none(key: str, attribute: str) -> None:
+    absent = entry(1)
+    del absent[key]
+    for qube in (absent, entry(1, **{key: None}), entry(1, **{key: ""})):
+        assert getattr(facts_from_system_info({"domains": {"a": qube}}).qubes["a"], attribute) is None
+    assert getattr(facts_from_system_info({"domains": {"a": entry(1, **{key: "b"})}}).qubes["a"], attribute) == "b"
 
 
 def test_the_largest_values() -> None:

@@ -40,6 +40,8 @@ def test_anything_else_is_refused(bad: object) -> None:
 
 @pytest.mark.parametrize("bad", [None, {}, "x", [GOOD] * (MAX_BLOCKS + 1)])
 def test_a_list_has_its_bound(bad: object) -> None:
+    assert blocks.list_from_json([GOOD] * MAX_BLOCKS) == (BLOCK,) * MAX_BLOCKS
+    assert blocks.list_from_json([]) == ()
     with pytest.raises(PeerError):
         blocks.list_from_json(bad)
 

@@ -49,14 +49,15 @@ def test_a_decoded_name_is_one_part_of_a_path(untrusted: bytes) -> None:
     assert name.isprintable()
 
 
-@pytest.mark.parametrize("line", [b"http://a.b/c", b"https://a/?x=1&y=%20\nrest is ignored", b"ftp://a"])
+@pytest.mark.parametrize("line", [
+    b"http://".ljust(opening.ADDRESS_MAX, b"a"), b"http://a.b/c", b"https://a/?x=1&y=%20\nrest is ignored", b"ftp://a"])
 def test_addresses(line: bytes) -> None:
     assert opening.decode_address(line).encode() == line.split(b"\n")[0]
 
 
 @pytest.mark.parametrize("line", [
     b"", b"file:///etc/passwd", b"javascript:alert(1)", b"/etc/passwd", b"--help", b"http://a b", b"HTTP://a",
-    b"http://\x1b", "http://é".encode(), b"http://" + b"a" * opening.ADDRESS_MAX, b"xhttp://a"])
+    b"http://".ljust(opening.ADDRESS_MAX + 1, b"a"), b"http://\x1b", "http://é".encode(), b"http://" + b"a" * opening.ADDRESS_MAX, b"xhttp://a"])
 def test_what_is_no_address(line: bytes) -> None:
     with pytest.raises(PeerError):
         opening.decode_address(line)

@@ -47,6 +47,31 @@ def test_a_request_beyond_the_limit() -> None:
         policy.is_whole(b"x" * (policy.MAX_REQUEST + 1))
 
 
+HEAD = b"policy.EvalGUI+test.S+a gui name dom0\0"
+
+
+@pytest.mark.parametrize(("windows", "owner"), [(True, "gui"), (False, "")])
+def test_an_evaluation(windows: bool, owner: str) -> None:
+    assert policy.parse_evaluation(HEAD + b"work\0vault", windows=windows) == Query(
+        "work", "vault", "test.S+a", assume_yes=True, just_evaluate=True, window_owner=owner)
+
+
+@pytest.mark.parametrize(("untrusted", "fine"), [
+    (HEAD + b"a" * 31 + b"\0" + b"b" * 63, True), (HEAD + b"a" * 32 + b"\0b", False), (HEAD + b"a\0" + b"b" * 64, False),
+    (HEAD + b"\0b", False), (HEAD + b"a\0", False), (HEAD + b"ab", False), (HEAD[:-1] + b"a", False), (HEAD + b"a\0b\0", False),
+    (b"policy.EvalGUI+ gui\0a\0b", False), (b"policy.EvalGUI gui\0a\0b", False), (b"policy.EvalGUI+s\0a\0b", False),
+    (b"x+" + b"s" * (policy.MAX_DESCRIPTOR - 4) + b" g\0a\0b", True), (HEAD + b"a!\0b", False),
+    (b"x+" + b"s" * (policy.MAX_DESCRIPTOR + policy.MAX_EVALUATION - 8) + b" g\0a\0b", True),
+    (b"x+" + b"s" * (policy.MAX_DESCRIPTOR + policy.MAX_EVALUATION - 7) + b" g\0a\0b", False),
+])
+def test_lengths_and_forms_of_an_evaluation(untrusted: bytes, fine: bool) -> None:
+    if fine:
+        assert policy.parse_evaluation(untrusted, windows=True).just_evaluate
+    else:
+        with pytest.raises(PeerError):
+            policy.parse_evaluation(untrusted, windows=True)
+
+
 @given(st.binary(max_size=200), st.booleans())
 def test_an_evaluation_is_understood_or_refused(untrusted: bytes, windows: bool) -> None:
     for data in (untrusted, b"policy.EvalSimple+s work\0" + untrusted):

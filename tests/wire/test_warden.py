@@ -119,5 +119,7 @@ def test_line_length_limit(end: bytes) -> None:
     longest = b'{"x":"' + b"a" * (warden.MAX_LINE - 8) + b'"}'
     assert len(longest) == warden.MAX_LINE
     assert len(Lines().feed(longest + b"\n")) == 1
+    lines = Lines()
+    assert lines.feed(longest) == [] and len(lines.feed(b"\n" + longest + b"\n")) == 2
     with pytest.raises(PeerError):
         Lines().feed(longest.replace(b"}", b" }") + end)
