@@ -66,3 +66,40 @@ def test_rename(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     files.rename(str(tmp_path / "a"), str(tmp_path / "b"))
     assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_lock_is_one_processs_until_it_is_closed(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    first = files.try_lock(path)
+    assert first is not None and not os.get_inheritable(first)
+    before = len(os.listdir("/proc/self/fd"))
+    assert files.try_lock(path) is None
+    assert len(os.listdir("/proc/self/fd")) == before, "who is refused keeps nothing"
+    os.close(first)
+    again = files.try_lock(path)
+    assert again is not None
+    os.close(again)
+    with pytest.raises(FileNotFoundError):
+        files.try_lock(str(tmp_path / "missing" / "lock"))
+
+
+def test_content_then_name_then_folder_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order, whatever a power cut leaves is one of both files, whole."""
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        steps.append("folder" if os.path.isdir(path) else os.path.basename(path).split(".")[-1])
+        if os.path.isfile(path):
+            assert Path(path).read_bytes() == b"new", "nothing of it waits in this process"
+        fsync(fd)
+
+    def renamed(src: str, dst: str) -> None:
+        steps.append("rename")
+        rename(src, dst)
+
+    monkeypatch.setattr(files.os, "fsync", synced)
+    monkeypatch.setattr(files.os, "rename", renamed)
+    files.write_atomic(str(tmp_path / "file"), b"new")
+    assert steps == ["tmp", "rename", "folder"]
