@@ -167,6 +167,19 @@ def test_an_image_is_made_once_and_started_from(wardens: ZygoteWardens, launch: 
     assert os.listdir(paths.qubes) == []
 
 
+def test_each_start_reads_its_images_state_from_the_beginning(wardens: ZygoteWardens, launch: Launch) -> None:
+    """It is in memory once, for all of them."""
+    async def work(_heard: Heard) -> None:
+        image = await warmed(wardens, launch)
+        uuids = [UUID[:-1] + str(number) for number in (1, 2, 3)]
+        for number, uuid in enumerate(uuids):
+            assert await wardens.start(dataclasses.replace(image, uuid=uuid, xid=number + 1, name=f"work{number}")) == "warm"
+        for uuid in uuids:
+            await wardens.kill(uuid)
+
+    run(wardens, work)
+
+
 def shape(launch: Launch, memory: int) -> Launch:
     return dataclasses.replace(launch, memory=memory)
 

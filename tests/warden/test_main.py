@@ -20,12 +20,15 @@ from tests.qrexec.served_qube import USER, Caller, Result
 from tests.runtime.ports import News, Recorder, Side
 from tests.warden.guests import Guest
 
+from cloison.errors import MachineError
 from cloison.hypervisor.base import MachineSpec, MachineState
 from cloison.hypervisor.fake import Boot, FakeMachine, silent
 from cloison.hypervisor.qemu import warm
 from cloison.runtime import life
 from cloison.runtime.paths import Paths
+from cloison.storage.base import MAX_SIZE
 from cloison.warden import main, space
+from cloison.warden.blocks import Blocks
 from cloison.warden.main import Warden
 from cloison.warden.space import SpaceWait
 from cloison.warden.starting import NOBODY, console_tail
@@ -306,6 +309,145 @@ def test_a_machine_that_can_not_go_on_is_ended(place: Place, disk: Disk, tmp_pat
         await qubesd.heard("stopped")
 
     place.run(guest.boot, work)
+
+
+def test_a_machine_that_takes_more_memory_than_was_said_is_ended(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(main, "say", logged.append)
+    watched: list[tuple[int, int]] = []
+    over: list[asyncio.Future[int]] = []
+
+    async def until_over(pid: int, most: int) -> int:
+        watched.append((pid, most))
+        over.append(asyncio.get_running_loop().create_future())
+        return await over[0]
+
+    monkeypatch.setattr(main.watch, "until_over", until_over)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        assert watched == [(os.getpid(), 595 << 20)], "400 MiB, a quarter more and 95"
+        over[0].set_result(700 << 20)
+        assert (await qubesd.heard("stopped"))["status"] == -signal.SIGKILL
+
+    place.run(Guest(tmp_path).boot, work)
+    assert "work: its QEMU used 700 MiB of memory, which no guest should need: it was ended" in logged
+
+
+@pytest.mark.parametrize(("error", "ends"), [(MemoryError(), True), (ValueError("a bug"), False)])
+def test_without_memory_nothing_is_sure_and_the_qube_ends(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, ends: bool,
+) -> None:
+    lifted: list[int] = []
+    monkeypatch.setattr(main.memory, "lift", lambda: lifted.append(1))
+
+    def fail() -> None:
+        raise error
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        asyncio.get_running_loop().call_soon(fail)
+        if ends:
+            await qubesd.heard("stopped")
+        else:
+            assert (await qubesd.ask("status"))["state"] == "running"
+            await qubesd.ask("kill")
+
+    place.run(Guest(tmp_path).boot, work)
+    assert lifted == [1] * ends and type(error).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_pause_cuts_what_other_qubes_keep_it_waiting_for_while_it_lasts_and_no_longer(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool,
+) -> None:
+    handles: list[asyncio.TimerHandle] = []
+    patience, pause = Blocks.patience, FakeMachine.pause
+
+    def begun(blocks: Blocks) -> asyncio.TimerHandle:
+        handles.append(patience(blocks))
+        return handles[-1]
+
+    async def paused(machine: FakeMachine) -> None:
+        assert len(handles) == 1 and not handles[0].cancelled()
+        if fails:
+            raise MachineError("it can't")
+        await pause(machine)
+
+    monkeypatch.setattr(Blocks, "patience", begun)
+    monkeypatch.setattr(FakeMachine, "pause", paused)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        answer = await qubesd.ask("pause")
+        assert ("error" in answer) is fails and handles[0].cancelled()
+        assert (await qubesd.ask("status"))["state"] == ("running" if fails else "paused")
+        await qubesd.ask("kill")
+
+    place.run(Guest(tmp_path).boot, work)
+
+
+def test_a_size_that_the_machine_refused_was_never_told(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce = FakeMachine.announce_size
+    refused = [True]
+
+    async def once(machine: FakeMachine, role: str, size: int) -> None:
+        if refused:
+            refused.pop()
+            raise MachineError("it can't")
+        await announce(machine, role, size)
+
+    monkeypatch.setattr(FakeMachine, "announce_size", once)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        assert "error" in await qubesd.ask("resize", role="private", size=5 * MEGABYTE)
+        assert (await qubesd.ask("resize", role="private", size=2 * MEGABYTE))["ok"]
+        assert (await qubesd.ask("resize", role="private", size=MAX_SIZE))["ok"]
+        assert "error" in await qubesd.ask("resize", role="private", size=MAX_SIZE + 1)
+        await qubesd.ask("kill")
+
+    place.run(Guest(tmp_path).boot, work)
+
+
+def test_a_warm_start_is_told_the_sizes_that_differ_from_its_images_and_a_cold_one_none(place: Place) -> None:
+    folder = place.folder / "image"
+    folder.mkdir()
+    (folder / warm.DISK).write_bytes(bytes(MEGABYTE))
+    root, private = place.launch.disks
+    told = []
+    for size, warm_folder in ((3 << 30, str(folder)), (warm.MADE_SIZES["private"], str(folder)), (3 << 30, None)):
+        disks = (root, dataclasses.replace(private, size=size))
+
+        async def work(qubesd: Qubesd) -> None:
+            await qubesd.heard("running")
+            await qubesd.ask("kill")
+
+        place.run(talking([], "running"), work, launch=dataclasses.replace(place.launch, warm=warm_folder, disks=disks))
+        told.append(place.machines[-1].sizes)
+    assert told == [{"private": 3 << 30}, {}, {}]
+
+
+def test_status_says_which_commits_it_runs_from_and_a_halting_qube_stays_so(place: Place) -> None:
+    root, private = place.launch.disks
+    sides: list[Side] = []
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        status = await qubesd.ask("status")
+        assert (status["commits"], status["blocks"], status["pid"], status["uuid"], status["memory"]) == (
+            {"root": "c1"}, [], os.getpid(), UUID, 400)
+        sides[0].port.control(agent.report("halting"))
+        await qubesd.heard("halting")
+        assert (await qubesd.ask("unpause"))["state"] == "halting"
+        first = (await qubesd.ask("console"))["tty"]
+        assert (await qubesd.ask("console"))["tty"] == first and Path(first).is_char_device()
+        await qubesd.ask("kill")
+
+    place.run(talking(sides, "running"), work,
+              launch=dataclasses.replace(place.launch, disks=(dataclasses.replace(root, commit="c1"), private)))
 
 
 def test_orders_that_make_no_sense(place: Place, tmp_path: Path) -> None:
@@ -663,6 +805,30 @@ def test_a_new_agent_takes_the_qube_up_as_the_qube_that_it_is(place: Place, tmp_
         qubesd.events.clear()
         place.machines[0].left.set()                     # the new one ends, too, and says nothing
         assert "agent" in (await qubesd.heard("channels-lost"))["reason"]
+        await qubesd.ask("kill")
+        await qubesd.heard("stopped")
+
+    place.run(boot, work)
+
+
+def test_a_paused_qubes_new_agent_takes_it_up_too(place: Place, tmp_path: Path) -> None:
+    """What it says of halting counts only once the qube runs again."""
+    guest = Guest(tmp_path)
+    ports: list[socket.socket] = []
+
+    def boot(machine: FakeMachine, port: socket.socket) -> None:
+        ports.append(port)
+        guest.boot(machine, port)
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        await qubesd.ask("pause")
+        await guest.agent_is_replaced(ports[0])
+        await qubesd.heard("channels-back")
+        assert (await qubesd.ask("status"))["state"] == "paused"
+        assert (await qubesd.ask("unpause"))["state"] == "running"
+        call = Caller(Path(place.paths.qubes, "qrexec.work"), "DEFAULT:echo hello", qrexec.EXEC_CMDLINE)
+        assert await call.run() == Result(b"hello\n", b"", 0)
         await qubesd.ask("kill")
         await qubesd.heard("stopped")
 

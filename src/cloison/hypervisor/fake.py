@@ -101,7 +101,10 @@ class FakeMachine(Machine):
             self._fds.append(os.dup(spec.life_fd))
         self._gone = asyncio.get_running_loop().create_future()
         self._state = MachineState.RUNNING
-        self._boot(self, self._guest)
+        if spec.state_fd is not None and os.read(spec.state_fd, len(SAVED) + 1) != SAVED:
+            self.end(1, "this is no machine's state")
+        else:
+            self._boot(self, self._guest)
         return host
 
     async def pause(self) -> None:
