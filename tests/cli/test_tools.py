@@ -12,6 +12,7 @@ from fake_qubesd import FakeQubesd, FakeWarden
 from tests.patience import PATIENCE
 
 from cloison.cli import completion, tool
+from cloison.client import agent_wait
 from cloison.client.connection import Connection
 from cloison.wire import admin
 
@@ -438,8 +439,9 @@ def test_a_qube_that_waits_is_told_of_by_who_lists_and_by_who_waits_for_it(
 
 @pytest.mark.parametrize("words", [["qvm-start", "work"], ["qvm-run", "-p", "work", "true"]])
 def test_who_starts_a_qube_is_told_once_that_its_agent_is_an_older_one(
-    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], words: list[str],
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], words: list[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(agent_wait, "AGENT_TIME", 0.0)   # nothing here answers a call
     older = {"work": "template t is old", "t": "template t is old", "mail": "template u is old"}
     qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(json.dumps({"old_agents": older}).encode())
     qubesd.qubes["work"]["state"] = "Halted"
@@ -457,8 +459,9 @@ def test_who_starts_a_qube_is_told_once_that_its_agent_is_an_older_one(
 
 @pytest.mark.parametrize("words", [["qvm-start", "work"], ["qvm-run", "-p", "work", "true"]])
 def test_a_qube_that_runs_without_its_private_volume_is_told_of_by_who_starts_it(
-    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], words: list[str],
+    qubesd: FakeQubesd, capsys: pytest.CaptureFixture[str], words: list[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(agent_wait, "AGENT_TIME", 0.0)
     problems = {"work": "work says: what is written to its home is lost", "other": "other does not answer"}
     qubesd.answers["internal.cloison.Status"] = lambda *_: admin.ok(json.dumps({"problems": problems}).encode())
     qubesd.qubes["work"]["state"] = "Halted"
