@@ -45,6 +45,16 @@ def test_words_without_meaning(text: str, kind: str, column: Column) -> None:
     assert caught.value.kind == kind
 
 
+@pytest.mark.parametrize(("text", "column", "sentence"), [
+    ("", S, "a qube or a word for qubes is missing"), ("@tag:", S, "'@tag:' lacks what comes after the colon"),
+    ("@nothing", S, "'@nothing' has no meaning"), ("@anyvm", R, "'@anyvm' can't stand here"),
+])
+def test_what_a_person_reads_of_a_wrong_word(text: str, column: Column, sentence: str) -> None:
+    with pytest.raises(TokenError) as caught:
+        parse_token(text, column)
+    assert str(caught.value) == sentence
+
+
 MATCHES = [
     ("*", {"dom0", "@adminvm", ZERO, "work", UUID, "vault", "@default", "@dispvm", "@dispvm:dvm", "unknown"}),
     ("@anyvm", {"work", UUID, "vault", "@default", "@dispvm", "@dispvm:dvm", "unknown"}),

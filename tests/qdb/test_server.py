@@ -288,6 +288,41 @@ def test_guest_is_sent_everything_it_asks_for_once() -> None:
     with_pair(work, scripted=True)
 
 
+def messages(data: bytes) -> list[qdb.Message]:
+    decoder = qdb.Decoder(qdb.VCHAN)
+    decoder.feed(data)
+    return list(iter(decoder.next_message, None))
+
+
+@pytest.mark.parametrize("half", [b"", qdb.encode(qdb.WRITE, "/half", b"123456")[:-3]], ids=["", "in the middle of a message"])
+def test_a_new_agent_gets_a_copy_of_its_own_and_nothing_that_was_for_the_former(half: bytes) -> None:
+    async def work(pair: Pair) -> None:
+        former = await pair.scripted_end()
+        former.send(qdb.encode(qdb.MULTIREAD))
+        await former.until(lambda: former.got.endswith(qdb.encode(qdb.RESP_MULTIREAD)))
+        pair.server.write({"/a": "1"})
+        await former.until(lambda: former.got.endswith(qdb.encode(qdb.WRITE, "/a", b"1")))
+        former.send(half)
+        pair.guest.port.close(former.channel)
+        pair.guest.port.control(b"closed")
+        await pair.host.until(lambda: bool(pair.host.controls))
+        pair.server.write({"/b": "2", "/a": None})
+        pair.server.reconnect(pair.host.port)
+        await pair.guest.until(lambda: pair.guest_end is not former)
+        end = await pair.scripted_end()
+        pair.server.write({"/c": "3"})
+        end.send(qdb.encode(qdb.MULTIREAD))
+        await end.until(lambda: end.got.endswith(qdb.encode(qdb.RESP_MULTIREAD)))
+        copied = {"/b": b"2", "/c": b"3", **{path: value.encode() for path, value in START.items()}}
+        assert sorted(messages(bytes(end.got))) == sorted(
+            [qdb.Message(qdb.RESP_MULTIREAD, path, value) for path, value in copied.items()] + [qdb.Message(qdb.RESP_MULTIREAD)])
+        pair.server.write({"/d": "4"})
+        await end.until(lambda: end.got.endswith(qdb.encode(qdb.WRITE, "/d", b"4")))
+        assert pair.violations == []
+
+    with_pair(work, scripted=True)
+
+
 @pytest.mark.parametrize("untrusted", [
     b"\xff" * 200, qdb.encode(qdb.READ, "/name"), qdb.encode(qdb.LIST), qdb.encode(qdb.WATCH, "/x"),
     qdb.encode(qdb.RESP_MULTIREAD, "/x", b"1"),

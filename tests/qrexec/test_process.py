@@ -1,6 +1,7 @@
 """Starting what serves a call: as whom, seeing what, connected how."""
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from tests.patience import PATIENCE
 
 from cloison.qrexec import process
+from cloison.qrexec.inheritance import Session
 from cloison.qrexec.process import CannotStart, User
 from cloison.wire.qrexec import Command
 
@@ -52,6 +54,53 @@ def test_lookup_of_ourselves_and_of_nobody() -> None:
         with pytest.raises(CannotStart) as caught:
             process.find_user(name)
         assert caught.value.status == 125
+
+
+def test_a_users_groups_are_those_that_name_him(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who he is is looked up anew when the user database has changed."""
+    groups = [grp.struct_group(("a", "x", 1001, ["other", OWN.pw_name])), grp.struct_group(("b", "x", 1002, ["other"])),
+              grp.struct_group(("c", "x", 1003, []))]
+    monkeypatch.setattr(process.grp, "getgrall", lambda: groups)
+    monkeypatch.setattr(process, "_users", {})
+    assert process.find_user(OWN.pw_name).groups == (OWN.pw_gid, 1001)
+    groups.pop(0)
+    assert process.find_user(OWN.pw_name).groups == (OWN.pw_gid, 1001)
+    (version, user), = process._users.values()
+    process._users[OWN.pw_name] = ((version[0] - 1, version[1]), user)
+    assert process.find_user(OWN.pw_name).groups == (OWN.pw_gid,)
+    process._users[OWN.pw_name] = ((version[0], version[1] - 1), user)
+    assert process.find_user(OWN.pw_name).groups == (OWN.pw_gid,)
+
+
+def test_who_is_not_root_becomes_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "find_user", lambda name: USER._replace(name=name))
+    monkeypatch.setattr(process.os, "geteuid", lambda: USER.uid + 1)
+    with pytest.raises(CannotStart, match="can't become") as caught:
+        process._runs_as("user")
+    assert caught.value.status == 125
+    for number in (USER.uid, 0):
+        monkeypatch.setattr(process.os, "geteuid", lambda number=number: number)
+        assert process._runs_as("user").name == "user"
+
+
+@pytest.mark.parametrize(("kind", "target", "words"), [
+    ("name", "vault", {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": "vault"}),
+    ("keyword", "adminvm", {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": "adminvm"}),
+])
+def test_a_service_of_the_host_is_told_what_was_asked_for(kind: str, target: str, words: dict[str, str]) -> None:
+    env = process.environment(USER, Command("", service="s", source="work", target_type=kind, target=target))
+    assert {key: value for key, value in env.items() if key.startswith("QREXEC_REQUESTED")} == words
+
+
+def test_an_inherited_environment_has_no_word_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SECRET", "QREXEC_REMOTE_DOMAIN", "QREXEC_SERVICE_PATH"):
+        monkeypatch.setenv(name, "ours")
+    session = Session({"SECRET": "the session's", "USER": "nobody"})
+    env = process.environment(USER, Command("user", command="x"), inherit=True)
+    assert env["SECRET"] == env["QREXEC_SERVICE_PATH"] == "ours" and "QREXEC_REMOTE_DOMAIN" not in env
+    assert env["PATH"] == os.environ["PATH"]
+    env = process.environment(USER, Command("user", command="x"), session, inherit=True)
+    assert env["SECRET"] == "the session's" and env["USER"] == env["LOGNAME"] == "user" and env["SHELL"] == "/bin/bash"
 
 
 def test_no_descriptors_left_is_125_and_leaks_none() -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -33,6 +34,46 @@ def test_the_shipped_files_count_unless_one_takes_their_place(place: Place) -> N
     assert reader.place(Root.MAIN, "90-default.policy") == str(place.user / "90-default.policy")
     (place.user / "include/admin-local-ro").write_text("mgmt @anyvm allow target=dom0")
     assert load(place.paths).for_service("admin.vm.List")
+
+
+def test_which_folders_may_be_missing(tmp_path: Path) -> None:
+    """The user's own never; others if one of them is there, for files below them too."""
+    user, shipped = tmp_path / "user", tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "include").mkdir()
+    (shipped / "include" / "x").write_text("")
+    (shipped / "50-x.policy").write_text("")
+    reader = FolderReader({Root.MAIN: (str(user), str(shipped))})
+    with pytest.raises(FileNotFoundError):
+        reader.names(Root.MAIN, ".")
+    user.mkdir()
+    assert reader.names(Root.MAIN, ".") == ["50-x.policy"]
+    assert reader.names(Root.MAIN, "include") == ["x"]
+    with pytest.raises(FileNotFoundError):
+        reader.names(Root.MAIN, "other")
+    (user / "other").mkdir()
+    assert reader.names(Root.MAIN, "other") == []
+    (user / "40-y.policy").write_text("")
+    shutil.rmtree(shipped)
+    assert reader.names(Root.MAIN, ".") == ["40-y.policy"]
+    (user / "include").write_text("no folder")
+    with pytest.raises(OSError):
+        reader.names(Root.MAIN, "include")
+
+
+def test_what_is_looked_at_is_watched_before(tmp_path: Path) -> None:
+    """So that whatever appears later is seen: also the folder of a file that is not there."""
+    watched: list[str] = []
+    user, shipped = tmp_path / "user", tmp_path / "shipped"
+    user.mkdir()
+    shipped.mkdir()
+    (shipped / "x").write_text("text")
+    reader = FolderReader({Root.MAIN: (str(user), str(shipped))}, watched.append)
+    assert reader.content(Root.MAIN, "x") == b"text" and reader.place(Root.MAIN, "x") == str(shipped / "x")
+    assert watched[0] == str(user) and watched[1].startswith("/proc/self/fd/")
+    watched.clear()
+    reader.names(Root.MAIN, ".")
+    assert [os.path.normpath(each) for each in watched] == [str(user), str(shipped)]
 
 
 def test_the_runtime_folder_wins(place: Place) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.qrexec.agents import PEER, PORT, USER, XID, Host, Stream, host, service
 
 from cloison.qrexec import ending
+from cloison.qrexec.qube import agent
 from cloison.wire import qrexec
 from cloison.wire.qrexec import EXIT_CODE, STDERR, STDOUT, Data, Exit, Message, Trigger
 
@@ -511,6 +512,40 @@ def test_a_lost_daemon_costs_what_was_asked_and_no_running_call(tmp_path: Path) 
         place.channels.listen(qrexec_address(), place.agent.opened)
         await place.connect()
         assert await place.terminated()  # told to the daemon's successor
+
+    run(tmp_path, talk)
+
+
+@pytest.mark.parametrize("sent", [
+    qrexec.hello(4), qrexec.trigger_service4("", "dom0", qrexec.request_id("SOCKET1"), "test.S"), qrexec.HEADER.pack(0x999, 0),
+], ids=["hello again", "an agent's message", "unknown"])
+def test_a_daemon_that_breaks_the_protocol_is_hung_up_on_and_may_come_back(tmp_path: Path, sent: bytes) -> None:
+    async def talk(place: Host) -> None:
+        program, _ = await ask(place)
+        await place.daemon.send(sent)
+        assert await place.daemon.next() is None
+        assert await place.raw(program, 8) == b""
+        (reason,) = place.lost
+        assert reason.startswith("qrexec control channel: ")
+        other = await place.program()
+        await other.send(qrexec.trigger_service4("", "dom0", qrexec.request_id("SOCKET"), "test.S"))
+        assert await place.raw(other, 8) == b""          # nobody can be asked
+        place.channels.listen(qrexec_address(), place.agent.opened)
+        await place.connect()
+        await ask(place)
+
+    run(tmp_path, talk)
+
+
+def test_a_daemon_that_takes_nothing_is_asked_for_so_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(place: Host) -> None:
+        await ask(place)                 # the daemon has said hello by then
+        assert place.agent._outbox is not None
+        request = qrexec.Trigger("", "dom0", qrexec.request_id("SOCKET"), "test.S")
+        for waiting, asked in ((agent.MAX_ASKED, True), (agent.MAX_ASKED + 1, False)):
+            monkeypatch.setattr(type(place.agent._outbox), "__len__", lambda _self, waiting=waiting: waiting)
+            assert place.agent.trigger(request) is asked
+        monkeypatch.undo()
 
     run(tmp_path, talk)
 

@@ -52,17 +52,19 @@ class FolderReader:
     def names(self, root: Root, folder: str) -> Sequence[str]:
         places = self._where[root]
         found: dict[str, None] = {}
+        there = False
         missing: OSError | None = None
         for place in places:
             path = os.path.join(place, folder)
             try:
                 self._watch(path)
                 found |= dict.fromkeys(_files(path))
+                there = True
             except (FileNotFoundError, NotADirectoryError) as error:
                 if folder == "." and place == places[0]:      # the user's folder: what it would refuse is unknown
                     raise
                 missing = error
-        if missing is not None and not found:
+        if missing is not None and not there:
             raise missing
         return list(found)
 
