@@ -131,3 +131,19 @@ def test_only_the_host_may_call(source: str, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setenv("QREXEC_REMOTE_DOMAIN", "dom0")
     assert block.main(["cloison.Block", "null+r"]) == 1
     assert "no block device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [0, 1, 3])           # a read, a write, a flush: one of them asks for the disk by itself
+def test_whatever_was_written_is_on_disk_when_the_client_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: int,
+) -> None:
+    synced: list[str] = []
+    (tmp_path / "disk").write_bytes(bytes(SIZE))
+    monkeypatch.setattr(block.os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(tmp_path / "disk", "r+b", buffering=0) as disk:
+        ours.sendall(request(command, 0, 0 if command == 3 else 512, b"x" * 512 if command == 1 else b""))
+        ours.shutdown(socket.SHUT_WR)
+        block.serve(disk.fileno(), Server(SIZE, read_only=False, greeted=True), theirs.fileno(), theirs.fileno())
+    assert synced == [str(tmp_path / "disk")] * (2 if command == 3 else 1)
+    assert (tmp_path / "disk").read_bytes()[:512] == (b"x" if command == 1 else b"\0") * 512

@@ -227,6 +227,7 @@ def test_an_address_goes_to_another_service(bin: Bin, tmp_path: Path) -> None:
 def test_open_usage(bin: Bin, name: str, arguments: list[str]) -> None:
     result = bin.run(TOOLS + "open_in_vm", name, *arguments)
     assert (result.returncode, bin.calls()) == (2, [])
+    assert arguments != ["x", "."] or b"is a folder" in result.stderr
 
 
 def test_a_disposable_does_not_open_in_disposables_for_others(bin: Bin) -> None:
