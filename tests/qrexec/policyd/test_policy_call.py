@@ -15,8 +15,10 @@ from tests.runtime.ports import Recorder
 from cloison.client.connection import Connection
 from cloison.errors import CloisonError
 from cloison.policy.evaluate import Response
+from cloison.qrexec import call_log
 from cloison.qrexec.policyd import policy_exec
 from cloison.qrexec.policyd.policy_call import Caller, command
+from cloison.runtime.paths import Paths
 from cloison.runtime.port import Handler
 from cloison.wire import qrexec
 from cloison.wire.mux import Address
@@ -133,6 +135,16 @@ def test_only_evaluating_does_nothing(place: Place, qubesd: Connection, capsys: 
     assert policy_exec.main(["--just-evaluate", "7", "work", "dom0", "test.Say", IDENT]) == 0
     assert policy_exec.main(["--just-evaluate", "7", "work", "net", "test.Say", IDENT]) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_the_first_program_of_an_installation_makes_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CLOISON_ROOT", str(tmp_path / "new"))
+    assert policy_exec.main(["--", "work", "dom0", "test.Say"]) == 0
+    assert capsys.readouterr().out == "result=deny\n"
+    (entry,) = call_log.recent(call_log.path(Paths.from_environment()))
+    assert entry["verdict"] == "deny" and "qubesd can't be asked" in entry["why"]
 
 
 def test_the_words_of_the_answer_count() -> None:

@@ -186,6 +186,19 @@ def _new(folder: Path, text: str) -> Path:
     return path
 
 
+def test_reading_again_and_again_keeps_nothing_open(place: Place) -> None:
+    policy = LivePolicy(folders(place.paths))
+    policy.rules()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(5):
+        place.write(f"test.S * a b{number} allow")
+        assert first(policy.rules()) == f"test.S * a b{number} allow"
+    assert len(os.listdir("/proc/self/fd")) == before
+    policy.close()
+    policy.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
 def test_half_a_file_never_counts(place: Place) -> None:
     """Who rewrites a file in place truncates it first: a call in between still meets the old rules."""
     place.write("test.S * a b deny")

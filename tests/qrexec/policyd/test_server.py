@@ -338,6 +338,61 @@ def test_one_qube_has_only_so_many_questions_open(place: Place, qubesd: Connecti
     asyncio.run(conversation())
 
 
+def test_no_more_calls_wait_than_a_bound_and_the_next_is_refused_at_once(
+    place: Place, qubesd: Connection, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policyd, "MAX_WAITING", 2)
+
+    async def conversation() -> None:
+        answers = asyncio.Event()
+
+        async def answer(_: dict[str, Any]) -> bytes:
+            await answers.wait()
+            return b"allow:tpl"
+
+        async with serving(place) as daemon, FakeAgent(place, answer), asyncio.timeout(PATIENCE):
+            calls = [asyncio.create_task(call(place, "qubes.Filecopy", "net")) for _ in range(3)]
+            done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result() for task in done] == [DENY] and len(daemon._tasks) == 2
+            answers.set()
+            assert all("target=tpl" in text for text in await asyncio.gather(*waiting))
+            assert "target=tpl" in await call(place, "qubes.Filecopy", "net")
+
+    asyncio.run(conversation())
+
+
+def test_another_users_programs_are_told_nothing(place: Place, qubesd: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def conversation() -> None:
+        async with serving(place) as daemon:
+            assert await call(place, "qubes.FeaturesRequest", "dom0") != DENY
+            monkeypatch.setattr(policyd.unix, "is_same_user", lambda _stream: False)
+            assert await call(place, "qubes.FeaturesRequest", "dom0") == ""
+            assert await call(place, "qubes.Filecopy", "net") == ""
+            assert not daemon.unfinished and not len(daemon._tasks)
+        assert len(place.log()) == 1
+
+    asyncio.run(conversation())
+
+
+def test_a_fault_of_our_own_is_no_permission(place: Place, qubesd: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def conversation() -> None:
+        async with serving(place) as daemon:
+            await call(place, "qubes.FeaturesRequest", "dom0")            # facts are there from now on
+            with monkeypatch.context() as patch:
+                patch.setattr(daemon, "verdict", broken)
+                assert await call(place, "qubes.FeaturesRequest", "dom0") == ""
+            with monkeypatch.context() as patch:
+                patch.setattr(daemon, "judge", broken)
+                assert await call(place, "qubes.Filecopy", "net") == ""
+            assert "result=allow" in await call(place, "qubes.FeaturesRequest", "dom0")
+            assert not daemon.unfinished and not len(daemon._tasks)
+
+    asyncio.run(conversation())
+
+
 def test_who_is_told(place: Place, qubesd: Connection) -> None:
     async def conversation() -> None:
         place.write("test.Told * work net allow notify=yes\ntest.Quiet * work net deny notify=no\ntest.Loud * work net deny")
