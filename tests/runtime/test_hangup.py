@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 from tests.runtime.ports import News
@@ -13,6 +14,7 @@ def watched(act: str) -> tuple[int, int]:
 
     async def run() -> tuple[int, int]:
         ours, theirs = socket.socketpair()
+        before = len(os.listdir("/proc/self/fd"))
         news, calls = News(), []
 
         def hung_up() -> None:
@@ -33,6 +35,7 @@ def watched(act: str) -> tuple[int, int]:
         await asyncio.get_running_loop().run_in_executor(None, len, "")    # a turn of the loop, with its select
         rest = len(ours.recv(100))
         stop()
+        assert len(os.listdir("/proc/self/fd")) <= before, "the watch has a descriptor, which ends with it"
         ours.close()
         theirs.close()
         return len(calls), rest

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from functools import partial
 
@@ -40,5 +41,22 @@ def test_those_that_hang_up_are_told_of_and_no_other() -> None:
         for pair in pairs:
             for end in pair:
                 end.close()
+
+    asyncio.run(run())
+
+
+def test_its_end_leaves_nothing_open_and_nobody_is_told_any_more() -> None:
+    async def run() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        hangups = Hangups()
+        ours, theirs = socket.socketpair()
+        told: list[int] = []
+        hangups.watch(ours.fileno(), lambda: told.append(1))
+        assert len(hangups) == 1
+        theirs.close()
+        hangups.close()
+        await asyncio.to_thread(len, "")
+        ours.close()
+        assert told == [] and len(hangups) == 0 and len(os.listdir("/proc/self/fd")) == before
 
     asyncio.run(run())
