@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.patience import PATIENCE
 from tests.qrexec.agents import PEER, PORT, USER, XID, Host, Stream, host, service
 
 from cloison.qrexec import ending
@@ -224,6 +225,17 @@ def test_one_socket_trick(tmp_path: Path, command: str) -> None:
     assert found[0] == OUT_END and found[-2:] == [ERR_END, Exit(0)]
 
 
+def test_what_a_program_says_on_its_stdin_is_heard_while_its_stdout_is_open(tmp_path: Path) -> None:
+    async def talk(place: Host) -> None:
+        stream = await place.call('kill -USR1 $QREXEC_AGENT_PID; echo first >&0; read x; echo "got $x" >&0')
+        assert await stream.next() == Data(STDOUT, b"first\n")
+        await stream.say(b"text\n")
+        assert await stream.next() == Data(STDOUT, b"got text\n")
+        assert (await stream.rest())[-1] == Exit(0)
+
+    run(tmp_path, talk)
+
+
 def test_one_socket_trick_of_one_program_leaves_others_alone(tmp_path: Path) -> None:
     async def talk(place: Host) -> None:
         plain = await place.call("read x; echo plain")
@@ -240,7 +252,8 @@ def test_one_socket_trick_of_one_program_leaves_others_alone(tmp_path: Path) -> 
 
 async def connected(server: socket.socket) -> Stream:
     with server:
-        accepted, _ = await asyncio.get_running_loop().sock_accept(server)
+        async with asyncio.timeout(PATIENCE):
+            accepted, _ = await asyncio.get_running_loop().sock_accept(server)
     return Stream(*await asyncio.open_unix_connection(sock=accepted), qrexec.FROM_CLIENT_VM)
 
 
