@@ -180,3 +180,50 @@ def test_an_announcement_is_a_reason_to_look(machine: Machine) -> None:
             await asyncio.wait_for(told.wait(), PATIENCE)
 
     asyncio.run(run())
+
+
+class Kernel:
+    """What udev announces, one after the other; an error in its place is raised."""
+
+    def __init__(self, *said: bytes | OSError) -> None:
+        self.said = list(said)
+
+    def recv(self, _size: int) -> bytes:
+        said = self.said.pop(0)
+        if isinstance(said, OSError):
+            raise said
+        return said
+
+
+@pytest.mark.parametrize(("said", "looks"), [
+    (b"libudev\0SUBSYSTEM=block\0X=\0", True), (b"libudev\0SUBSYSTEM=usb\0", True), (b"libudev\0SUBSYSTEM=usbmisc\0", False),
+    (b"libudev\0SUBSYSTEM=net\0", False), (b"", False), (OSError(105, "No buffer space available"), True),
+])
+def test_what_is_a_reason_to_look_and_how_often(machine: Machine, said: bytes | OSError, looks: bool) -> None:
+    """A storm of announcements is one look, after it; what was lost of them may have been of devices."""
+    looked: list[object] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        later = loop.call_later
+        loop.call_later = lambda seconds, do: looked.append((seconds, do))     # type: ignore[method-assign,assignment]
+        teller = Devices(lambda _entries: None, machine.places)
+        kernel = Kernel(said, said, said)
+        for _ in range(2):
+            teller._announced(kernel)                    # type: ignore[arg-type]
+        assert looked == ([(devices.QUIET, teller.tell)] if looks else [])
+        teller.tell()
+        teller._announced(kernel)                        # type: ignore[arg-type]
+        loop.call_later = later                          # type: ignore[method-assign]
+
+    asyncio.run(run())
+    assert len(looked) == (2 if looks else 0)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(MAX_DEVICES, MAX_DEVICES), (MAX_DEVICES + 1, MAX_DEVICES)])
+def test_no_more_devices_than_that_are_told_of(machine: Machine, count: int, shown: int) -> None:
+    for number in range(count):
+        machine.block(f"sd{number:03}")
+        machine.usb(f"1-{number}")
+    assert len([path for path in block_devices(machine.places) if path.endswith("/size")]) == shown
+    assert len([path for path in usb_devices(machine.places) if path.endswith("/desc")]) == shown

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 from tests.patience import PATIENCE
 
-from cloison.guest import refresh
+from cloison.guest import refresh, standby
 from cloison.guest.refresh import COMMANDS, PAUSE, SPREAD, WAIT, Refresh
 
 PROGRAM = """
@@ -60,6 +61,45 @@ def test_one_is_the_agent_and_the_other_takes_over_when_it_is_killed(tmp_path: P
         assert says(third) == "loaded 19"
         end(third)
     end(second)
+
+
+def test_of_two_that_load_at_the_same_time_one_stands_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before either is the agent: who came second loads in nobody's way."""
+    nice: list[int] = []
+    monkeypatch.setattr(standby, "_lock", [])
+    monkeypatch.setattr(standby.os, "setpriority", lambda _which, _who, value: nice.append(value))
+    held = []
+    for expected in ([], [standby.STANDING_BY], [standby.STANDING_BY] * 2):
+        standby.begin(str(tmp_path / "lock"))
+        held += standby._lock
+        assert nice == expected and not os.get_inheritable(standby._lock[0])
+    for fd in held:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("nice", "becomes"), [(19, [-10]), (0, []), (-10, [])])
+@pytest.mark.parametrize("address", ["", "notify", "@cloison-test-notify"])
+def test_who_stood_by_is_as_quick_as_the_agent_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nice: int, becomes: list[int], address: str,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(standby, "_lock", [])
+    monkeypatch.setattr(standby.os, "setpriority", lambda _which, _who, value: asked.append(value))
+    monkeypatch.setattr(standby.os, "getpriority", lambda *_: nice)
+    standby.begin(str(tmp_path / "lock"))
+    if not address:
+        monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+        standby.take_turn()
+    else:
+        place = f"{address}-{os.getpid()}" if address.startswith("@") else str(tmp_path / address)
+        monkeypatch.setenv("NOTIFY_SOCKET", place)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.settimeout(PATIENCE)
+            systemd.bind("\0" + place[1:] if place.startswith("@") else place)
+            standby.take_turn()
+            assert systemd.recv(100) == b"READY=1" and "NOTIFY_SOCKET" not in os.environ
+    assert asked == becomes
+    os.close(standby._lock[0])
 
 
 def test_programs_are_executed_anew_one_by_one_well_after_the_start() -> None:
