@@ -19,7 +19,7 @@ UUID = "uuid:12345678-1234-4234-8234-123456789abc"
 
 
 class Daemons:
-    """Those of all qubes: what they are asked, one after the other. A call to a qube lasts until `over` is called."""
+    """Those of all qubes: what they are asked, one after the other. A call is over soon after its caller was told of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[object] = []
@@ -38,11 +38,16 @@ class Daemons:
         if kind == EXEC_CMDLINE:
             self._called = theirs
             theirs.send(b"said meanwhile")
-            threading.Timer(0.01, self.over).start()
         else:
             self.answered = ours
             theirs.close()
+            self._ending = threading.Timer(0.01, self.over)
+            self._ending.start()
         return ours, 9, 600
+
+    def ended(self) -> None:
+        """Nobody may have waited for it."""
+        self._ending.join()
 
     def over(self) -> None:
         assert self._called is not None
@@ -73,7 +78,8 @@ def run(folder: Path, target: str, *words: str) -> int:
 def test_the_target_is_called_and_then_the_caller_is_told_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     daemons = Daemons(monkeypatch)
     assert run(tmp_path, "vault") == 0
-    assert daemons.asked[:2] == [EXEC, ANSWER]
+    daemons.ended()
+    assert daemons.asked == [EXEC, ANSWER, "over"]
     assert daemons.answered is not None and daemons.answered.fileno() < 0
 
 
