@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.guest.inside import inside
@@ -149,6 +150,60 @@ def test_only_a_disposable_with_nothing_in_its_private_volume_starts_without_it(
     who = WHO._replace(qubesdb={"/qubes-vm-persistence": persistence}, private_blank=blank)
     assert identity.become(who) == ([] if waits else ["no /rw"])
     assert ("mount" in [step[0] for step in steps.done]) != waits
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 64])
+def test_less_entropy_than_a_key_has_is_none(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    steps = Steps(monkeypatch)
+    if size < 32:
+        with pytest.raises(ValueError, match="as predictable as all others"):
+            identity.become(WHO._replace(entropy="ab" * size))
+        assert steps.done == []
+    else:
+        identity.become(WHO._replace(entropy="ab" * size))
+        assert steps.done[0] == ("reseed", b"\xab" * size)
+
+
+def test_a_rehearsal_does_as_nobody_what_a_start_does_and_writes_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch)
+    closed: list[int] = []
+
+    class Ran:
+        process = SimpleNamespace(wait=lambda: steps.done.append(("waited",)))
+
+        def close(self) -> None:
+            closed.append(1)
+
+    monkeypatch.setattr(identity.process, "Started", Ran)
+    monkeypatch.setattr(identity.process, "start", lambda it: steps.done.append(("ran", it.user, it.command)) or Ran())
+    monkeypatch.setattr(identity.process, "find_user", steps._step("find"))
+    monkeypatch.setattr(identity.os, "makedirs", lambda path, **_: steps.done.append(("folder", path)))
+    for name in ("_in_memory", "_localtime_in_memory"):
+        monkeypatch.setattr(identity, name, steps._step(name))
+    monkeypatch.setattr(volumes, "find_devices", steps._step("devices"))
+    monkeypatch.setattr(libc, "sync", steps._step("sync"))
+    identity.rehearse()
+    twice = [step for user in ("root", "root", "user", "user") for step in (("ran", user, "true"), ("waited",))]
+    assert steps.done == [
+        ("_get_ready",), ("_in_memory", "/etc/machine-id", "/etc/hostname", "/etc/hosts"), ("_localtime_in_memory",),
+        ("_write", "/etc/machine-id", "0" * 32 + "\n"), ("_names", "qube"), ("devices",), ("folder", "/rw"), ("find", "user"),
+        *twice, ("sync",)]
+    assert len(closed) == 4
+
+
+def test_what_differs_in_every_clone_is_written_to_memory() -> None:
+    assert inside("""
+os.makedirs(identity.RUN)
+put('/etc/machine-id', 'of the disk\\n', 0o444)
+os.symlink('/usr/share/zoneinfo/UTC', '/etc/localtime')
+identity._in_memory('/etc/machine-id')
+identity._localtime_in_memory()
+identity._write('/etc/machine-id', 'of the clone\\n')
+said = [get('/etc/machine-id'), get(f'{identity.RUN}/machine-id'), oct(os.stat('/etc/machine-id').st_mode & 0o777),
+        os.readlink('/etc/localtime'), os.readlink(f'{identity.RUN}/localtime')]
+libc.unmount('/etc/machine-id')
+result = [*said, get('/etc/machine-id')]
+""") == ["of the clone\n", "of the clone\n", "0o444", f"{identity.RUN}/localtime", "/usr/share/zoneinfo/UTC", "of the disk\n"]
 
 
 @pytest.mark.parametrize("entropy", ["", "xyz", "abc"])
