@@ -89,13 +89,13 @@ class Host:
         assert await self.daemon.next() == qrexec.Hello(qrexec.VERSION)
         await self.daemon.send(qrexec.hello(version))
 
-    async def call(self, command: str, kind: int = qrexec.EXEC_CMDLINE, port: int = PORT) -> Stream:
-        """Start a command line (without its user); the data channel, after its handshake."""
+    async def call(self, command: str, kind: int = qrexec.EXEC_CMDLINE, port: int = PORT, user: str = USER) -> Stream:
+        """Start a command line as that user; the data channel, after its handshake."""
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self.folder / file_name(Address(PEER, XID, port))))
             listener.listen(1)
             listener.setblocking(False)
-            await self.daemon.send(qrexec.exec_command(kind, PEER, port, f"{USER}:{command}"))
+            await self.daemon.send(qrexec.exec_command(kind, PEER, port, f"{user}:{command}"))
             async with asyncio.timeout(PATIENCE):
                 accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
         os.unlink(self.folder / file_name(Address(PEER, XID, port)))

@@ -713,6 +713,22 @@ def test_what_waited_for_an_agent_that_has_gone_is_not_told_to_the_next(tmp_path
     with_qube(tmp_path, work, scripted=True)
 
 
+def test_a_daemon_that_was_closed_looks_for_no_other_agent(tmp_path: Path) -> None:
+    async def work(qube: Qube) -> None:
+        control = await qube.scripted_control()
+        control.send(AGENT_HELLO)
+        await control.heard(len(AGENT_HELLO))
+        qube.daemon.close()
+        qube.guest.port.close(control.channel)
+        qube.guest.port.control(b"closed")
+        await qube.host.until(lambda: bool(qube.host.controls))
+        qube.host.port.control(b"seen")
+        await qube.guest.until(lambda: bool(qube.guest.controls))
+        assert len(qube.guest.opened) == 1 and os.listdir(tmp_path) == []
+
+    with_qube(tmp_path, work, scripted=True)
+
+
 def test_callers_are_accepted_after_the_start_and_not_because_of_a_hello(tmp_path: Path) -> None:
     async def work() -> None:
         ready: list[int] = []

@@ -410,6 +410,30 @@ def test_a_fork_server_gets_the_calls_of_its_user(tmp_path: Path) -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize(("user", "command", "config"), [
+    (USER, "nogui:echo here", ""), (USER, "QUBESRPC test.S work", "skip-service-descriptor = true"), ("../{}/x", "echo here", ""),
+])
+def test_what_no_fork_server_gets(tmp_path: Path, user: str, command: str, config: str) -> None:
+    service(tmp_path, "test.S", "echo here")
+    (tmp_path / "config" / "test.S").write_text(config)
+    requests: list[bytes] = []
+
+    async def talk() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            requests.append(await reader.read(1))
+            writer.close()
+
+        servers = [await asyncio.start_unix_server(serve, str(tmp_path / name)) for name in (USER, "x")]
+        async with host(tmp_path, fork_server=f"{tmp_path}/%s") as place:
+            found = await (await place.call(command, user=user.format(tmp_path.name))).rest()
+            assert Data(STDOUT, b"here\n") in found if user == USER else found[-1] == Exit(125)
+        for server in servers:
+            server.close()
+
+    asyncio.run(talk())
+    assert requests == []
+
+
 # -- calls out of the qube ---------------------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,11 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from tests.patience import PATIENCE
 from tests.runtime.ports import Recorder, Side, Wire
 
+from cloison.qrexec.qube import trigger
 from cloison.qrexec.qube.agent import ControlChannel
 from cloison.qrexec.qube.trigger import MAX_UNANSWERED
 from cloison.wire import qrexec
@@ -161,6 +163,43 @@ def test_while_many_requests_have_no_answer_nobody_else_is_heard_and_nobody_is_t
         qube.daemon.send(qrexec.service_refused(said.request_id))
         assert await loop.sock_recv(late, 8) == b""
         for each in (late, *waiting):
+            each.close()
+
+    run(tmp_path, talk)
+
+
+def test_who_says_nothing_makes_room_the_oldest_first_and_who_has_asked_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trigger, "MAX_CLIENTS", 3)
+
+    async def talk(qube: Qube) -> None:
+        loop = asyncio.get_running_loop()
+        programs: list[socket.socket] = []
+
+        async def program(*, asks: bool) -> socket.socket:
+            programs.append(socket.socket(socket.AF_UNIX))
+            programs[-1].setblocking(False)
+            await loop.sock_connect(programs[-1], qube.path)
+            if asks:
+                await loop.sock_sendall(programs[-1], qrexec.trigger_service4("", "dom0", qrexec.request_id("SOCKET"), "test.S"))
+                assert isinstance(await qube.said(), qrexec.Trigger)
+            return programs[-1]
+
+        first, second = await program(asks=False), await program(asks=False)
+        third, fourth = await program(asks=True), await program(asks=True)
+        async with asyncio.timeout(PATIENCE):
+            assert await loop.sock_recv(first, 1) == b""
+            fifth = await program(asks=True)
+            assert await loop.sock_recv(second, 1) == b""
+            assert await loop.sock_recv(await program(asks=False), 1) == b""     # all have asked: no room
+        assert len(qube.agent.triggers._clients) == 3
+        third.close()
+        await program(asks=True)
+        for each in (fourth, fifth):
+            with pytest.raises(BlockingIOError):
+                each.recv(1)
+        for each in programs:
             each.close()
 
     run(tmp_path, talk)
