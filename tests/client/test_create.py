@@ -161,6 +161,27 @@ def test_what_restricts_is_copied_first(source: Connection) -> None:
     assert said[-1] == "admin.vm.feature.Remove+prohibit-start" and said[-2].startswith("admin.vm.volume.CloneTo")
 
 
+def test_where_it_may_connect_to_is_said_before_all_other_properties(source: Connection) -> None:
+    source.call("work", "admin.vm.property.Set", "default_dispvm", b"")
+    source.call("work", "admin.vm.tag.Set", "created-by-somebody")
+    connection = Mortal(source)
+    clone(connection, "work", Creation("copy", "AppVM", "red", "tpl"), skip_volumes=("private",))
+    properties = [call.removeprefix("admin.vm.property.Set+") for call in connection.calls if "property.Set+" in call]
+    assert sorted(properties[:2]) == ["default_dispvm", "netvm"] and len(properties) == len(set(properties)) > 3
+    assert not {"name", "qid", "uuid", "dispid", "template", "label", "installed_by_rpm"} & set(properties)
+    assert not [call for call in connection.calls if "tag.Set+created-by" in call] and "admin.vm.tag.Set+mine" in connection.calls
+    assert not [call for call in connection.calls if "Clone" in call], "the volume was to be left out"
+    assert "created-by-somebody" not in tags(source, "copy")
+
+
+def test_of_preloaded_disposables_only_their_number_is_copied(source: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"preload-dispvm": "disp1 disp2", "preload-dispvm-max": "3", "preload-dispvm-delay": "1", "prohibit-start": "x",
+            "mine": ""}
+    monkeypatch.setattr(creating, "features", lambda *_: said)
+    calls = creating._settings(source, "work", creating._raise)
+    assert [call[1:] for call in calls if "feature" in call[0]] == [("preload-dispvm-max", "3"), ("mine", "")]
+
+
 def test_a_source_that_may_not_start_has_a_copy_that_may_not(source: Connection) -> None:
     source.call("work", "admin.vm.feature.Set", "prohibit-start", b"for a reason")
     clone(source, "work", Creation("copy", "AppVM", "red", "tpl"))
