@@ -1,10 +1,12 @@
 """policy.* services: what each takes and gives, tokens, refusals, and that a change is the old file or the new one."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,82 @@ def test_another_policy_folder(place: Place, tmp_path: Path) -> None:
     other.mkdir()
     (other / "a.policy").touch()
     assert run(place, "policy.List", QREXEC_POLICY_DIR=str(other)).stdout == b"a\n"
+
+
+# -- on the disk -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done for a change to be there after a power cut. After a first entry `fail NAME` that step fails."""
+    done: list[str] = []
+
+    def told(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            done.append(name)
+            if done[0] == f"fail {name}":
+                raise OSError(errno.EIO, "broken")
+            return real(*args)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "rename"), (os, "unlink"), (policy_admin, "fsync_dir")):
+        monkeypatch.setattr(owner, name, told(name, getattr(owner, name)))
+    return done
+
+
+def folder_steps(steps: list[str]) -> list[str]:
+    """The folder's own fsync is one of the file calls, too."""
+    return [each for before, each in zip(["", *steps], steps, strict=False) if not (before == "fsync_dir" and each == "fsync")]
+
+
+def test_a_change_is_on_the_disk_before_it_has_its_name(admin: PolicyAdmin, steps: list[str]) -> None:
+    admin.call("policy.Replace", "30-user", b"new\ntest.S * a b allow")
+    assert folder_steps(steps) == ["fsync", "rename", "fsync_dir"]
+    steps.clear()
+    admin.call("policy.Remove", "30-user", b"any")
+    assert folder_steps(steps) == ["unlink", "fsync_dir"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "rename"])
+def test_a_change_that_fails_leaves_the_former_file_and_nothing_else(
+    place: Place, admin: PolicyAdmin, steps: list[str], failing: str,
+) -> None:
+    place.write("test.S * a b deny")
+    before = sorted(os.listdir(place.user))
+    steps.append(f"fail {failing}")
+    with pytest.raises(OSError, match="broken"):
+        admin.call("policy.Replace", "30-user", b"any\ntest.S * a b allow")
+    assert sorted(os.listdir(place.user)) == before
+    assert (place.user / "30-user.policy").read_text() == "test.S * a b deny"
+
+
+def test_who_may_read_what_is_made(place: Place, admin: PolicyAdmin) -> None:
+    (place.user / "include").rmdir()
+    os.umask(0)
+    admin.call("policy.include.Replace", "x", b"new\na b allow")
+    assert (place.user / "include").stat().st_mode & 0o777 == 0o700
+    assert (place.user / "include" / "x").stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize(("there", "said", "error"), [
+    (True, b"new", PolicyAdminTokenException), (True, b"sha256:" + b"0" * 64, PolicyAdminTokenException),
+    (True, b"sha256:", PolicyAdminTokenException), (True, b"", PolicyAdminProtocolException),
+    (True, b"md5:0", PolicyAdminProtocolException), (False, b"sha256:" + b"0" * 64, PolicyAdminTokenException),
+    (False, b"", PolicyAdminProtocolException), (False, b"new", None), (False, b"any", None), (True, b"any", None),
+    (True, token(b"test.S * a b deny"), None),
+])
+def test_what_a_writer_says_that_it_saw(
+    place: Place, admin: PolicyAdmin, there: bool, said: bytes, error: type[Exception] | None,
+) -> None:
+    if there:
+        place.write("test.S * a b deny")
+    file = place.user / "30-user.policy"
+    if error is None:
+        admin.call("policy.Replace", "30-user", said + b"\ntest.S * a b allow")
+        assert file.read_text() == "test.S * a b allow"
+        return
+    with pytest.raises(PolicyAdminException) as refused:
+        admin.call("policy.Replace", "30-user", said + b"\ntest.S * a b allow")
+    assert type(refused.value) is error
+    assert file.exists() == there and (not there or file.read_text() == "test.S * a b deny")
