@@ -9,7 +9,7 @@ import pytest
 
 from cloison.errors import PeerError
 from cloison.guest import volumes
-from cloison.guest.rpc import resize_disk, set_date_time, stdin
+from cloison.guest.rpc import log, resize_disk, set_date_time, stdin
 from cloison.guest.tools import sync_clock
 from cloison.wire import clock
 
@@ -112,6 +112,22 @@ def test_a_disk_that_does_not_grow_is_told(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         resize_disk.main(["qubes.ResizeDisk"])
     assert "has not grown to 100 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("leaves", "status"), [(False, 0), (True, 1)])
+def test_lines_are_logged_under_the_name_of_who_sent_them(monkeypatch: pytest.MonkeyPatch, leaves: bool, status: int) -> None:
+    done: list[tuple[object, ...]] = []
+
+    def serve(*words: object) -> None:
+        done.append(words)
+        if leaves:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(log.syslog, "openlog", lambda *words: done.append(words))
+    monkeypatch.setattr(log, "serve", serve)
+    monkeypatch.setenv("QREXEC_REMOTE_DOMAIN", "work")
+    assert log.main(["qubes.Log"]) == status
+    assert done == [("qubes.Log-work", log.syslog.LOG_PID, log.syslog.LOG_USER), (0, 1, log.syslog.syslog)]
 
 
 # -- reading within bounds ---------------------------------------------------------------------------------------------------
