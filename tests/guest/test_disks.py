@@ -186,6 +186,27 @@ def test_the_users_own_script_runs_if_it_may(tmp_path: Path, monkeypatch: pytest
     assert started == ([[str(script)]] if runs else [])
 
 
+def test_a_copy_is_whose_the_original_is_and_then_gets_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order: a change of owner takes set-user-id away. A link's own owner, never that of what it leads to."""
+    source = tmp_path / "source"
+    (source / "folder").mkdir(parents=True)
+    (source / "folder/file").write_text("x")
+    (source / "link").symlink_to("folder/file")
+    os.mkfifo(source / "pipe")
+    done: list[tuple[str, str, object]] = []
+    relative = len(str(tmp_path / "copy"))
+    monkeypatch.setattr(volumes.os, "chown", lambda path, uid, gid, *, follow_symlinks: done.append(
+        ("chown", path[relative:], (uid, gid, follow_symlinks))))
+    monkeypatch.setattr(volumes.os, "chmod", lambda path, mode: done.append(("chmod", path[relative:], mode)))
+    volumes.copy_tree(str(source), str(tmp_path / "copy"))
+    owner = (os.getuid(), os.getgid(), False)
+    owned = {path: said for what, path, said in done if what == "chown"}
+    assert owned == dict.fromkeys(("", "/folder", "/folder/file", "/link"), owner)
+    assert {path for what, path, _ in done if what == "chmod"} == owned.keys() - {"/link"}
+    assert all(done.index(("chown", path, owner)) < at for at, (what, path, _) in enumerate(done) if what == "chmod")
+    assert sorted(os.listdir(tmp_path / "copy")) == ["folder", "link"], "what is no file, folder or link is left out"
+
+
 # -- real devices, before the machine sleeps ---------------------------------------------------------------------------------
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from cloison.errors import PeerError
 from cloison.guest import volumes
-from cloison.guest.rpc import log, resize_disk, set_date_time, stdin
+from cloison.guest.rpc import backup, log, resize_disk, set_date_time, stdin
 from cloison.guest.tools import sync_clock
 from cloison.wire import clock
 
@@ -128,6 +129,53 @@ def test_lines_are_logged_under_the_name_of_who_sent_them(monkeypatch: pytest.Mo
     monkeypatch.setenv("QREXEC_REMOTE_DOMAIN", "work")
     assert log.main(["qubes.Log"]) == status
     assert done == [("qubes.Log-work", log.syslog.LOG_PID, log.syslog.LOG_USER), (0, 1, log.syslog.syslog)]
+
+
+# -- backups: what is not whole is no success --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [0, 1, 5])
+@pytest.mark.parametrize("by_command", [False, True])
+def test_a_restore_ends_as_its_sending_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, by_command: bool) -> None:
+    sent: list[tuple[object, ...]] = []
+
+    def send(archive: IO[bytes], *words: object) -> int:
+        sent.append((archive.read(), *words))
+        return status
+
+    monkeypatch.setattr(backup.restore, "send", send)
+    (tmp_path / "archive").write_bytes(b"all")
+    lines = [os.fsencode(f"cat {tmp_path}/archive" if by_command else f"{tmp_path}/archive"), b"a  b/c "]
+    monkeypatch.setattr(backup, "read_line", lambda _: lines.pop(0))
+    assert backup.main_restore(["qubes.Restore"]) == status
+    assert sent == [(b"all", [b"a", b"b/c"], 1, 0)]
+
+
+@pytest.mark.parametrize(("command", "status"), [
+    ("true", 0), ("false", 1), ("sh -c 'exit 7'", 7), ("no-such-program", 1), ("'", 1), ("", 1),
+])
+def test_a_backup_ends_as_its_command_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, status: int,
+) -> None:
+    monkeypatch.setattr(backup, "read_line", lambda _: command.encode())
+    assert backup.main_backup(["qubes.Backup"]) == status
+    assert bool(capsys.readouterr().err) is (command in ("no-such-program", "'", ""))
+
+
+def test_a_backup_in_a_folder_is_on_disk_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(backup, "read_line", lambda _: os.fsencode(tmp_path))
+    monkeypatch.setattr(backup, "copy", lambda source, sink: steps.append(f"copy from {source}") or os.write(sink, b"all"))
+    monkeypatch.setattr(backup.os, "fsync", lambda fd: steps.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))[:12]))
+    monkeypatch.setattr(backup, "fsync_dir", steps.append)
+    before = len(os.listdir("/proc/self/fd"))
+    assert backup.main_backup(["qubes.Backup"]) == 0
+    assert steps == ["copy from 0", "qubes-backup", str(tmp_path)] and len(os.listdir("/proc/self/fd")) == before
+    [made] = list(tmp_path.iterdir())
+    assert made.read_bytes() == b"all" and made.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(backup.time, "strftime", lambda _: made.name)
+    assert backup.main_backup(["qubes.Backup"]) == 1, "one that is there is not overwritten"
+    assert made.read_bytes() == b"all"
 
 
 # -- reading within bounds ---------------------------------------------------------------------------------------------------
