@@ -13,13 +13,13 @@ import pytest
 from fake_qubesd import FakeQubesd, FakeWarden, Refused, listening
 from tests.patience import PATIENCE
 
-from cloison.client import aio, connection, importing
+from cloison.client import aio, connection, files, importing
 from cloison.client.connection import PARALLEL, Connection, NoDaemon, OutOfReach
 from cloison.client.create import Creation, create
 from cloison.client.disposables import Disposable
 from cloison.client.domains import Property, feature, get_all_properties, parse_properties, parse_property, parse_qubes
 from cloison.client.ends import File, Queue
-from cloison.client.failures import TooMuchOutput
+from cloison.client.failures import TooMuchOutput, TransferFailed
 from cloison.client.importing import ImportFailed, import_volume
 from cloison.client.local import Local
 from cloison.client.program import Program
@@ -292,6 +292,30 @@ def test_a_local_command_reads_and_writes_what_the_qube_does() -> None:
         os.write(local.input, b"words\n")
         assert os.read(local.output, 100) == b"got words\n"
     assert local.wait() == 0
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_file_out_of_a_qube_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int,
+) -> None:
+    steps: list[str] = []
+    rename = os.rename
+    (tmp_path / "mine").write_bytes(b"what was there")
+    monkeypatch.setattr(files.os, "fsync", lambda fd: steps.append(f"sync {os.fstat(fd).st_size}"))
+    monkeypatch.setattr(files.os, "rename", lambda old, new: (steps.append("rename"), rename(old, new))[0])
+    monkeypatch.setattr(files, "fsync_dir", steps.append)
+    before = descriptors()
+    with files.Receiving("work", "/f", tmp_path / "mine", limit=100, user="user", mode=0o640) as receiving:
+        assert isinstance(receiving.order.ends.stdout, File)
+        receiving.order.ends.stdout.put(b"whole")
+        if status:
+            with pytest.raises(TransferFailed):
+                receiving.keep(status)
+        else:
+            assert receiving.keep(status) == 5
+    assert steps == ([] if status else ["sync 5", "rename", str(tmp_path)])
+    assert (tmp_path / "mine").read_bytes() == (b"what was there" if status else b"whole")
+    assert os.listdir(tmp_path) == ["mine"] and descriptors() == before
 
 
 @pytest.mark.parametrize(("size", "fits"), [(10, True), (11, False)])
