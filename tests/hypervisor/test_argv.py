@@ -184,3 +184,26 @@ def test_addresses_have_room_for_the_gui_and_for_stacks_of_busy_disks(memory: in
     stacks = 2 * 256 * 9
     assert argv.addresses(memory) >= memory + argv.code_cache(memory) + 512 + 720 + stacks
     assert argv.addresses(memory) < memory + argv.code_cache(memory) + (8 << 10), "and it is a limit"
+
+
+@pytest.mark.parametrize(("memory", "cache", "most"), [
+    (16, 32, 115), (47, 32, 153), (48, 32, 155), (52, 33, 160), (400, 120, 595), (1968, 512, 2555), (1972, 512, 2560),
+    (16384, 512, 20575),
+])
+def test_what_a_qemu_may_take_beside_its_guests_memory(memory: int, cache: int, most: int) -> None:
+    """README, point 3: a quarter more and 100 MB. The cache and 80 MiB of QEMU's own fit from 240 MiB on; with less it has 32."""
+    assert (argv.code_cache(memory), argv.ceiling(memory)) == (cache, most)
+    assert argv.addresses(memory) >= most + argv.GUI_REGION, "a limit on addresses that no honest one meets"
+    assert memory + cache <= most
+
+
+@pytest.mark.parametrize(("accelerator", "cache", "given"), [("tcg", 120, "tcg,tb-size=120"), ("tcg", 0, "tcg"), ("kvm", 0, "kvm")])
+def test_the_cache_is_tcgs(accelerator: str, cache: int, given: str) -> None:
+    found = command(dataclasses.replace(COLD, accelerator=accelerator, code_cache=cache))
+    assert found[found.index("-accel") + 1] == given
+
+
+@pytest.mark.parametrize("change", [{"accelerator": "xen"}, {"accelerator": ""}, {"drives": (Drive("rescue", 1),)}])
+def test_what_does_not_exist_is_no_command_line(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no "):
+        command(dataclasses.replace(COLD, **change))

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +98,21 @@ def test_qemu_that_ends_is_quoted_without_control_characters(paths: Paths, kerne
     assert verdict.kvm is Kvm.FAILS
     assert verdict.detail.endswith("kvm: assertion failed")
     assert verdict.detail.isprintable()
+
+
+@pytest.mark.parametrize("script", [RUNS, HANGS, "exec cat /dev/zero"])
+def test_whatever_it_did_it_is_killed(kernel: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    fake(script)
+    started: list[subprocess.Popen[bytes]] = []
+    run = sandbox.run
+
+    def kept(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(run(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(sandbox, "run", kept)
+    probe.run_guest(str(kernel), "kvm", 0.1)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 def test_a_flood_of_output_ends(kernel: Path, fake: Fake) -> None:

@@ -67,6 +67,24 @@ def test_who_comes_second_leaves_the_rotation_to_the_first(tmp_path: Path) -> No
     log.close()
 
 
+def test_what_another_has_rotated_just_now_is_not_rotated_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its size and the lock; the file under the name is the other's new one, and the full one must stay."""
+    path = tmp_path / "a.log"
+    log = LogFile(str(path), max_size=1)
+    log.write(b"full\n")
+    flock = fcntl.flock
+
+    def late(fd: int, operation: int) -> None:
+        os.rename(path, tmp_path / "a.log.1")
+        path.write_bytes(b"the other's\n")
+        flock(fd, operation)
+
+    monkeypatch.setattr(log_file.fcntl, "flock", late)
+    assert log.write(b"ours\n") is None
+    assert (tmp_path / "a.log.1").read_bytes() == b"full\n" and path.read_bytes() == b"the other's\nours\n"
+    log.close()
+
+
 def test_renamed_by_another_it_follows_the_name(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     log = LogFile(str(path))

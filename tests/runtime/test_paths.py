@@ -53,10 +53,16 @@ def test_a_run_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
         paths.ensure()
 
 
-def test_nothing_is_put_into_a_run_folder_of_somebody_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["open to all", "another user's"])
+def test_nothing_is_put_into_a_run_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
+    """As somebody made it who was first."""
     paths = Paths.from_environment({"CLOISON_ROOT": str(tmp_path)})
-    os.mkdir(paths.run)
-    os.chmod(paths.run, 0o777)                       # noqa: S103 as somebody made it who was first
+    os.mkdir(paths.run, 0o700)
+    if whose == "open to all":
+        os.chmod(paths.run, 0o777)                   # noqa: S103 what is tested
+    else:
+        user = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: user)
     with pytest.raises(UnsafeRunDirectory):
         paths.ensure()
     assert os.listdir(paths.run) == [] and os.listdir(tmp_path) == ["run"]

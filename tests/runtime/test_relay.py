@@ -37,12 +37,14 @@ class Ends(Hostile):
     # Handler: what the port says goes to the relay
     def data(self, untrusted: bytes) -> None:
         self.relay.data(untrusted)
+        self.tell()
 
     def writable(self) -> None:
         self.relay.writable()
 
     def closed(self) -> None:
         self.relay.closed()
+        self.tell()
 
     @property
     def guest(self) -> Recorder:
@@ -150,6 +152,25 @@ def test_guest_closes_and_the_socket_still_gets_all() -> None:
             asyncio.get_running_loop().add_reader(end.stream, end._readable)
             await end.until(lambda: end.hung_up)
             assert len(end.got) == WINDOW and end.relay_ended
+
+    asyncio.run(run())
+
+
+def test_what_waits_for_a_slow_socket_when_the_guest_closes_still_gets_there() -> None:
+    """More than the kernel takes at once: the relay is not over before the last of it has left."""
+    async def run() -> None:
+        async with relays(600) as (end,):
+            asyncio.get_running_loop().remove_reader(end.stream)
+            end.inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            data = os.urandom(WINDOW)
+            end.guest.send(data)
+            await end.until(lambda: len(end.relay._to_stream) > WINDOW // 2)
+            end.guest.port.close(end.guest.channel)
+            await end.until(lambda: end.relay._peer_closed)
+            assert not end.relay_ended
+            asyncio.get_running_loop().add_reader(end.stream, end._readable)
+            await end.until(lambda: end.hung_up)
+            assert end.got == data and end.relay_ended
 
     asyncio.run(run())
 

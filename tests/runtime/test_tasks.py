@@ -4,6 +4,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from tests.patience import PATIENCE
+
 from cloison.runtime.tasks import Tasks
 
 
@@ -57,7 +59,7 @@ def test_end_waits_until_what_was_cancelled_has_cleaned_up() -> None:
         for number in range(3):
             tasks.begin(work(number))
         await asyncio.sleep(0)
-        await tasks.end()
+        await asyncio.wait_for(tasks.end(), PATIENCE)
         assert sorted(cleaned) == [0, 1, 2] and not tasks
         await tasks.end()
 
@@ -70,7 +72,7 @@ def test_cancel_waits_for_none() -> None:
         task = tasks.begin(asyncio.Event().wait())          # type: ignore[arg-type]  # what it returns is nobody's
         tasks.cancel()
         assert task in tasks
-        await tasks.settled()
+        await asyncio.wait_for(tasks.settled(), PATIENCE)
         assert task.cancelled()
 
     asyncio.run(run())
