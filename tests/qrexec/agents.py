@@ -137,6 +137,15 @@ class Host:
                 await stream.writer.wait_closed()
 
 
+def descriptors() -> dict[str, str]:
+    """What is open, by number."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):     # of the listing itself
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
 def children_of_ours() -> set[int]:
     return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
@@ -161,12 +170,18 @@ async def programs_ended(others: set[int]) -> None:
 async def host(
     folder: Path, version: int = qrexec.VERSION, *, fork_server: str = "", sessions: Sessions | None = None,
 ) -> AsyncIterator[Host]:
+    before = descriptors()
     place = Host(folder, fork_server=fork_server, sessions=sessions)
     try:
         await place.connect(version)
         yield place
     finally:
         await place.close()
+    for _ in range(100):                 # turns of the loop, in which each end sees that the other has hung up
+        if descriptors() == before:
+            break
+        await asyncio.sleep(0)
+    assert descriptors() == before, "something was left open"
 
 
 def service(folder: Path, name: str, text: str) -> None:
