@@ -477,6 +477,16 @@ def test_when_descriptors_run_out_callers_wait(
     assert caplog.text.count("no caller can be accepted") < 10
 
 
+def test_one_that_has_ended_accepts_nobody_again_when_its_pause_is_over(place: Place) -> None:
+    async def conversation() -> None:
+        async with serving(place) as daemon:
+            _, listener = daemon._listeners[0]
+        daemon._resume(listener, policyd._parse_query, b"")
+        assert listener.fileno() < 0
+
+    asyncio.run(conversation())
+
+
 def test_what_qubes_do_does_not_fill_the_daemons_own_log(
     place: Place, qubesd: Connection, caplog: pytest.LogCaptureFixture,
 ) -> None:
