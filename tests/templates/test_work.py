@@ -107,6 +107,28 @@ def test_failure_tells_the_last_lines_without_control_characters(tmp_path: Path)
     assert b"\033" in (tmp_path / "log").read_bytes()
 
 
+def test_the_last_lines_are_kept_each_is_heard_and_all_are_in_the_log(tmp_path: Path) -> None:
+    tools, heard = Tools(str(tmp_path / "log")), list[str]()
+    with pytest.raises(ToolFailed) as caught:
+        tools.run(["sh", "-c", "seq 1 50; echo to errors >&2; exit 1"], folder=str(tmp_path), on_line=heard.append)
+    assert heard == [*map(str, range(1, 51)), "to errors"]
+    assert caught.value.lines == (*map(str, range(12, 51)), "to errors")
+    tools.run(["sh", "-c", "echo more"], folder=str(tmp_path))
+    assert (tmp_path / "log").read_text().split("\n")[-3:] == ["to errors", "more", ""]
+
+
+def test_a_tool_has_a_folder_of_its_own_and_nothing_of_our_environment_but_proxies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:1")
+    heard: list[str] = []
+    Tools(str(tmp_path / "log")).run(["env"], folder=str(tmp_path), on_line=heard.append)
+    said = dict(line.split("=", 1) for line in heard if "=" in line)
+    assert "SECRET" not in said and said["https_proxy"] == "http://proxy.example:1" and said["LC_ALL"] == "C.UTF-8"
+    assert said["TMPDIR"] == said["HOME"] == str(tmp_path) and said["PATH"].endswith(":/usr/sbin:/sbin")
+
+
 def test_missing_program(tmp_path: Path) -> None:
     with pytest.raises(ProgramMissing, match="no-such-program is not installed"):
         Tools(str(tmp_path / "log")).run(["no-such-program"], folder=str(tmp_path))
