@@ -88,6 +88,31 @@ def child(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.wait() == 0
 
 
+HELD = """
+import resource
+for name in ("DATA", "AS", "NOFILE", "FSIZE"):
+    print(*resource.getrlimit(getattr(resource, f"RLIMIT_{name}")))
+print(open("/proc/self/oom_score_adj").read().strip())
+"""
+
+
+def test_a_qemu_is_held_to_its_own_limits_and_not_to_its_wardens() -> None:
+    """The warden's, on private memory, would end a guest with more; nobody in the box raises one again but that of files."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+
+    def confine() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (900 * MIB, hard))
+        limits.confine(400, GIB)
+
+    done = subprocess.run([sys.executable, "-c", HELD], stdout=subprocess.PIPE, text=True, check=True, timeout=30,
+                          preexec_fn=confine)
+    data, addresses, files, length, score = done.stdout.splitlines()
+    most = limits.argv.addresses(400) * MIB
+    assert (data, addresses, files) == (f"{hard} {hard}", f"{most} {most}", f"{limits.OPEN_FILES} {limits.OPEN_FILES}")
+    assert length.split()[0] == str(GIB) and int(length.split()[1]) in (-1, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert score == str(limits.OOM_SCORE)
+
+
 def tried(child: subprocess.Popen[str], length: int) -> list[int]:
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write(f"{length}\n")

@@ -11,6 +11,7 @@ import pytest
 from tests.patience import PATIENCE
 from tests.runtime.ports import News, Recorder
 
+from cloison.runtime import vchan_dialer
 from cloison.runtime.vchan_dialer import file_name
 from cloison.runtime.vchan_socket import MAX_EARLY, VchanSocket, folder
 from cloison.wire.mux import WINDOW, Address
@@ -123,6 +124,54 @@ def test_what_was_sent_before_the_close_arrives(tmp_path: Path, connected: bool)
         theirs = await end.accepted()
         await theirs.until_ended()
         assert theirs.got == bytes(65536)
+
+    with_vchans(tmp_path, work)
+
+
+def test_a_peer_that_still_sends_to_who_has_closed_meets_no_error(tmp_path: Path) -> None:
+    """Other transports have none there: what it sends is read, and thrown away."""
+    async def work(server: VchanSocket, _client: VchanSocket) -> None:
+        end, loop = End(server), asyncio.get_running_loop()
+        server.listen(ADDRESS, end.accept)
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.setblocking(False)
+            peer.connect(str(tmp_path / file_name(ADDRESS)))
+            theirs = await end.accepted()
+            server.send(theirs.channel, b"last words")
+            server.close(theirs.channel)
+            assert await loop.sock_recv(peer, 100) == b"last words"
+            assert await loop.sock_recv(peer, 100) == b""
+            async with asyncio.timeout(PATIENCE):
+                await loop.sock_sendall(peer, bytes(MEGABYTE))
+        assert not theirs.got
+
+    with_vchans(tmp_path, work)
+
+
+def test_what_nobody_comes_for_is_not_waited_for_longer_than_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vchan_dialer, "PATIENCE", 0.01)
+
+    async def work(_server: VchanSocket, client: VchanSocket) -> None:
+        kept, closed = End(client).open(), End(client).open(Address(0, 7, 999))
+        client.send(closed.channel, b"for nobody")
+        client.close(closed.channel)
+        async with asyncio.timeout(PATIENCE):
+            await client.flushed()
+        await kept.until_ended()
+        assert not closed.ended, "who has closed hears nothing more"
+
+    with_vchans(tmp_path, work)
+
+
+@pytest.mark.parametrize("much", [1, MAX_EARLY])
+def test_early_bytes_that_have_left_keep_the_loop_busy_no_longer(tmp_path: Path, much: int) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        ours, end = End(client).open(), End(server)
+        ours.send(bytes(much))
+        server.listen(ADDRESS, end.accept)
+        await (await end.accepted()).heard(much)
+        stream = client._channels[ours.channel]._stream
+        assert stream is not None and not asyncio.get_running_loop().remove_writer(stream)
 
     with_vchans(tmp_path, work)
 
