@@ -290,6 +290,22 @@ def test_a_new_copy_drops_what_is_gone_on_the_host() -> None:
     assert guest.entries() == [("/b", b"2")]
 
 
+def test_a_copy_that_was_cut_off_is_not_gone_on_with_unasked() -> None:
+    guest = Tree(GUEST)
+    guest.request_sync()
+    guest.handle_peer(Message(qdb.RESP_MULTIREAD, "/a", b"1"))
+    guest.peer_lost()
+    with pytest.raises(PeerError):
+        guest.handle_peer(Message(qdb.RESP_MULTIREAD, "/b", b"2"))
+    assert guest.entries() == [("/a", b"1")] and guest.write("/c", b"3").forward == b""
+    guest.request_sync()
+    guest.handle_peer(Message(qdb.RESP_MULTIREAD, "/b", b"2"))
+    guest.handle_peer(Message(qdb.RESP_MULTIREAD))
+    assert guest.entries() == [("/b", b"2")]
+    with pytest.raises(PeerError):
+        guest.handle_peer(Message(qdb.RESP_MULTIREAD))
+
+
 @pytest.mark.parametrize("message", [
     Message(qdb.RESP_MULTIREAD, "/a", b"1"), Message(qdb.RESP_MULTIREAD), Message(qdb.MULTIREAD, "/a"), Message(qdb.READ, "/a"),
     Message(qdb.WATCH, "/a"), Message(qdb.LIST), Message(qdb.RESP_WATCH, "/a"),

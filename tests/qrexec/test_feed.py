@@ -58,6 +58,20 @@ def test_pieces_wait_for_the_service_and_come_in_order() -> None:
     played(play)
 
 
+def test_a_feed_that_is_closed_while_its_service_is_full_watches_it_no_more() -> None:
+    async def play(place: Place) -> None:
+        place.feed.attach(place.stream)
+        place.feed.put(bytes(10_000_000))
+        place.feed.write()
+        assert place.heard == [] and len(place.feed)
+        place.feed.close()
+        place.feed.close()
+        assert not asyncio.get_running_loop().remove_writer(place.stream)
+        assert set(await place.all()) == {0} and place.heard == []       # what it had taken, and the end
+
+    played(play)
+
+
 def test_what_comes_after_the_end_is_nobodys() -> None:
     async def play(place: Place) -> None:
         place.feed.put(b"first")

@@ -76,7 +76,7 @@ class Unpacker:
 
     def _account(self, entry: wire.Entry) -> None:
         self._files += 1
-        self._bytes += len(entry.target) if entry.kind == wire.LINK else entry.size
+        self._bytes += entry.size                    # of a link, that of its target
         if 0 < self._options.max_files < self._files or 0 < self._options.max_bytes < self._bytes:
             raise wire.Refused(errno.EDQUOT, entry.path)
 

@@ -132,9 +132,8 @@ class SystemInfo:
             if self._events is None:
                 self._events = await self._subscribe()
             found = await fetch(self._paths)
-            self._see_events()
             if self._fetching is me and self._events is not None:
-                self._snapshot = found
+                self._snapshot = found   # if an event has come meanwhile, `current` sees it
             return found
         finally:
             if self._fetching is me:
