@@ -5,7 +5,7 @@ import argparse
 import builtins
 
 import pytest
-from fake_qubesd import FakeQubesd
+from fake_qubesd import FakeQubesd, FakeWarden
 from tests.cli.test_tools import changes, run
 
 from cloison.cli import qvm_shutdown, tool
@@ -14,6 +14,7 @@ from cloison.client.failures import QrexecError
 from cloison.errors import CloisonError, QubeNotFound, QubeNotStarted
 from cloison.values import InvalidValue
 from cloison.wire import admin
+from cloison.wire import qrexec as wire
 
 LATE = admin.exception("QubesVMShutdownTimeoutError", "too slow")
 DOWN = admin.exception("QubesVMNotStartedError", "it is down")
@@ -247,3 +248,19 @@ def test_one_start_that_fails_keeps_no_other_and_is_the_status(qubesd: FakeQubes
     assert run("qvm-start", "work", "debian-12") == 1
     assert sorted(call[0] for call in changes(qubesd)) == ["debian-12", "work"]
     assert "starting qube failed: work: no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ends", "local", "status"), [
+    ([5, 3], (), 5), ([3, 5], (), 5), ([0, 0], (), 0), ([0, 0], ("-p", "--localcmd", "exit 4"), 4),
+    ([7, 0], ("-p", "--localcmd", "exit 4"), 7),
+])
+def test_of_many_qubes_the_greatest_status_counts(
+    qubesd: FakeQubesd, warden: FakeWarden, ends: list[int], local: tuple[str, ...], status: int,
+) -> None:
+    for name in ("work", "disp1"):
+        qubesd.qubes[name] = {"class": "AppVM", "state": "Running", "label": "red"}
+        qubesd.features[name] = {}
+    left = list(ends)
+    warden.script = lambda channel: channel.sendall(wire.hello(wire.VERSION) + wire.exit_code(left.pop()))
+    assert run("qvm-run", "-q", *local, "--all", "--exclude", "sys-net", "x") == status
+    assert left == []
