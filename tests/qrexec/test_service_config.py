@@ -29,6 +29,9 @@ def test_understood(text: str, config: Config) -> None:
     'wait-for-session = "true"', "wait-for-session = True", "wait-for-session = 'true'", " wait-for-session = true", "[section]",
     "wait-for-session = true\nwait-for-session = true", "force-user = true", "force-user = 'a'b'",
     "force-user = '''a'''", "force-user = ''",
+    "force-user = 'root'\nforce-user = 'root'", "force-user = 'a'\nforce-user = 'b'", "exit-on-client-eof = 1",
+    "exit-on-service-eof = 0", "force-user = 1", "force-user = 'root'\nskip-service-descriptor = true",
+    "force-user = 'root'\nexit-on-service-eof = true", "wait-for-session = -1",
     "force-user = 'root'\nexit-on-client-eof = true", "1x = true", "a = 1 2", "a = \0", "skip-service-descriptor = 1",
 ])
 def test_refused(text: str) -> None:

@@ -164,3 +164,21 @@ def test_our_qube_calls_a_foreign_daemons(place: Place) -> None:
         server.close()
 
     with_vchans(place, work)
+
+
+def test_a_peer_that_never_comes_leaves_no_socket_when_the_qube_has_given_up(place: Place) -> None:
+    async def work(_vchans: VchanSocket, folder: Path) -> None:
+        with Qube(place.folder, scripted=True, vchans=folder) as qube:
+            control = await qube.scripted_control()
+            control.send(qrexec.hello(4))
+            made: dict[int, Recorder] = {}
+            qube.guest.record_all(made)
+            qube.daemon.connect_peer(qrexec.request_id("SOCKET9"), OTHER, 600, None)
+            await qube.guest.until(lambda: 600 in made)
+            assert len(os.listdir(folder)) == 1
+            qube.guest.port.close(made[600].channel)
+            qube.guest.port.control(b"closed")
+            await qube.host.until(lambda: bool(qube.host.controls))
+            assert os.listdir(folder) == [] and not qube.daemon._relays
+
+    with_vchans(place, work)
