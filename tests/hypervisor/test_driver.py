@@ -2,16 +2,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
+from qemu.qmp import EventListener
 from tests.contracts.machine import MEMORY, SIZE, UUID, MachineContract, Make, overlay, started, tiny
 from tests.patience import PATIENCE
 
@@ -380,3 +383,19 @@ def test_an_event_without_what_belongs_to_it_is_an_error_and_not_a_wait_without_
                 await asking
 
     started(machine, work)
+
+
+@pytest.mark.parametrize(("statuses", "fails"), [
+    (["setup", "active", "completed"], False), (["active", "failed"], True), (["cancelling", "cancelled"], True),
+])
+def test_saving_and_loading_are_over_when_qemu_says_how_they_went(statuses: list[str], fails: bool) -> None:
+    async def events() -> AsyncIterator[dict[str, object]]:
+        for status in statuses:
+            yield {"event": "MIGRATION", "data": {"status": status}}
+        raise AssertionError("it was over before")
+
+    async def run() -> None:
+        with pytest.raises(MachineError, match="save or load") if fails else contextlib.nullcontext():
+            await driver._migrated(cast(EventListener, events()))
+
+    asyncio.run(run())

@@ -29,6 +29,14 @@ def test_record_that_would_follow_a_full_file_begins_another(tmp_path: Path) -> 
     log.close()
 
 
+def test_a_file_of_just_its_size_is_full(tmp_path: Path) -> None:
+    log = LogFile(str(tmp_path / "a.log"), max_size=5)
+    for record in (b"123\n", b"\n", b"next\n"):
+        log.write(record)
+    log.close()
+    assert ((tmp_path / "a.log.1").read_bytes(), (tmp_path / "a.log").read_bytes()) == (b"123\n\n", b"next\n")
+
+
 def test_size_stays_bounded_whatever_is_written(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path / "a.log"), max_size=1000)
     for _ in range(500):

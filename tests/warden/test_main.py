@@ -203,8 +203,18 @@ def test_a_disk_grows_and_never_shrinks(place: Place, tmp_path: Path) -> None:
     place.run(guest.boot, work)
 
 
-def test_pause_unpause_sets_the_clock(place: Place, tmp_path: Path) -> None:
+def test_pause_unpause_sets_the_clock(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it runs: a time that waits for a paused machine is over when it is read."""
     guest = Guest(tmp_path)
+    resume = FakeMachine.resume
+
+    async def resumed(machine: FakeMachine) -> None:
+        for _ in range(20):                              # turns of the loop, in which anything that was sent arrives
+            await asyncio.sleep(0)
+        assert len(guest.clocks) == 1
+        await resume(machine)
+
+    monkeypatch.setattr(FakeMachine, "resume", resumed)
 
     async def work(qubesd: Qubesd) -> None:
         await qubesd.heard("running")

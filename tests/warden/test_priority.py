@@ -59,6 +59,20 @@ def test_low_once_and_normal_after_the_last_word(tmp_path: Path) -> None:
         asyncio.run(run(group))
 
 
+def test_a_shorter_word_does_not_take_a_longer_one_back(tmp_path: Path) -> None:
+    async def run(group: Autogroup) -> None:
+        priority = Priority(group.path)
+        for seconds in (0.0, 1000.0, 0.0):
+            priority.lower(seconds)
+        assert group.written() == b"15"
+        priority._over()                         # the first one's time is up
+        assert group.written() == b""
+        priority.close()
+
+    with Autogroup(tmp_path) as group:
+        asyncio.run(run(group))
+
+
 def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     async def run(group: Autogroup) -> None:
         priority = Priority(group.path)
