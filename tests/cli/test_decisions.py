@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import argparse
 import builtins
+from pathlib import Path
 
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
 from tests.cli.test_tools import changes, run
 
-from cloison.cli import qvm_shutdown, tool
+from cloison.cli import qvm_create, qvm_shutdown, tool
 from cloison.client.connection import Connection
 from cloison.client.failures import QrexecError
 from cloison.errors import CloisonError, QubeNotFound, QubeNotStarted
@@ -264,3 +265,20 @@ def test_of_many_qubes_the_greatest_status_counts(
     warden.script = lambda channel: channel.sendall(wire.hello(wire.VERSION) + wire.exit_code(left.pop()))
     assert run("qvm-run", "-q", *local, "--all", "--exclude", "sys-net", "x") == status
     assert left == []
+
+
+@pytest.mark.parametrize(("option", "fails", "stays"), [
+    ("--root-copy-from", False, True), ("--root-move-from", False, False), ("--root-copy-from", True, True),
+    ("--root-move-from", True, True),
+])
+def test_only_an_image_that_was_to_be_moved_and_has_arrived_is_deleted(
+    qubesd: FakeQubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, fails: bool, stays: bool,
+) -> None:
+    def make(*_: object) -> None:
+        if fails:
+            raise CloisonError("no")
+
+    monkeypatch.setattr(qvm_create, "_make", make)
+    (tmp_path / "image").write_text("mine")
+    assert run("qvm-create", "-C", "StandaloneVM", "-l", "red", option, str(tmp_path / "image"), "new") == int(fails)
+    assert (tmp_path / "image").exists() is stays

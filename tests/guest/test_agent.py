@@ -361,11 +361,14 @@ def test_a_new_agent_finds_the_host_and_leaves_nothing_that_was_meant_for_the_fo
         heard.append(side.done)
         ours.sendall(b"mux")
 
-    thread = threading.Thread(target=host)
+    thread = threading.Thread(target=host, daemon=True)
     with ours, theirs:
         theirs.setblocking(False)
         thread.start()
-        module._find_host(theirs.fileno())
+        finder = threading.Thread(target=module._find_host, args=(theirs.fileno(),), daemon=True)
+        finder.start()
+        finder.join(PATIENCE / 2)
+        assert not finder.is_alive()
         thread.join(PATIENCE)
         assert heard == [True] and not theirs.getblocking()
         assert not os.get_blocking(theirs.fileno())

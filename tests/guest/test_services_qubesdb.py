@@ -3,15 +3,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 from typing import cast
 
 import pytest
 from tests.guest.programs import Bin
+from tests.patience import PATIENCE
 
 from cloison.guest.qubesdb import QubesDb
 from cloison.guest.tools import qubesdb
 from cloison.runtime.port import Port
+from cloison.wire import qdb
 
 ENTRIES = {"/name": "work", "/qubes-service/one": "1", "/qubes-service/two": "0", "/type": "AppVM"}
 
@@ -108,3 +111,23 @@ def test_features_are_requested_and_committed(bin: Bin) -> None:
 def test_without_a_database_there_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUBESDB_SOCKET", str(tmp_path / "none"))
     assert qubesdb.read("/name") is None
+
+
+def test_a_program_that_has_gone_is_forgotten_with_its_watches(bin: Bin) -> None:
+    """Else each that comes and goes would cost memory for good, and be told of every change."""
+    async def main() -> None:
+        database = QubesDb(cast(Port, None))
+        database.serve(str(bin.folder / "db.sock"))
+        with socket.socket(socket.AF_UNIX) as program:
+            program.setblocking(False)
+            program.connect(str(bin.folder / "db.sock"))
+            program.send(qdb.encode(qdb.WATCH, "/name"))
+            async with asyncio.timeout(PATIENCE):
+                assert await asyncio.get_running_loop().sock_recv(program, 100)
+        [client] = database._clients
+        assert len(database._tree._watches) == 1
+        client.close()
+        assert not database._clients and not database._tree._watches
+        database.close()
+
+    asyncio.run(main())
