@@ -9,7 +9,7 @@ import pytest
 from tests.runtime.ports import Hostile, Recorder, Side, Wire
 
 from cloison.runtime.port import Outbox
-from cloison.wire.mux import CLOSE, CONTROL, HEADER, HOST, MAX_BODY, MAX_QUEUED, OPEN, WINDOW, Address
+from cloison.wire.mux import CLOSE, CONTROL, HEADER, HOST, MAX_BODY, MAX_CHANNELS, MAX_QUEUED, OPEN, WINDOW, Address
 
 ADDRESS = Address(0, 7, 600)
 MEGABYTE = 1 << 20
@@ -215,3 +215,19 @@ def test_listen_takes_the_one_channel_that_is_expected() -> None:
             assert (len(made), first.ended) == (1, False)
 
     asyncio.run(work())
+
+
+def test_channels_that_the_peer_has_closed_are_closed_and_free_for_others() -> None:
+    """Many more of them than there may be at a time."""
+    async def run() -> None:
+        with Wire() as (host, guest):
+            made: dict[int, Recorder] = {}
+            guest.record_all(made)
+            for port in range(2 * MAX_CHANNELS):
+                ours = host.recorder(Address(7, 0, 600 + port))
+                await guest.until(lambda port=port: 600 + port in made)
+                guest.port.close(made[600 + port].channel)
+                await ours.until_ended()
+            assert not host.reasons and not guest.reasons
+
+    asyncio.run(run())
