@@ -363,3 +363,16 @@ def test_up_brings_policy_and_agent_again_after_a_kill_and_down_ends_them(
     finally:
         assert main.main(["down"]) == 0
     assert not [name for name in os.listdir(paths.run) if name.endswith(".sock")]
+
+
+@pytest.mark.parametrize(("content", "status"), [(b"", 0), (b"x * a b allow\n", 0), (b"no rule\n", 1)])
+def test_a_policy_on_standard_input_is_looked_at_as_a_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes, status: int,
+) -> None:
+    (tmp_path / "rules").write_bytes(content)
+    with open(tmp_path / "rules", encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert qubes_policy_lint.main(["-"]) == status
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.startswith("-:1: error: " if status else "")
+    assert qubes_policy_lint.main([str(tmp_path / "rules")]) == status
