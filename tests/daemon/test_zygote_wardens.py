@@ -114,6 +114,7 @@ def test_a_warden_is_bounded_and_keeps_to_itself(wardens: ZygoteWardens, launch:
     """No memory of its guest in a core file, no file for others, no signal of a terminal; it goes before qubesd does."""
     async def work(_heard: Heard) -> None:
         await wardens.start(launch)
+        await wardens.pause(UUID)                       # answered when it has said that it runs
         warden, = holders(paths, UUID)
         process = Path(f"/proc/{warden}")
         limits = {line[:26].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()}
