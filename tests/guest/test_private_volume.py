@@ -111,6 +111,11 @@ def test_a_disposables_untouched_volume_is_not_laid_out() -> None:
     assert inside(f"{WITH_DISK}\nresult = [mount('none'), ran]") == [[], []]
 
 
+def test_a_disposables_volume_that_somebody_has_laid_out_is_used() -> None:
+    _, ran = inside(f"{WITH_DISK}\nos.makedirs('/rw/config')\nresult = [mount('none'), ran]")
+    assert ran == ["first use"]
+
+
 # -- is it blank? ----------------------------------------------------------------------------------------------------------
 
 
