@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,75 @@ def test_ending_kills_who_holds_it_and_nobody_who_only_waits(tmp_path: Path) -> 
         assert waiter.wait() == 0
     life.drop(str(tmp_path), UUID)
     life.end(str(tmp_path), UUID)
+
+
+WAITER = """
+import sys
+from cloison.runtime import life
+lock = life.fcntl.flock
+def take(fd, kind):
+    lock(fd, kind)
+    print("has it", flush=True)
+    input()
+life.fcntl.flock = take
+print("waits", flush=True)
+life.wait_gone(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_who_has_just_heard_that_it_is_gone_is_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last holder dies while the processes are looked at one by one: the lock is then a waiter's, for a moment."""
+    fd = life.take(str(tmp_path), UUID)
+    looked, opened = [], os.pidfd_open
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[fd]) as holder, \
+            subprocess.Popen([sys.executable, "-c", WAITER, str(tmp_path), UUID], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE) as waiter:
+        os.close(fd)
+        assert waiter.stdout is not None and waiter.stdout.readline() == b"waits\n"
+
+        def look(pid: int) -> int:
+            if pid == waiter.pid and not looked:
+                looked.append(pid)
+                assert waiter.stdout is not None and waiter.stdout.readline() == b"has it\n"
+            return opened(pid)
+
+        monkeypatch.setattr(os, "listdir", _holder_first(os.listdir, holder.pid, waiter.pid))
+        monkeypatch.setattr(life.os, "pidfd_open", look)
+        life.end(str(tmp_path), UUID)
+        assert holder.wait() == -signal.SIGKILL and looked == [waiter.pid]
+        assert waiter.communicate(b"\n")[0] == b"" and waiter.returncode == 0
+    life.drop(str(tmp_path), UUID)
+
+
+def _holder_first(listdir: Callable[[str], list[str]], *pids: int) -> Callable[[str], list[str]]:
+    """/proc as if these were all processes."""
+    return lambda path: [str(pid) for pid in pids] if path == "/proc" else listdir(path)
+
+
+def test_any_of_many_lives(tmp_path: Path) -> None:
+    """One is enough; a folder that is not there has none."""
+    assert not life.any_lives(str(tmp_path / "none")) and not life.any_lives(str(tmp_path))
+    others = [f"{UUID[:-1]}{number}" for number in (2, 3)]
+    for uuid in others:
+        os.close(life.take(str(tmp_path), uuid))
+    assert not life.any_lives(str(tmp_path))
+    fd = life.take(str(tmp_path), UUID)
+    assert life.any_lives(str(tmp_path)) and sorted(life.known(str(tmp_path))) == sorted([UUID, *others])
+    os.close(fd)
+    (tmp_path / "qrexec.work").write_text("no lock")
+    assert not life.any_lives(str(tmp_path)) and sorted(life.known(str(tmp_path))) == sorted([UUID, *others])
+
+
+def test_the_end_is_not_told_before_the_killed_are_dead(tmp_path: Path) -> None:
+    """Not only unlocked: what it has open is closed."""
+    fd = life.take(str(tmp_path), UUID)
+    holders = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[fd]) for _ in range(3)]
+    os.close(fd)
+    life.end(str(tmp_path), UUID)
+    for holder in holders:
+        with holder:
+            assert holder.poll() == -signal.SIGKILL
+    life.drop(str(tmp_path), UUID)
 
 
 HOPS = """

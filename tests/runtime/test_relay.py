@@ -7,12 +7,14 @@ import gc
 import os
 import socket
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
+import pytest
 from tests.runtime.ports import Hostile, Recorder, Side, Wire
 
 from cloison.runtime.held import Held
-from cloison.runtime.relay import Relay
+from cloison.runtime.port import Handler
+from cloison.runtime.relay import READ, Relay
 from cloison.wire.mux import WINDOW, Address
 
 MEGABYTE = 1 << 20
@@ -198,6 +200,171 @@ def test_socket_hangs_up_while_the_guest_takes_no_more() -> None:
             end.close()
             await end.guest.until_ended()
             assert end.relay_ended
+
+    asyncio.run(run())
+
+
+def test_a_socket_that_hangs_up_when_the_guest_takes_more_again_is_heard_to_its_end() -> None:
+    """Only while the channel takes nothing is a hang-up the end at once; that watch is over when it goes on."""
+    async def run() -> None:
+        async with relays(600) as (end,):
+            end.guest.stuck = True
+            sending = asyncio.ensure_future(end.send(bytes(2 * WINDOW)))
+            await end.guest.until(lambda: len(end.guest.got) == WINDOW)
+            end.guest.stuck = False
+            end.guest.port.consumed(end.guest.channel, WINDOW)
+            await sending
+            await end.guest.heard(2 * WINDOW)
+            for _ in range(3):               # what the kernel holds, more than one read takes
+                assert end.stream.send(bytes(READ)) == READ
+            end.close()
+            await end.guest.until_ended()
+            assert len(end.guest.got) == 2 * WINDOW + 3 * READ and end.relay_ended
+
+    asyncio.run(run())
+
+
+class Silent:
+    """Channels that write down what is asked of them, and take so many bytes."""
+
+    def __init__(self) -> None:
+        self.held = Held(1 << 30)
+        self.room = 1 << 30
+        self.sent = bytearray()
+        self.took: list[tuple[int, int]] = []
+        self.shut: list[int] = []
+        self.later: socket.socket | None = None      # the relay's, for `attach`
+
+    def open(self, address: Address, handler: Handler) -> int:
+        raise AssertionError
+
+    def listen(self, address: Address, accept: Callable[[int], Handler]) -> None:
+        raise AssertionError
+
+    def unlisten(self, address: Address) -> None:
+        raise AssertionError
+
+    def send(self, channel: int, data: bytes | memoryview) -> int:
+        taken = data[:self.room]
+        self.room -= len(taken)
+        self.sent += taken
+        return len(taken)
+
+    def consumed(self, channel: int, count: int) -> None:
+        self.took.append((channel, count))
+
+    def close(self, channel: int) -> None:
+        self.shut.append(channel)
+
+
+@contextlib.asynccontextmanager
+async def alone(*, bound: bool = True, attached: bool = True) -> AsyncIterator[tuple[Silent, Relay, socket.socket, list[str]]]:
+    """A relay over channels that are none; its socket's far end, and its end."""
+    port, ends = Silent(), list[str]()
+    inner, outer = socket.socketpair()
+    outer.setblocking(False)
+    with outer, inner:
+        relay = Relay(port, 5 if bound else None, inner if attached else None, lambda: ends.append("over"))
+        port.later = inner
+        yield port, relay, outer, ends
+        relay.end()
+
+
+def later(port: Silent) -> socket.socket:
+    assert port.later is not None
+    return port.later
+
+
+async def turns() -> None:
+    """Whatever is ready has its turn."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_what_comes_before_the_other_side_waits_and_is_taken_only_when_both_are_there(bound: bool) -> None:
+    async def run() -> None:
+        async with alone(bound=bound, attached=not bound) as (port, relay, outer, ends):
+            if bound:
+                relay.data(b"before the socket")
+                assert port.took == [] and port.held.total == 17
+                relay.attach(later(port))
+                assert outer.recv(100) == b"before the socket" and port.took == [(5, 17)]
+            else:
+                outer.send(b"before the channel")
+                await turns()
+                assert not port.sent
+                relay.bind(5)
+                await turns()
+                assert port.sent == b"before the channel"
+            assert port.held.total == 0 and not ends
+
+    asyncio.run(run())
+
+
+def test_a_channel_that_closed_before_the_socket_came_ends_when_it_has_all() -> None:
+    async def run() -> None:
+        async with alone(attached=False) as (port, relay, outer, ends):
+            relay.data(b"all of it")
+            relay.closed()
+            assert not ends
+            relay.attach(later(port))
+            assert outer.recv(100) == b"all of it" and outer.recv(100) == b"" and ends == ["over"]
+            assert port.shut == [], "it has closed by itself"
+
+    asyncio.run(run())
+
+
+def test_after_the_end_nothing_is_taken_and_a_socket_that_comes_is_closed() -> None:
+    async def run() -> None:
+        async with alone(attached=False) as (port, relay, outer, ends):
+            relay.data(b"kept")
+            relay.end()
+            relay.end()
+            relay.data(b"after it")
+            relay.writable()
+            relay.closed()
+            assert ends == ["over"] and port.shut == [5] and port.held.total == 0 and port.took == []
+            relay.attach(later(port))
+            assert outer.recv(100) == b""
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("side", ["hangs up", "breaks"])
+def test_the_channel_is_closed_once_when_the_socket_ends(side: str) -> None:
+    async def run() -> None:
+        async with alone() as (port, relay, outer, ends):
+            if side == "breaks":
+                outer.close()
+                relay.data(b"for nobody")
+            else:
+                outer.shutdown(socket.SHUT_WR)
+                await turns()
+            assert ends == ["over"] and port.shut == [5] and port.took == []
+
+    asyncio.run(run())
+
+
+def test_what_the_channel_did_not_take_is_counted_and_goes_first() -> None:
+    async def run() -> None:
+        async with alone() as (port, relay, outer, _ends):
+            port.room = 4
+            outer.send(b"abcdefgh")
+            await turns()
+            assert port.sent == b"abcd" and port.held.total == 4
+            outer.send(b"later")
+            await turns()
+            assert port.sent == b"abcd", "nothing is read while it takes no more"
+            port.room = 2
+            relay.writable()
+            await turns()
+            assert port.sent == b"abcdef" and port.held.total == 2, "not yet either"
+            port.room = 100
+            relay.writable()
+            assert port.held.total == 0
+            await turns()
+            assert port.sent == b"abcdefghlater"
 
     asyncio.run(run())
 

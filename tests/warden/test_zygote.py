@@ -5,11 +5,14 @@ import dataclasses
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE
 from tests.warden.test_main import Place
 
 from cloison.errors import MachineError
@@ -153,3 +156,36 @@ def test_what_disks_need_is_loaded_before_the_fork(requests: Requests, monkeypat
     assert requests.launch(requests.place.launch) == []
     assert requests.launch(requests.place.launch) == [{"event": "failed", "reason": "no cipher"}]
     assert prepared == [("work", 0), ("work", 1)] and requests.forked == ["work"] and known(requests.place.paths.qubes) == []
+
+
+FORK = """
+import os, signal, socket, sys
+from cloison.hypervisor.fake import FakeMachine
+from cloison.runtime.paths import Paths
+from cloison.warden.zygote import Zygote
+
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+signal.signal(signal.SIGCHLD, signal.default_int_handler)
+
+async def work():
+    leads, alike = os.getsid(0) == os.getpid(), signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    print("works", leads, alike, theirs.fileno(), open("/proc/self/comm").read().strip(), flush=True)
+    {then}
+
+Zygote(theirs, Paths("", "", ""), FakeMachine)._fork(work, "a-name-too-long")
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+status = os.waitstatus_to_exitcode(os.wait()[1])
+print("goes on", status, theirs.fileno() >= 0, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("then", "status", "said"), [
+    ("pass", 0, ""), ("raise ValueError('of a bug')", 1, "of a bug"), ("raise SystemExit(0)", 1, "SystemExit"),
+    ("sys.stderr.write('last words')", 0, "last words"),
+])
+def test_a_child_is_a_session_of_its_own_and_ends_with_its_work(then: str, status: int, said: str) -> None:
+    """It holds nothing by which qubesd would think that the zygote lives, and never goes on as a second zygote."""
+    done = subprocess.run([sys.executable, "-c", FORK.replace("{then}", then)], capture_output=True, text=True, check=True,
+                          stdin=subprocess.DEVNULL, timeout=PATIENCE)
+    assert done.stdout == f"works True True -1 warden a-name-t\ngoes on {status} True\n"
+    assert said in done.stderr and bool(done.stderr) is bool(said)
