@@ -2,21 +2,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.descriptors import opened
 from tests.patience import PATIENCE
 from tests.runtime.ports import News, Recorder
 
-from cloison.runtime import vchan_dialer
+from cloison.runtime import vchan_dialer, vchan_socket
 from cloison.runtime.vchan_dialer import file_name
-from cloison.runtime.vchan_socket import MAX_EARLY, VchanSocket, folder
+from cloison.runtime.vchan_socket import MAX_EARLY, GivenVchan, VchanSocket, folder
 from cloison.wire.mux import WINDOW, Address
 
-ADDRESS = Address(0, 7, 513)
+ADDRESS, OTHER = Address(0, 7, 513), Address(0, 7, 514)
 MEGABYTE = 1 << 20
 
 
@@ -176,7 +178,9 @@ def test_early_bytes_that_have_left_keep_the_loop_busy_no_longer(tmp_path: Path,
     with_vchans(tmp_path, work)
 
 
-def test_stuck_reader_stops_its_writer_and_hears_all_after_a_hangup(tmp_path: Path) -> None:
+def test_stuck_reader_stops_its_writer_and_hears_all_after_a_hangup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vchan_socket, "PARTING", 0.01)
+
     async def work(server: VchanSocket, client: VchanSocket) -> None:
         end = End(server, stuck=True)
         server.listen(ADDRESS, end.accept)
@@ -281,6 +285,162 @@ def test_end_tells_every_handler(tmp_path: Path) -> None:
         await theirs.until_ended()
 
     with_vchans(tmp_path, work)
+
+
+@contextlib.asynccontextmanager
+async def raw_peer(place: Path, server: VchanSocket, *, stuck: bool = False) -> AsyncIterator[tuple[Recorder, socket.socket]]:
+    """The server's end of a channel, and the socket of a client that is none of ours."""
+    end = End(server, stuck=stuck)
+    server.listen(ADDRESS, end.accept)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)
+        peer.connect(str(place / file_name(ADDRESS)))
+        yield await end.accepted(), peer
+
+
+async def foreign_server(place: Path, address: Address) -> socket.socket:
+    """The server's end of a channel, without our kind of server."""
+    path = place / file_name(address)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.setblocking(False)
+        listener.bind(str(path))
+        listener.listen(1)
+        async with asyncio.timeout(PATIENCE):
+            stream, _ = await asyncio.get_running_loop().sock_accept(listener)
+    path.unlink()
+    return stream
+
+
+def watchers() -> int:
+    return sum("eventpoll" in name for name in opened().values())
+
+
+async def turns() -> None:
+    """Whatever is ready has its turn."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_who_closes_what_it_accepts_hangs_up_on_the_client(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        def accept(channel: int) -> Recorder:
+            server.close(channel)
+            return Recorder(server, channel)
+
+        server.listen(ADDRESS, accept)
+        ours = End(client).open()
+        await ours.until_ended()
+        async with asyncio.timeout(PATIENCE):
+            await server.flushed()
+
+    with_vchans(tmp_path, work)
+
+
+def test_bytes_for_a_server_that_has_gone_are_waited_for_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It listens, takes nothing and goes: who has closed with bytes on their way is not kept."""
+    monkeypatch.setattr(vchan_dialer, "BUFFER", 1)
+
+    async def work(_server: VchanSocket, client: VchanSocket) -> None:
+        closed, kept = End(client).open(), End(client).open(OTHER)
+        for channel in (closed.channel, kept.channel):
+            client.send(channel, bytes(MAX_EARLY))
+        client.close(closed.channel)
+        flushed = asyncio.ensure_future(client.flushed())
+        servers = [await foreign_server(tmp_path, address) for address in (ADDRESS, OTHER)]
+        await turns()
+        assert not flushed.done(), "the kernel does not take it all"
+        for server in servers:
+            server.close()
+        async with asyncio.timeout(PATIENCE):
+            await flushed
+        await kept.until_ended()
+        assert client.send(kept.channel, b"swallowed") == 9
+
+    with_vchans(tmp_path, work)
+
+
+@pytest.mark.parametrize("how", ["its time", "the end"])
+def test_a_peer_that_never_hangs_up_after_us_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(vchan_socket, "PARTING", 0.01 if how == "its time" else 3600.0)
+
+    async def work(server: VchanSocket, _client: VchanSocket) -> None:
+        async with raw_peer(tmp_path, server) as (theirs, peer):
+            server.close(theirs.channel)
+            async with asyncio.timeout(PATIENCE):
+                assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
+                if how == "the end":
+                    await asyncio.get_running_loop().sock_sendall(peer, b"still read")
+                    server.end()
+                with pytest.raises(ConnectionError):
+                    while True:
+                        await asyncio.get_running_loop().sock_sendall(peer, b"x")
+                        await asyncio.sleep(0)
+
+    with_vchans(tmp_path, work)
+
+
+def test_reading_goes_on_when_less_than_half_a_window_waits_and_is_watched_only_while_it_stands(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, _client: VchanSocket) -> None:
+        async with raw_peer(tmp_path, server, stuck=True) as (theirs, peer):
+            before = watchers()
+            sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(peer, bytes(8 * MEGABYTE)))
+            await theirs.heard(WINDOW)
+            await turns()
+            got = len(theirs.got)
+            assert got < WINDOW + vchan_socket.READ and watchers() == before + 1
+            server.consumed(theirs.channel, got - WINDOW // 2)
+            await turns()
+            assert len(theirs.got) == got, "half a window still waits"
+            server.consumed(theirs.channel, 1)
+            assert watchers() == before
+            await theirs.heard(got + 1)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    with_vchans(tmp_path, work)
+
+
+def test_the_end_is_told_once_to_each_who_has_not_closed(tmp_path: Path) -> None:
+    async def work(server: VchanSocket, client: VchanSocket) -> None:
+        ends: list[str] = []
+
+        class Told(Recorder):
+            def closed(self) -> None:
+                ends.append(f"{self.channel}")
+                client.close(self.channel)
+                assert client.send(self.channel, b"swallowed") == 9
+                client.consumed(self.channel, 1)
+
+        server.listen(ADDRESS, End(server).accept)
+        for address in (ADDRESS, OTHER, Address(0, 7, 515)):
+            told = Told(client)
+            told.channel = client.open(address, told)
+        client.close(told.channel)
+        await turns()
+        client.end()
+        client.end()
+        assert ends == ["1", "2"]
+
+    with_vchans(tmp_path, work)
+
+
+def test_a_socket_that_came_with_a_request_is_the_one_channel(tmp_path: Path) -> None:
+    async def run() -> None:
+        ours, peer = socket.socketpair()
+        peer.setblocking(False)
+        given = GivenVchan(ours)
+        recorder = Recorder(given)
+        recorder.channel = given.open(ADDRESS, recorder)
+        with peer:
+            recorder.send(b"question")
+            assert peer.recv(100) == b"question"
+            peer.send(b"answer")
+            await recorder.heard(6)
+        await recorder.until_ended()
+        assert recorder.got == b"answer"
+        given.end()
+
+    asyncio.run(run())
 
 
 def test_folder_and_long_paths(tmp_path: Path) -> None:

@@ -242,10 +242,7 @@ class VchanSocket:
         def connected(stream: socket.socket) -> None:
             channel = _Channel(self, _NOBODY)
             channel.handler = accept(self._add(channel))
-            if not channel.closing:
-                channel.connected(stream)
-            else:
-                stream.close()
+            channel.connected(stream)            # who accepts may have closed it already
 
         self.dialer.listen(address, connected)
 
