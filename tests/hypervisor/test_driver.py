@@ -3,19 +3,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from qemu.qmp import EventListener
 from tests.contracts.machine import MEMORY, SIZE, UUID, MachineContract, Make, overlay, started, tiny
+from tests.descriptors import opened
 from tests.patience import PATIENCE
 
 from cloison.errors import HostError, MachineError
@@ -247,7 +249,11 @@ monitor, port = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:])
 def say(**message):
     monitor.sendall(json.dumps(message).encode() + b"\\r\\n")
 def heard():
-    return json.loads(monitor.recv(65536))
+    said = b""
+    while not said.strip():                # a descriptor comes with a space of its own
+        said = monitor.recv(65536)
+        if not said: sys.exit(9)
+    return json.loads(said)
 say(QMP={"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []})
 for _ in range(2):
     say(**{"return": {}, **{key: value for key, value in heard().items() if key == "id"}})
@@ -256,15 +262,15 @@ LIVES_ON = "\ntime.sleep(1000)"
 
 
 @pytest.fixture
-def owned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], QemuMachine]:
+def owned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., QemuMachine]:
     """A machine whose process is a Python program in QEMU's place."""
-    def make(then: str) -> QemuMachine:
+    def make(then: str, spec: MachineSpec | None = None) -> QemuMachine:
         def run(_argv: object, *, handed: Sequence[int], stderr: int, **_others: object) -> subprocess.Popen[bytes]:
             return subprocess.Popen([sys.executable, "-c", OWNED + then, *map(str, handed[:2])], pass_fds=list(handed[:2]),
                                     stderr=stderr, process_group=0)
 
         monkeypatch.setattr(sandbox, "run", run)
-        return QemuMachine(tiny(tmp_path))
+        return QemuMachine(spec or tiny(tmp_path))
 
     return make
 
@@ -399,3 +405,140 @@ def test_saving_and_loading_are_over_when_qemu_says_how_they_went(statuses: list
             await driver._migrated(cast(EventListener, events()))
 
     asyncio.run(run())
+
+
+# It takes up a state as QEMU does, when it is told to; then a byte on the agent's port has it say how that went.
+LOADS = """
+def answer():
+    order = heard()
+    say(**{"return": {}, "id": order["id"]})
+    return order["execute"]
+assert answer() == "migrate-incoming"
+port.recv(1)
+monitor.setblocking(False)
+try:
+    monitor.recv(1, socket.MSG_PEEK)
+    port.send(b"early")
+except BlockingIOError:
+    port.send(b"quiet")
+monitor.setblocking(True)
+say(event="MIGRATION", data={"status": STATUS}, timestamp={"seconds": 1, "microseconds": 1})
+"""
+
+
+def from_state(owned: Callable[..., QemuMachine], tmp_path: Path, then: str) -> QemuMachine:
+    """One that starts from a state, whatever that holds."""
+    state, ram = (os.open(tmp_path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600) for _ in range(2))
+    return owned(then, tiny(tmp_path, state_fd=state, ram_fd=ram))
+
+
+async def turns() -> None:
+    """Whatever is ready has its turn."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+DISK_ORDERS: list[Callable[[QemuMachine, socket.socket], Coroutine[Any, Any, None]]] = [
+    lambda machine, _stream: machine.announce_size("root", SIZE),
+    lambda machine, stream: machine.plug("disk", stream, read_only=True),
+    lambda machine, _stream: machine.unplug("other"),
+]
+
+
+@pytest.mark.parametrize("order", DISK_ORDERS)
+def test_disks_are_left_alone_until_the_state_is_read(
+    owned: Callable[[str], QemuMachine], tmp_path: Path, order: Callable[[QemuMachine, socket.socket], Coroutine[Any, Any, None]],
+) -> None:
+    machine = from_state(owned, tmp_path, LOADS.replace("STATUS", "'completed'") + "while True: answer()")
+
+    async def work(stream: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        with near, far:
+            ordering = asyncio.ensure_future(order(machine, far))
+            await turns()
+            assert not ordering.done()
+            stream.send(b"!")
+            assert await loop.sock_recv(stream, 5) == b"quiet"
+            with pytest.raises(MachineError, match="no disk other") if order is DISK_ORDERS[2] else contextlib.nullcontext():
+                await ordering
+
+    started(machine, work)
+
+
+def test_a_state_that_can_not_be_read_fails_whoever_waits_for_it(owned: Callable[[str], QemuMachine], tmp_path: Path) -> None:
+    machine = from_state(owned, tmp_path, LOADS.replace("STATUS", "'failed'") + LIVES_ON)
+
+    async def work(stream: socket.socket) -> None:
+        ordering = asyncio.ensure_future(machine.announce_size("root", SIZE))
+        await turns()
+        stream.send(b"!")
+        with pytest.raises(MachineError, match="save or load"):
+            await ordering
+
+    started(machine, work)
+
+
+@pytest.mark.parametrize("loading", [True, False])
+def test_when_it_is_gone_nothing_of_it_is_under_way(owned: Callable[[str], QemuMachine], tmp_path: Path, loading: bool) -> None:
+    """No task, and no timer that would kill a process of another's."""
+    then = "say(**{'return': {}, 'id': heard()['id']})\nport.recv(1); monitor.close()"
+    machine = from_state(owned, tmp_path, then) if loading else owned("port.recv(1)")
+
+    async def run() -> None:
+        before = asyncio.all_tasks()
+        async with asyncio.timeout(PATIENCE):
+            with await machine.start() as stream:
+                if not loading:
+                    await machine._connected()
+                stream.send(b"!")
+                assert await machine.wait() == 0 and machine.state is MachineState.GONE
+                assert machine._grace is None or machine._grace.cancelled()
+                await turns()
+                assert asyncio.all_tasks() <= before
+                for order in (machine.pause, machine.power_button):
+                    with pytest.raises(MachineError):
+                        await order()
+                machine.kill()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", ["the sandbox", "its files", "its length", "a bug"])
+def test_a_start_that_fails_closes_all_that_it_took_and_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise (KeyError("bug") if fault == "a bug" else OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+
+    place, name = {"its files": (driver, "hand_over"), "its length": (limits, "longest")}.get(fault, (sandbox, "run"))
+    monkeypatch.setattr(place, name, fail)
+    before = set(opened())
+    state, ram = (os.open(tmp_path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600) for _ in range(2))
+    machine = QemuMachine(tiny(tmp_path, state_fd=state, ram_fd=ram))
+
+    async def run() -> None:
+        own = set(opened())
+        with pytest.raises(KeyError if fault == "a bug" else MachineError, match="bug" if fault == "a bug" else "Too many open"):
+            await machine.start()
+        assert machine.state is MachineState.MADE and machine.pid is None
+        assert not set(opened()) - own
+        machine.kill()
+
+    asyncio.run(run())
+    assert set(opened()) <= before
+
+
+def test_its_files_may_grow_when_a_disk_does_and_each_length_is_said_once(
+    owned: Callable[[str], QemuMachine], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = owned("while True: say(**{'return': {}, 'id': heard()['id']})")
+    let: list[int] = []
+    monkeypatch.setattr(limits, "let_grow", lambda _pid, length: let.append(length))
+
+    async def work(_stream: socket.socket) -> None:
+        for size in (SIZE, 1 << 30, 1 << 30, 1 << 29, (1 << 30) + 1, 1 << 31):
+            await machine.announce_size("root", size)
+        assert let == [limits.length_for(size) for size in (1 << 30, (1 << 30) + 1, 1 << 31)]
+
+    started(machine, work)
