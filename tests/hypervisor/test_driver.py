@@ -19,6 +19,7 @@ from qemu.qmp import EventListener
 from tests.contracts.machine import MEMORY, SIZE, UUID, MachineContract, Make, overlay, started, tiny
 from tests.descriptors import opened
 from tests.patience import PATIENCE
+from tests.runtime.ports import at_rest
 
 from cloison.errors import HostError, MachineError
 from cloison.hypervisor import sandbox
@@ -502,6 +503,20 @@ def test_when_it_is_gone_nothing_of_it_is_under_way(owned: Callable[[str], QemuM
                 machine.kill()
 
     asyncio.run(run())
+
+
+def test_one_that_says_no_more_on_its_standard_error_costs_nothing(owned: Callable[[str], QemuMachine]) -> None:
+    """The last that it said is kept, and not all; what it said is text that a terminal can show."""
+    machine = owned("os.write(2, b'x' * 9000 + b'\\x1b[31mlast \\xff\\n'); os.close(2); port.send(b'!')" + LIVES_ON)
+
+    async def work(stream: socket.socket) -> None:
+        assert await asyncio.get_running_loop().sock_recv(stream, 1) == b"!"
+        await machine._connected()
+        await at_rest()
+        assert machine.error_text.startswith("xxx") and machine.error_text.endswith("x [31mlast \N{REPLACEMENT CHARACTER}")
+        assert len(machine._errors) == 4096
+
+    started(machine, work)
 
 
 @pytest.mark.parametrize("fault", ["the sandbox", "its files", "its length", "a bug"])

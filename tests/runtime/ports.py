@@ -4,11 +4,24 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from tests.patience import PATIENCE
 
 from cloison.runtime.port import Channels, Handler, Port
 from cloison.wire.mux import GUEST, HOST, Address
+
+
+async def at_rest() -> None:
+    """Fails for a loop in which something is ready for ever: it would keep a processor busy."""
+    loop: Any = asyncio.get_running_loop()
+    quiet = 0
+    for _ in range(1000):
+        await asyncio.sleep(0)
+        quiet = 0 if loop._selector.select(0) else quiet + 1
+        if quiet > 3:
+            return
+    raise AssertionError("the loop never rests")
 
 
 class News:

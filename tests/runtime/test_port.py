@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import pytest
-from tests.runtime.ports import Hostile, Recorder, Side, Wire
+from tests.runtime.ports import Hostile, Recorder, Side, Wire, at_rest
 
-from cloison.runtime.port import Outbox
+from cloison.runtime.held import UNBOUNDED
+from cloison.runtime.port import Channels, Outbox
 from cloison.wire.mux import CLOSE, CONTROL, HEADER, HOST, MAX_BODY, MAX_CHANNELS, MAX_QUEUED, OPEN, WINDOW, Address
 
 ADDRESS = Address(0, 7, 600)
@@ -96,6 +99,7 @@ def test_a_transport_that_is_full_takes_only_so_much_and_goes_on_later() -> None
         reader = Hostile(theirs)
         await reader.until(lambda: len(reader.got) > 100 * WINDOW)
         assert not any(sender.to_send for sender in senders)
+        await at_rest()
         side.port.end("over")
         ours.close()
         reader.close()
@@ -189,6 +193,70 @@ def test_outbox_keeps_what_the_channel_does_not_take() -> None:
             made[600].port.consumed(made[600].channel, WINDOW)
             await ear.until(outbox.flush)
             await made[600].until(lambda: made[600].got.endswith(b"rest"))
+
+    asyncio.run(run())
+
+
+class Narrow:
+    """A channel that takes so many bytes; whatever is called, it may put more."""
+
+    def __init__(self) -> None:
+        self.held, self.room, self.sent = UNBOUNDED, 0, b""
+
+    def send(self, channel: int, data: bytes | memoryview) -> int:
+        taken = bytes(data[:self.room])
+        self.room -= len(taken)
+        self.sent += taken
+        return len(taken)
+
+
+def test_what_comes_after_a_message_comes_when_all_of_it_is_taken_and_no_sooner() -> None:
+    channel, said = Narrow(), list[str]()
+    outbox = Outbox(cast(Channels, channel), 1)
+
+    def then(word: str) -> Callable[[], None]:
+        return lambda: said.append(f"{word} after {len(channel.sent)}")
+
+    outbox.put(b"", then("nothing"))
+    outbox.put(b"abc", then("first"))
+    outbox.put(b"de")
+    outbox.put(b"f", then("second"))
+    steps = []
+    for room in (0, 2, 1, 2, 1, 5):
+        channel.room = room
+        steps.append((outbox.flush(), len(outbox), list(said)))
+    assert steps == [
+        (False, 6, ["nothing after 0"]), (False, 4, ["nothing after 0"]), (False, 3, ["nothing after 0", "first after 3"]),
+        (False, 1, ["nothing after 0", "first after 3"]),
+        (True, 0, ["nothing after 0", "first after 3", "second after 6"]),
+        (True, 0, ["nothing after 0", "first after 3", "second after 6"])]
+    assert channel.sent == b"abcdef"
+
+
+def test_who_hears_that_the_port_ends_may_close_and_end_it_again() -> None:
+    """Each handler is told once, and the owner after all of them, once."""
+    async def run() -> None:
+        with Wire() as (host, guest):
+            told: list[int] = []
+
+            class Told(Recorder):
+                def closed(self) -> None:
+                    assert not host.reasons
+                    told.append(self.channel)
+                    host.port.close(self.channel)
+                    host.port.end("once more")
+
+            for number in range(3):
+                recorder = Told(host.port)
+                recorder.channel = host.port.open(Address(7, 0, 600 + number), recorder)
+            await guest.until(lambda: len(guest.opened) == 3)
+            host.port.end("the first reason")
+            host.port.end("another")
+            assert len(told) == len(set(told)) == 3 and host.reasons == ["the first reason"]
+            await at_rest()
+            guest.port.control(b"into nothing")
+            await at_rest()
+            assert host.controls == []
 
     asyncio.run(run())
 

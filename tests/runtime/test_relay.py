@@ -10,7 +10,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from tests.runtime.ports import Hostile, Recorder, Side, Wire
+from tests.runtime.ports import Hostile, Recorder, Side, Wire, at_rest
 
 from cloison.runtime.held import Held
 from cloison.runtime.port import Handler
@@ -121,6 +121,7 @@ def test_a_stuck_socket_stops_the_guest_and_no_other() -> None:
             assert len(stuck.guest.to_send) >= 7 * MEGABYTE
             asyncio.get_running_loop().add_reader(stuck.stream, stuck._readable)
             await stuck.until(lambda: len(stuck.got) == 8 * MEGABYTE)
+            await at_rest()
 
     asyncio.run(run())
 
@@ -173,6 +174,7 @@ def test_what_waits_for_a_slow_socket_when_the_guest_closes_still_gets_there() -
             asyncio.get_running_loop().add_reader(end.stream, end._readable)
             await end.until(lambda: end.hung_up)
             assert end.got == data and end.relay_ended
+            await at_rest()
 
     asyncio.run(run())
 
@@ -353,6 +355,7 @@ def test_what_the_channel_did_not_take_is_counted_and_goes_first() -> None:
             outer.send(b"abcdefgh")
             await turns()
             assert port.sent == b"abcd" and port.held.total == 4
+            await at_rest()
             outer.send(b"later")
             await turns()
             assert port.sent == b"abcd", "nothing is read while it takes no more"

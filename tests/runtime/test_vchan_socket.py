@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.descriptors import opened
 from tests.patience import PATIENCE
-from tests.runtime.ports import News, Recorder
+from tests.runtime.ports import News, Recorder, at_rest
 
 from cloison.runtime import vchan_dialer, vchan_socket
 from cloison.runtime.vchan_dialer import file_name
@@ -210,6 +210,7 @@ def test_stuck_reader_goes_on(tmp_path: Path) -> None:
         theirs.stuck = False
         server.consumed(theirs.channel, len(theirs.got))
         await theirs.heard(8 * MEGABYTE)
+        await at_rest()
 
     with_vchans(tmp_path, work)
 
@@ -388,6 +389,7 @@ def test_reading_goes_on_when_less_than_half_a_window_waits_and_is_watched_only_
             await turns()
             got = len(theirs.got)
             assert got < WINDOW + vchan_socket.READ and watchers() == before + 1
+            await at_rest()
             server.consumed(theirs.channel, got - WINDOW // 2)
             await turns()
             assert len(theirs.got) == got, "half a window still waits"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.patience import PATIENCE
+from tests.runtime.ports import at_rest
 
 from cloison.errors import MachineError
 from cloison.hypervisor.base import MachineSpec
@@ -113,5 +114,60 @@ def test_a_console_that_can_not_be_had_leaves_nothing_open_and_is_asked_for_agai
                 await console.open()
             assert len(os.listdir("/proc/self/fd")) == before, f"{caught.value} left something open"
         assert Path(await console.open()).is_char_device()
+
+    on_console(scenario)
+
+
+async def came(condition: Callable[[], bool]) -> None:
+    """In a turn or two of the loop."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never comes")
+
+
+def test_a_terminal_at_which_nothing_happens_costs_nothing() -> None:
+    """Before and after there was something to show, with nobody who reads, and when the machine has gone."""
+    async def scenario(machine: FakeMachine, console: Console) -> None:
+        path = await console.open()
+        await at_rest()
+        machine.print(b"shown")
+        await came(lambda: not console._waiting)
+        await at_rest()
+        assert await read(path, 5) == b"shown"
+        serial = machine.serial
+        assert serial is not None
+        for _ in range(20):
+            serial.setblocking(False)
+            await asyncio.get_running_loop().sock_sendall(serial, b"x" * 4096)
+        await came(lambda: len(console._waiting) > 4096)
+        await at_rest()
+        machine.end()
+        await at_rest()
+
+    on_console(scenario)
+
+
+def test_what_a_guest_does_not_take_is_lost_and_keeps_nobody_waiting() -> None:
+    """A serial line has no back-pressure."""
+    async def scenario(machine: FakeMachine, console: Console) -> None:
+        fd = os.open(await console.open(), os.O_RDWR | os.O_NOCTTY)
+        serial = machine.serial
+        assert serial is not None
+        serial.setblocking(False)
+        for number in range(600):
+            await asyncio.to_thread(os.write, fd, b"%04d" % number * 1024)
+        os.close(fd)
+        await at_rest()
+        taken = b""
+        while True:
+            try:
+                taken += serial.recv(1 << 20)
+            except BlockingIOError:
+                break
+        assert 0 < len(taken) < 600 * 4096 and taken.startswith(b"0000")
+        machine.print(b"still there")
+        assert await read(os.ttyname(console._slave), 11) == b"still there"
 
     on_console(scenario)
