@@ -5,10 +5,12 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cloison.runtime import memory
 from cloison.runtime.memory import used_by
 
 LIMITED = """
@@ -146,3 +148,65 @@ print({threads * each} <= found < {threads * each} + (5 << 20))
 end.set()
 """
     assert run(program) == ["True"]
+
+
+INF = resource.RLIM_INFINITY
+MOST = 1 << 30
+
+
+class Limits:
+    """The kernel's, of this process and others; whoever is not in `others` is gone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, now: tuple[int, int], others: tuple[int, ...] = ()) -> None:
+        self.now, self.others = dict.fromkeys((0, *others), now), others
+        self.said: list[tuple[int, int]] = []
+        monkeypatch.setattr(memory.resource, "getrlimit", lambda which: self.prlimit(0, which))
+        monkeypatch.setattr(memory.resource, "setrlimit", lambda which, new: self.prlimit(0, which, new))
+        monkeypatch.setattr(memory.resource, "prlimit", self.prlimit)
+
+    def prlimit(self, pid: int, which: int, new: tuple[int, int] | None = None) -> tuple[int, int]:
+        if pid not in self.now:
+            raise ProcessLookupError
+        if new is not None:
+            self.said.append((pid, which))
+            self.now[pid] = new
+        return self.now[pid]
+
+
+@pytest.mark.parametrize(("hard", "soft"), [(INF, MOST), (MOST + 1, MOST), (MOST, MOST), (MOST - 1, MOST - 1), (0, 0)])
+@pytest.mark.parametrize(("limit", "which", "for_good"), [
+    (memory.limit_data, resource.RLIMIT_DATA, False), (memory.limit_length, resource.RLIMIT_FSIZE, False),
+    (memory.limit_addresses, resource.RLIMIT_AS, True), (memory.limit_files, resource.RLIMIT_NOFILE, True),
+    (memory.limit_tasks, resource.RLIMIT_NPROC, True),
+])
+def test_a_limit_is_what_was_said_or_what_is_allowed_at_most(
+    monkeypatch: pytest.MonkeyPatch, limit: Callable[[int], None], which: int, for_good: bool, hard: int, soft: int,
+) -> None:
+    kernel = Limits(monkeypatch, (hard, hard))
+    limit(MOST)
+    assert kernel.now == {0: (soft, soft if for_good else hard)} and kernel.said == [(0, which)]
+
+
+@pytest.mark.parametrize(("now", "then"), [
+    ((INF, INF), (MOST, MOST)), ((5, INF), (MOST, MOST)), ((MOST + 1, MOST + 1), (MOST, MOST)), ((4, 5), (5, 5)),
+])
+def test_tasks_of_others_are_held_for_good(monkeypatch: pytest.MonkeyPatch, now: tuple[int, int], then: tuple[int, int]) -> None:
+    kernel = Limits(monkeypatch, now, (7, 8))
+    monkeypatch.setattr(memory, "family", lambda pid: [pid, 8])
+    memory.hold_tasks_of(7, MOST)
+    assert kernel.now == {0: now, 7: then, 8: then} and {which for _, which in kernel.said} == {resource.RLIMIT_NPROC}
+
+
+@pytest.mark.parametrize(("now", "then"), [
+    ((5, INF), (MOST, INF)), ((MOST - 1, MOST + 1), (MOST, MOST + 1)), ((5, MOST - 1), (MOST - 1, MOST - 1)),
+    ((MOST, INF), None), ((MOST + 1, INF), None), ((INF, INF), None), ((5, 5), None),
+])
+def test_files_may_be_longer_and_never_shorter(
+    monkeypatch: pytest.MonkeyPatch, now: tuple[int, int], then: tuple[int, int] | None,
+) -> None:
+    """One of them has ended meanwhile: that is no reason to leave out the next."""
+    kernel = Limits(monkeypatch, now, (7, 9))
+    monkeypatch.setattr(memory, "family", lambda pid: [pid, 8, 9])
+    memory.let_write(7, MOST)
+    assert kernel.now == {0: now, 7: then or now, 9: then or now}
+    assert kernel.said == ([(pid, resource.RLIMIT_FSIZE) for pid in (7, 9)] if then else [])

@@ -142,7 +142,9 @@ def play(tmp_path: Path, scenario: Callable[[Scene], Awaitable[None]], script: l
     asyncio.run(run())
 
 
-def test_attached_and_detached(tmp_path: Path) -> None:
+def test_attached_and_detached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_link, "END_TIME", 0.01)       # this backend would write for ever
+
     async def scenario(scene: Scene) -> None:
         await scene.attach()
         assert scene.backend.command == "root:QUBESRPC cloison.Block+sda1+r dom0"
@@ -302,3 +304,49 @@ def test_a_machine_that_throws_its_server_out_has_the_device_no_longer(tmp_path:
     play(tmp_path, scenario)
 
 
+
+
+@pytest.mark.parametrize("how", ["refused", "given up"])
+def test_a_disk_that_the_machine_does_not_take_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The other qube's caller is gone, and the name is free."""
+    async def scenario(scene: Scene) -> None:
+        asked = asyncio.Event()
+
+        async def plug(*_: object, **__: object) -> None:
+            asked.set()
+            if how == "refused":
+                raise MachineError("no slot for another disk is free")
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as broken:
+            broken.setattr(scene.machine, "plug", plug)
+            if how == "refused":
+                await scene.fails("no slot")
+            else:
+                attaching = asyncio.ensure_future(scene.attach())
+                await asked.wait()
+                with pytest.raises(MachineError, match="taken"):
+                    await scene.attach()
+                attaching.cancel()
+                await asyncio.wait([attaching])
+        await scene.backend.left.wait()
+        scene.backend.command = ""
+        await scene.attach()
+        assert scene.blocks.listing() == [to_json(BLOCK)] and list(scene.machine.plugged) == ["xvdi"]
+
+    play(tmp_path, scenario)
+
+
+def test_the_end_of_the_machine_is_no_loss_of_a_disk(tmp_path: Path) -> None:
+    """Its backend goes, too, and nobody is told of that, nor does anything wait for it."""
+    async def scenario(scene: Scene) -> None:
+        before = asyncio.all_tasks()
+        await scene.attach()
+        scene.blocks.close()
+        await scene.backend.left.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() <= before
+        assert [event["event"] for event in scene.events] == ["block-attached"]
+
+    play(tmp_path, scenario)

@@ -10,6 +10,7 @@ import pytest
 from tests.runtime.ports import News, Recorder, Side
 
 from cloison.errors import MachineError
+from cloison.warden import qubesdb
 from cloison.warden.qubesdb import WATCHED, QubesDb
 from cloison.wire import qdb
 from cloison.wire.mux import GUEST, HOST
@@ -93,5 +94,45 @@ def test_orders_of_qubesd() -> None:
         database.write({f"/big/{number}": "x" * 3000 for number in range(200)})
         with pytest.raises(MachineError, match="too much"):
             database.read("/big/")
+
+    scene(work)
+
+
+def test_after_the_end_nothing_is_told() -> None:
+    async def work(database: QubesDb, guest: Recorder, told: Told) -> None:
+        guest.send(changes(BLOCK, 2) + changes(USB, 2))
+        await told.until(lambda: USB in told.paths)
+        database.close()
+        database.close()
+        assert len(database._quiet) == 2 and all(timer.cancelled() for timer in database._quiet.values())
+
+    scene(work)
+
+
+def test_a_new_agent_finds_what_the_former_one_had_and_is_watched_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it may write again is told of again: the quiet of each path is over by then."""
+    monkeypatch.setattr(qubesdb, "QUIET", 0.0)
+
+    async def work(database: QubesDb, guest: Recorder, told: Told) -> None:
+        guest.send(changes("/own", 1) + changes(BLOCK, 1))
+        await told.until(lambda: told.paths == [BLOCK])
+        ours, theirs = socket.socketpair()
+        host, other, ends = Side(ours, HOST), Side(theirs, GUEST), list[Recorder]()
+
+        def accept(channel: int, _address: object) -> Recorder:
+            ends.append(Recorder(other.port, channel))
+            other.tell()
+            return ends[-1]
+
+        other.accept = accept
+        database.reconnect(host.port)
+        await other.until(lambda: bool(ends))
+        ends[0].send(changes(USB, 1) + changes(BLOCK, 1))
+        await told.until(lambda: len(told.paths) == 3)
+        assert told.paths == [BLOCK, USB, BLOCK]
+        assert database.read("/") == {"/name": "work", "/own": "1", BLOCK: "1", USB: "1"}
+        for side in (host, other):
+            side.port.end("the test is over")
+            side.stream.close()
 
     scene(work)

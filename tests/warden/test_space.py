@@ -219,3 +219,24 @@ def test_the_folders_are_those_that_its_disks_grow_in() -> None:
         ((fixed,), []),
     ):
         assert space.folders(Launch("work", "u", 1, 32, 1, disks, kernel), "/data/tmp") == wanted
+
+
+def test_the_next_wait_is_one_too_when_the_last_was_cut_short(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "FIRST", 3600.0)
+    monkeypatch.setattr(space, "LAST", 3600.0)
+
+    async def work(place: Place) -> None:
+        place.machine.write()
+        await place.changed(1)
+        place.free["/pool"], place.machine.full = RESUME, False
+        await place.wait.retry()
+        assert place.machine.state is MachineState.RUNNING and place.changes == ["/pool", ""]
+        place.free["/pool"] = 0
+        place.machine.write()
+        await place.changed(3)
+        looks = place.looks
+        for _ in range(20):
+            await asyncio.to_thread(lambda: None)
+        assert place.looks == looks and place.changes == ["/pool", "", "/pool"]
+
+    play(work)
