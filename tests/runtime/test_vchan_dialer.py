@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.patience import PATIENCE
@@ -147,5 +148,28 @@ def test_after_the_end_nobody_is_told(tmp_path: Path) -> None:
         dialer.close()
         await turns()
         assert told.words.empty()
+
+    with_dialer(tmp_path, work)
+
+
+@pytest.mark.parametrize("how", ["connected", "given up", "refused for good"])
+def test_a_wait_that_is_over_leaves_no_timer(tmp_path: Path, how: str) -> None:
+    async def work(dialer: Dialer) -> None:
+        loop: Any = asyncio.get_running_loop()
+        told = Told()
+        if how == "connected":
+            dialer.listen(ADDRESS, lambda stream: stream.close())
+        elif how == "refused for good":
+            (tmp_path / file_name(ADDRESS)).symlink_to(file_name(ADDRESS))
+        give_up = dialer.dial(ADDRESS, told.connected, told.failed)
+        if how == "given up":
+            give_up()
+        else:
+            assert await told.next() == ("connected" if how == "connected" else "failed")
+        await turns()
+        give_up()
+        assert not [timer for timer in loop._scheduled if not timer.cancelled()] and told.words.empty()
+        if how == "refused for good":
+            (tmp_path / file_name(ADDRESS)).unlink()
 
     with_dialer(tmp_path, work)

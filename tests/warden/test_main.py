@@ -518,6 +518,49 @@ def test_lease_hangs_up(place: Place, tmp_path: Path) -> None:
         place.run(guest.boot, work)
 
 
+def test_a_lease_that_ends_during_the_start_ends_it(place: Place) -> None:
+    ours, place.lease = socket.socketpair()
+
+    async def work(qubesd: Qubesd) -> None:
+        assert (await qubesd.ask("status"))["state"] == "starting"
+        ours.close()
+        assert (await qubesd.heard("failed"))["reason"].startswith("work did not start")
+
+    with place.lease:
+        place.run(silent, work)
+    assert place.machines[0].state is MachineState.GONE
+
+
+def test_a_start_can_be_looked_at_and_killed(place: Place) -> None:
+    """Nobody but who asked for it: other doors open when it runs."""
+    async def work(qubesd: Qubesd) -> None:
+        status = await qubesd.ask("status")
+        assert (status["state"], status["start"], status["note"], status["space"]) == ("starting", "cold", "", "")
+        assert not os.path.exists(os.path.join(place.paths.qubes, f"warden.{UUID}.sock"))
+        assert (await qubesd.ask("kill"))["ok"]
+        assert (await qubesd.heard("failed"))["reason"].startswith("work did not start")
+        assert [each["event"] for each in qubesd.events if each["event"] != "channels-lost"] == ["failed"]
+
+    place.run(silent, work)
+
+
+def test_what_the_agent_says_after_its_first_word_changes_nothing(place: Place) -> None:
+    sides: list[Side] = []
+
+    async def work(qubesd: Qubesd) -> None:
+        await qubesd.heard("running")
+        for word in ("running", "failed", "running"):
+            sides[0].port.control(agent.report(word, "of another mind"))
+        sides[0].port.control(agent.report("halting"))
+        await qubesd.heard("halting")
+        status = await qubesd.ask("status")
+        assert (status["state"], status["note"]) == ("halting", "")
+        assert [each["event"] for each in qubesd.events] == ["running", "halting"]
+        await qubesd.ask("kill")
+
+    place.run(talking(sides, "running"), work)
+
+
 def test_shutdown_of_a_guest_without_agent_presses_the_button(place: Place, tmp_path: Path) -> None:
     guest = Guest(tmp_path)
 
