@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -257,6 +258,25 @@ def test_who_hears_that_the_port_ends_may_close_and_end_it_again() -> None:
             guest.port.control(b"into nothing")
             await at_rest()
             assert host.controls == []
+
+    asyncio.run(run())
+
+
+def test_a_port_that_has_ended_keeps_nobody() -> None:
+    """It may be kept itself for a while: a handler has sockets and bytes."""
+    class Plain:
+        def data(self, untrusted: bytes) -> None: ...
+        def writable(self) -> None: ...
+        def closed(self) -> None: ...
+
+    async def run() -> None:
+        with Wire() as (host, _guest):
+            handler = Plain()
+            kept = weakref.ref(handler)
+            host.port.open(ADDRESS, handler)
+            host.port.end("over")
+            del handler
+            assert kept() is None
 
     asyncio.run(run())
 

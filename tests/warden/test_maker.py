@@ -157,3 +157,33 @@ def test_a_machine_that_stops_by_itself(place: Place, why: str, sentence: str) -
     said = said_by_maker(place, lambda machine, _port: machine.write(why))
     assert said[-1] == {"error": sentence.format(warm=place.paths.warm)}
     assert os.listdir(place.paths.warm) == []
+
+
+@pytest.mark.parametrize(("answers", "asked", "error"), [
+    ({"ping": "sealed"}, ["ping"], "said 'sealed' instead of 'pong'"),
+    ({"ping": "hang up"}, ["ping"], "hung up"),
+    ({"ping": "pong", "seal": "pong"}, ["ping", "seal"], "said 'pong' instead of 'sealed'"),
+    ({"ping": "pong", "seal": "hang up"}, ["ping", "seal"], "hung up"),
+    ({"ping": "pong", "seal": "no word of ours"}, ["ping", "seal"], "instead of 'sealed'"),
+])
+def test_a_guest_is_saved_only_when_it_has_answered_both_questions(
+    place: Place, answers: dict[str, str], asked: list[str], error: str,
+) -> None:
+    orders: list[str] = []
+
+    class Answering(Side):
+        def _control(self, message: bytes) -> None:
+            orders.append(agent.parse_order(message)[0])
+            word = answers[orders[-1]]
+            if word == "hang up":
+                self.port.end("it has had enough")
+                self.stream.close()
+            else:
+                self.port.control(agent.report(word))
+
+    guests: list[Answering] = []
+    said = said_by_maker(place, lambda _machine, port: guests.append(Answering(port, GUEST)))
+    assert error in str(said[-1]["error"]) and orders == asked
+    assert [each["progress"] for each in said[:-1]] == ["booting", "settling"][:len(asked)]
+    assert place.machines[0].state is MachineState.GONE
+    assert os.listdir(place.paths.warm) == [] and os.listdir(place.paths.qubes) == []

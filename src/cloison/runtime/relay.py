@@ -100,10 +100,8 @@ class Relay:
             return
         while self._to_stream:
             sent = self._sent(self._stream, self._to_stream.first())
-            if self._ended:
-                return
             self._to_stream.left(sent)
-            if not sent:
+            if not sent:                 # perhaps for good: then all is over already
                 self._count()
                 self._want_write(True)
                 return
