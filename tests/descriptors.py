@@ -23,6 +23,11 @@ def opened() -> dict[int, str]:
     return found
 
 
+def watchers() -> int:
+    """epoll descriptors: the loop's own, and one for each watch (runtime/hangup.py)."""
+    return sum("eventpoll" in name for name in opened().values())
+
+
 @pytest.fixture(autouse=True)
 def no_descriptor_left() -> Iterator[None]:
     """For a conftest.py to import: holds for each test of its folder."""

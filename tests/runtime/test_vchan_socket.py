@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.descriptors import opened
+from tests.descriptors import watchers
 from tests.patience import PATIENCE
 from tests.runtime.ports import News, Recorder, at_rest
 
@@ -310,10 +310,6 @@ async def foreign_server(place: Path, address: Address) -> socket.socket:
             stream, _ = await asyncio.get_running_loop().sock_accept(listener)
     path.unlink()
     return stream
-
-
-def watchers() -> int:
-    return sum("eventpoll" in name for name in opened().values())
 
 
 async def turns() -> None:

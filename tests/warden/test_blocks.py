@@ -6,9 +6,11 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contracts.machine import tiny
+from tests.descriptors import opened, watchers
 from tests.patience import PATIENCE
 
 from cloison.errors import MachineError
@@ -16,6 +18,7 @@ from cloison.hypervisor.fake import FakeMachine
 from cloison.runtime import unix
 from cloison.runtime.paths import Paths
 from cloison.warden import block_link, blocks
+from cloison.warden.block_link import BlockLink
 from cloison.warden.blocks import Blocks
 from cloison.wire import qrexec
 from cloison.wire.blocks import Block, to_json
@@ -350,3 +353,38 @@ def test_the_end_of_the_machine_is_no_loss_of_a_disk(tmp_path: Path) -> None:
         assert [event["event"] for event in scene.events] == ["block-attached"]
 
     play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("end", ["detached", "the backend goes", "it never served"])
+def test_a_link_that_is_over_leaves_no_descriptor_and_no_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str,
+) -> None:
+    """In a warden that lives for weeks there may be thousands of them."""
+    links: list[BlockLink] = []
+
+    class Kept(BlockLink):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            links.append(self)
+
+    monkeypatch.setattr(blocks, "BlockLink", Kept)
+    monkeypatch.setattr(block_link, "END_TIME", 0.01)
+
+    async def scenario(scene: Scene) -> None:
+        before, descriptors = watchers(), set(opened())
+        if end == "it never served":
+            await scene.fails("nonsense")
+        else:
+            await scene.attach()
+        if end == "detached":
+            await scene.blocks.detach("xvdi")
+        elif end == "the backend goes":
+            scene.backend.end()
+            await scene.event("block-lost")
+        await links[0].over.wait()
+        scene.backend.end()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert watchers() == before and set(opened()) <= descriptors
+
+    play(tmp_path, scenario, [(qrexec.STDERR, b"nonsense\n"), (qrexec.STDERR, b"")] if end == "it never served" else SERVED)
