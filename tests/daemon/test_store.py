@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sqlite3
 from pathlib import Path
@@ -151,7 +152,8 @@ def test_a_check_writes_and_changes_nothing(tmp_path: Path) -> None:
     store.check()
     assert path.with_name("store.sqlite-wal").stat().st_size > written
     store.close()
-    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (1 + len(MIGRATIONS),)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1 + len(MIGRATIONS),)
 
 
 def test_what_belongs_to_a_qube_goes_with_it(tmp_path: Path) -> None:
