@@ -60,3 +60,29 @@ def test_its_end_leaves_nothing_open_and_nobody_is_told_any_more() -> None:
         assert told == [] and len(hangups) == 0 and len(os.listdir("/proc/self/fd")) == before
 
     asyncio.run(run())
+
+
+def test_who_is_told_may_end_the_watch_of_another_that_has_hung_up_too() -> None:
+    async def run() -> None:
+        failures: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+        hangups, told = Hangups(), list[int]()
+        pairs = [socket.socketpair() for _ in range(4)]
+
+        def tell(number: int) -> None:
+            told.append(number)
+            for other, _ in pairs[:3]:
+                hangups.end(other.fileno())
+
+        for number, (ours, theirs) in enumerate(pairs):
+            hangups.watch(ours.fileno(), partial(tell, number))
+            theirs.close()
+        async with asyncio.timeout(PATIENCE):
+            while 3 not in told:
+                await asyncio.to_thread(len, "")
+        assert len(hangups) == 0 and len(set(told) - {3}) <= 1 and len(told) == len(set(told)) and not failures
+        hangups.close()
+        for ours, _ in pairs:
+            ours.close()
+
+    asyncio.run(run())

@@ -40,6 +40,7 @@ class Hangups:
 
     def _seen(self) -> None:
         for fd, _ in self._epoll.poll(0, _AT_ONCE):
-            on_hangup = self._watched[fd]
-            self.end(fd)
-            on_hangup()
+            on_hangup = self._watched.get(fd)
+            if on_hangup is not None:           # else one of those before has ended this watch
+                self.end(fd)
+                on_hangup()
