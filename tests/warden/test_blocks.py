@@ -14,6 +14,7 @@ from tests.descriptors import opened, watchers
 from tests.patience import PATIENCE
 
 from cloison.errors import MachineError
+from cloison.hypervisor import fake
 from cloison.hypervisor.fake import FakeMachine
 from cloison.runtime import unix
 from cloison.runtime.paths import Paths
@@ -388,3 +389,16 @@ def test_a_link_that_is_over_leaves_no_descriptor_and_no_watch(
         assert watchers() == before and set(opened()) <= descriptors
 
     play(tmp_path, scenario, [(qrexec.STDERR, b"nonsense\n"), (qrexec.STDERR, b"")] if end == "it never served" else SERVED)
+
+
+def test_what_the_machine_says_together_with_the_handshake_reaches_the_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It need not wait for the handshake's end to ask for something."""
+    monkeypatch.setattr(fake, "ASK_FOR_IT", fake.ASK_FOR_IT + b"its first request")
+
+    async def scenario(scene: Scene) -> None:
+        await scene.attach()
+        assert await scene.backend.heard.get() == b"its first request"
+
+    play(tmp_path, scenario)
