@@ -1,6 +1,7 @@
 """The process that forks wardens, by what comes to it: what is forked, what is refused, and which descriptors stay."""
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.descriptors import opened
 from tests.patience import PATIENCE
 from tests.warden.test_main import Place
 
@@ -19,7 +21,8 @@ from cloison.errors import MachineError
 from cloison.hypervisor.fake import FakeMachine
 from cloison.hypervisor.qemu import warm
 from cloison.runtime.life import known
-from cloison.warden import zygote
+from cloison.runtime.paths import Paths
+from cloison.warden import bounds, zygote
 from cloison.warden.zygote import Zygote
 from cloison.wire.warden import Launch, Lines, launch_to_json
 
@@ -156,6 +159,50 @@ def test_what_disks_need_is_loaded_before_the_fork(requests: Requests, monkeypat
     assert requests.launch(requests.place.launch) == []
     assert requests.launch(requests.place.launch) == [{"event": "failed", "reason": "no cipher"}]
     assert prepared == [("work", 0), ("work", 1)] and requests.forked == ["work"] and known(requests.place.paths.qubes) == []
+
+
+@pytest.mark.parametrize("lease", [True, False])
+@pytest.mark.parametrize("folder", ["image", None])
+def test_a_warden_has_its_own_connections_and_memory_and_nothing_else_of_the_zygotes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lease: bool, folder: str | None,
+) -> None:
+    """What it kept of others' images would stay in the host's memory; what it kept of a connection would never hang up."""
+    place, given, limits = Place(tmp_path), dict[str, Any](), list[object]()
+
+    class Warden:
+        def __init__(self, _paths: Paths, launch: Launch, control: socket.socket, lease: socket.socket | None,
+                     memory: warm.Memory | None, *, make_machine: object) -> None:
+            given.update(launch=launch, control=control, lease=lease, memory=memory, make_machine=make_machine)
+
+        async def run(self) -> None:
+            given["open"] = opened()
+
+    monkeypatch.setattr(zygote, "Warden", Warden)
+    monkeypatch.setattr(zygote, "limit_data", limits.append)
+    monkeypatch.setattr(zygote, "ends_first", limits.append)
+    monkeypatch.setattr(zygote, "say_to", lambda file, _pace, *, stamped: limits.append((file.path, stamped)))
+    before = opened()
+    pairs = [socket.socketpair() for _ in range(2 if lease else 1)]
+    forker = Zygote(pairs[0][0], place.paths, FakeMachine)
+    forker._loaded = {name: warm.Memory(os.memfd_create(f"{name}-ram"), os.memfd_create(f"{name}-state"))
+                      for name in ("image", "other")}
+    memory = forker._loaded[folder] if folder is not None else None
+    fds = [os.dup(theirs.fileno()) for _, theirs in pairs]
+    control = socket.socket(fileno=os.dup(fds[0]))
+    for _, theirs in pairs:
+        theirs.close()
+    asyncio.run(forker._warden(place.launch, control, fds, memory))
+    kept = [name for number, name in given["open"].items() if number not in before and "memfd" in name]
+    assert sorted(kept) == ([f"/memfd:image-{part} (deleted)" for part in ("ram", "state")] if folder else [])
+    assert (given["memory"] is None, given["lease"] is None) == (folder is None, not lease)
+    assert given["launch"] == place.launch and given["make_machine"] is FakeMachine
+    assert limits == [bounds.DATA, zygote.OOM_SCORE, (place.paths.qube_log("work"), True)]
+    for (ours, _), end in zip(pairs, (given["control"], given["lease"]), strict=False):
+        end.close()
+        assert ours.recv(1) == b"", "there was no other copy"
+        ours.close()
+    for fd in given["memory"] or ():
+        os.close(fd)
 
 
 FORK = """
