@@ -310,21 +310,26 @@ def test_a_machine_that_throws_its_server_out_has_the_device_no_longer(tmp_path:
 
 
 
-@pytest.mark.parametrize("how", ["refused", "given up"])
+@pytest.mark.parametrize("how", ["refused", "refused after the handshake", "given up"])
 def test_a_disk_that_the_machine_does_not_take_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The other qube's caller is gone, and the name is free."""
-    async def scenario(scene: Scene) -> None:
-        asked = asyncio.Event()
+    kept: list[socket.socket] = []
 
-        async def plug(*_: object, **__: object) -> None:
+    async def scenario(scene: Scene) -> None:
+        asked, plugged = asyncio.Event(), scene.machine.plug
+
+        async def plug(name: str, stream: socket.socket, *, read_only: bool) -> None:
             asked.set()
-            if how == "refused":
+            if how == "refused after the handshake":
+                await plugged("other", stream, read_only=read_only)       # which goes on to have its end open
+                kept.append(scene.machine.plugged.pop("other"))
+            if how != "given up":
                 raise MachineError("no slot for another disk is free")
             await asyncio.Event().wait()
 
         with monkeypatch.context() as broken:
             broken.setattr(scene.machine, "plug", plug)
-            if how == "refused":
+            if how != "given up":
                 await scene.fails("no slot")
             else:
                 attaching = asyncio.ensure_future(scene.attach())
@@ -337,6 +342,8 @@ def test_a_disk_that_the_machine_does_not_take_leaves_nothing(tmp_path: Path, mo
         scene.backend.command = ""
         await scene.attach()
         assert scene.blocks.listing() == [to_json(BLOCK)] and list(scene.machine.plugged) == ["xvdi"]
+        for stream in kept:
+            stream.close()
 
     play(tmp_path, scenario)
 
