@@ -14,11 +14,17 @@ from tests.patience import PATIENCE
 from cloison.runtime import namespace
 from cloison.runtime.namespace import File, Link, NamespacesRefused
 
+# Should the code fail to leave the host's namespaces, root would lay the view over the whole machine: not over more than these.
+SPARED = ["unshare", "--mount", "--uts", "--propagation", "private"] if os.geteuid() == 0 else []
+
 PROGRAM = """
 import json, os, socket, sys
 from cloison.runtime.namespace import File, Link, enter
 
-folder = sys.argv[1]
+def namespaces():
+    return [os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "uts")]
+
+folder, given = sys.argv[1], namespaces()
 os.chdir(folder)
 enter("cloison-view", {
     f"{folder}/here/ours": File(b"our content", 0o755), f"{folder}/here/hidden": File(b"ours instead"),
@@ -34,6 +40,7 @@ def refused(path):
 
 open(f"{folder}/here/new", "w").write("lost at the end")
 print(json.dumps({
+    "own": [one != other for one, other in zip(given, namespaces())],
     "host": socket.gethostname(), "folder": os.getcwd(), "here": sorted(os.listdir(f"{folder}/here")),
     "ours": open(f"{folder}/here/ours").read(), "mode": oct(os.stat(f"{folder}/here/ours").st_mode & 0o777),
     "hidden": open(f"{folder}/here/hidden").read(), "kept": open(f"{folder}/here/kept").read(),
@@ -59,13 +66,14 @@ def host(tmp_path: Path) -> Path:
 
 def test_ours_lies_over_the_hosts_and_nothing_of_the_host_changes(host: Path) -> None:
     before = {str(path): path.lstat().st_mtime_ns for path in host.rglob("*")}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(host)], capture_output=True, text=True, check=False,
+    done = subprocess.run([*SPARED, sys.executable, "-c", PROGRAM, str(host)], capture_output=True, text=True, check=False,
                           timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     read_only = "Read-only file system"
     seen = json.loads(done.stdout)
     assert sorted(seen.pop("up")) == ["deep", "hidden", "kept", "linked", "new", "ours", "sub"], "the folder above is the same"
     assert seen == {
+        "own": [True, True],
         "host": "cloison-view", "folder": str(host), "here": ["deep", "hidden", "kept", "linked", "new", "ours", "sub"],
         "ours": "our content", "mode": "0o755", "hidden": "ours instead", "kept": "the host's", "sub": "the host's",
         "link": "/etc/hostname", "linked": "kept", "many": ["one", "ours", "two"], "through": "our content",
