@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_qubesd import FakeQubesd
 from tests.patience import PATIENCE
+from tests.spared import SPARED
 
 # The program becomes another user after its modules are loaded: that user may not be allowed to read them.
 PROGRAM = """
@@ -29,7 +30,7 @@ PYTHON = "/usr/bin/python3"              # one that everybody may run
 
 
 def argv(*command: str, user: int = 0) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, str(user), *command]
+    return [*SPARED, sys.executable, "-c", PROGRAM, str(user), *command]
 
 
 def dom0(*command: str, user: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -99,7 +100,7 @@ except OSError:
     pass
 os.execv("/bin/sh", ["sh", "-c", "/usr/bin/our-own; env; /usr/bin/printf x"])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = subprocess.run([*SPARED, sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ours\nours\nx", "")
 
 

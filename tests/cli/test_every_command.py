@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fake_qubesd import FakeQubesd, FakeWarden
+from tests.spared import SPARED
 
 from cloison.cli import main
 from cloison.qrexec.policyd.policy_files import folders, make_folders
@@ -207,6 +208,8 @@ def met(line: str, way: Way, places: dict[str, str], given: list[bytes] | None =
     if "INTERRUPT_AT" in way.environment:
         environment["PYTHONPATH"] = os.pathsep.join([places["{site}"], os.environ.get("PYTHONPATH", "")])
     argv: list[str | bytes] = [sys.executable, "-c", code, *(words if given is None else given)]
+    if line.startswith("cloison dom0"):
+        argv = [*SPARED, *argv]
     if way.streams and way.streams != BROKEN:
         argv = ["/bin/sh", "-c", f'exec "$@" {way.streams}', "sh", *argv]
     with closed_pipe() as broken, subprocess.Popen(

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 from tests.patience import PATIENCE
+from tests.spared import SPARED
 
 from cloison.runtime import namespace
 from cloison.runtime.namespace import File, Link, NamespacesRefused
-
-# Should the code fail to leave the host's namespaces, root would lay the view over the whole machine: not over more than these.
-SPARED = ["unshare", "--mount", "--uts", "--propagation", "private"] if os.geteuid() == 0 else []
 
 PROGRAM = """
 import json, os, socket, sys
